@@ -1,0 +1,170 @@
+"""Every key of a config, with its unit and meaning; the values are the paper's.
+
+    python -m flowtok_jax.main --config=configs/h.py:1 --workdir=DIR
+
+Other configs start from this one and change what differs. A stage's own values stand
+in `per_stage.STAGE` with the same names; a key given on the command line wins over both
+(--config.train.batch_size=256), one given as --config.per_stage.t2i.train.batch_size
+changes that stage alone. Sizes below are FlowTok-B with the released 256 px tokenizer.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.models import dit, tokenizer
+
+
+def get_config() -> ConfigDict:
+    """The default config: text-to-image with FlowTok-B."""
+    config = ConfigDict()
+    config.stages = ("t2i",)  # in order; tokenizer, text_tokenizer, t2i, i2t
+    config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
+    config.init_from = ""  # a workdir with the groups that this run does not train
+
+    # The shared sequence of text and image.
+    config.latent = ConfigDict({"tokens": 77, "channels": 16})
+
+    config.clip = ConfigDict(
+        {
+            "width": 768,
+            "depth": 12,
+            "heads": 12,
+            "vocab_size": 49408,
+            "embedding_std": 0.02,  # matters for text.weights=random only
+        }
+    )
+    config.text = ConfigDict(
+        {
+            "weights": "",  # "" from init_from; "random" for a tower never trained
+            "seed": 0,  # of the random tower
+            # hub id, directory or file; "captions" trains one on data.train
+            "vocabulary": "openai/clip-vit-large-patch14-336",
+            "vocabulary_captions": 4096,  # how many, for "captions"
+        }
+    )
+    config.tokenizer = ConfigDict(
+        {
+            "image_size": 256,  # pixels
+            "patch": 16,  # pixels
+            "latent_scale": 1.0143,  # flow's tokens = raw tokens * this
+            "token_std": 0.02,  # initial spread of learned tokens and positions
+            "kernel_std": 0.02,  # initial spread of dense layers
+            "encoder": tokenizer.SIZES["base"],
+            "decoder": tokenizer.SIZES["large"],
+        }
+    )
+    config.projector = ConfigDict(
+        {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1}
+    )
+    # target: mlp or average_pool (FlowTok Tab. 4)
+    config.align_head = ConfigDict({"width": 512, "target": "mlp"})
+    config.dit = ConfigDict(dit.SIZES["b"])
+    config.text_decoder = ConfigDict(
+        {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1}
+    )
+
+    config.compute = ConfigDict(
+        {
+            "dtype": "bfloat16",  # of activations; parameters are float32
+            "remat": "none",  # or full: recompute blocks in the backward pass
+            "attention": "xla",  # or cudnn
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the rest
+
+    config.train = ConfigDict(
+        {
+            "num_steps": 1_000_000,
+            "batch_size": 4096,  # of all the devices together
+            "seed": 0,
+            "ema_decay": 0.9999,
+            "steps_per_call": 1,  # steps in one call to the device
+        }
+    )
+    config.schedule = ConfigDict(
+        {
+            "lr": 4e-4,  # peak
+            "lr_end": 0.0,  # of the cosine
+            "warmup_steps": 5000,
+            "schedule": "constant",  # or cosine
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+            "weight_decay": 0.03,  # on all parameters
+            "clip_norm": placeholder(float),  # global norm; None: no clipping
+        }
+    )
+    # KL forms: FORM_REDUCTION, see flow/losses.py.
+    config.loss = ConfigDict(
+        {
+            "tokenizer": {
+                "kl": "gaussian_sample_mean",
+                "kl_weight": 1e-6,
+                "caption_dropout": 0.5,  # rows that decode without caption
+            },
+            "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},
+            "t2i": {
+                "null_rate": 0.1,  # rows that learn the null velocity
+                # The release's form. Summed over b rows of 77 * 16 values, its weight
+                # equals 0.01 * 1232 * b a mean over elements: 50,463 at 4096 rows.
+                "kl": "release_batch_sum",
+                "kl_weight": 0.01,
+                "align": "contrastive",  # or cosine
+                "align_weight": 1.0,
+                "align_margin": 0.5,  # of the cosine form
+                "align_groups": 1,  # parts of the batch that see only themselves
+            },
+            "i2t": {
+                "null_rate": 0.1,
+                "target": "mean",  # or sample, of the text posterior
+                "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
+            },
+        }
+    )
+
+    config.data = ConfigDict(
+        {
+            "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
+            "eval": "",
+            "threads": 16,  # that load records
+            "prefetch": 4,  # batches loaded ahead
+        }
+    )
+    config.checkpoint = ConfigDict(
+        {
+            "every": 5000,  # steps
+            "keep": 2,  # newest checkpoints of a stage
+        }
+    )
+    config.log = ConfigDict(
+        {
+            "every": 100,  # steps between lines of metrics.jsonl
+            "preview_every": 5000,  # steps between picture grids; 0: at the end only
+            "preview_samples": 64,  # images behind a preview
+        }
+    )
+
+    # scale: 1 is no guidance; source: sample or mean of the posterior it starts from;
+    # solver: euler or heun; times: release or left, see flow/samplers.py.
+    options = {"num_steps": 20, "source": "sample", "solver": "euler"}
+    options |= {"times": "release", "batch_size": 64}
+    config.sample = ConfigDict({**options, "scale": 2.0})  # text to image
+    config.caption = ConfigDict({**options, "scale": 1.0})  # image to text
+    config.eval = ConfigDict({"samples": 512})  # of each attribute accuracy
+    return config
+
+
+def only(config: ConfigDict, stage: str) -> ConfigDict:
+    """The config reduced to one of its stages; an empty name leaves it as it is."""
+    if stage and stage not in config.stages:
+        raise UserError(
+            f"no stage {stage!r} in this config; wanted one of "
+            f"{', '.join(config.stages)}"
+        )
+    if stage:
+        config.stages = (stage,)
+    return config

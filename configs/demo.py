@@ -1,0 +1,63 @@
+"""All of FlowTok on a laptop: generated scenes, small sizes of the same networks.
+
+    make demo
+    python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
+    python -m flowtok_jax.main --config=configs/demo.py:t2i --workdir=runs/demo
+
+The text tower is CLIP's architecture at random initialisation and never trained; the
+vocabulary is made from the captions.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(stage: str = "") -> ConfigDict:
+    """The demo, or one stage of it."""
+    config = default.get_config()
+    config.stages = ("tokenizer", "text_tokenizer", "t2i", "i2t")
+    config.data.update({"train": "shapes", "eval": "shapes:held_out"})
+    config.data.update({"threads": 1, "prefetch": 40})
+    config.text.update({"weights": "random", "vocabulary": "captions"})
+
+    config.latent.tokens = 16
+    width = 96
+    config.clip.update({"width": width, "depth": 3, "heads": 4, "vocab_size": 64})
+    config.clip.embedding_std = 1.0
+    side = {"width": width, "depth": 2, "heads": 4}
+    config.tokenizer.update(
+        {"image_size": 32, "patch": 8, "token_std": 0.5, "kernel_std": 0.1}
+    )
+    config.tokenizer.update({"encoder": side, "decoder": side, "latent_scale": 0.4})
+    blocks = {"depth": 2, "heads": 4, "mlp_width": 128, "dropout": 0.0}
+    config.projector.update(blocks)
+    config.text_decoder.update(blocks)
+    config.align_head.width = 128
+    config.dit.update({"width": 128, "depth": 4, "heads": 4})
+
+    config.compute.dtype = "float32"  # faster than bfloat16 on a CPU
+    config.train.update({"steps_per_call": 20, "ema_decay": 0.995, "batch_size": 64})
+    config.schedule.update({"warmup_steps": 60, "schedule": "cosine"})
+    config.optimizer.clip_norm = 1.0
+    config.checkpoint.every = 200
+    config.log.update({"every": 20, "preview_every": 400})
+    config.sample.batch_size = config.caption.batch_size = 128
+
+    config.loss.tokenizer.kl_weight = 1e-7
+    config.loss.t2i.update({"kl": "release_element_mean", "kl_weight": 2.0})
+    config.per_stage = ConfigDict(
+        {
+            "tokenizer": {
+                "train": {"num_steps": 2000, "batch_size": 32, "ema_decay": 0.99},
+                "schedule": {"lr": 2e-3},
+            },
+            "text_tokenizer": {
+                "train": {"num_steps": 400, "ema_decay": 0.98},
+                "schedule": {"lr": 2e-3},
+            },
+            "t2i": {"train": {"num_steps": 2600}, "schedule": {"lr": 1e-3}},
+            "i2t": {"train": {"num_steps": 2400}, "schedule": {"lr": 1e-3}},
+        }
+    )
+    return default.only(config, stage)

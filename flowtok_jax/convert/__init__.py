@@ -1,0 +1,1 @@
+"""Released PyTorch state dicts to our parameters."""

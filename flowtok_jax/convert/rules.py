@@ -1,0 +1,212 @@
+"""Names of the released state dicts, and where each value stands in our trees.
+
+A rule is (source names, our path, kind). `{}` stands for the number of a block: our
+blocks are stacked on a leading axis. Several source names are joined along our last
+axis, in that order (queries, keys, values). Groups are those of `models/build.py`.
+Data only.
+"""
+
+import math
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """Source names, path of a leaf of ours, and how the one becomes the other.
+
+    Kinds, by what they do to PyTorch's layout:
+        same     nothing
+        vector   [1, 1, d] -> [d]
+        dense    [out, in] -> [in, out]
+        dense1x1 [out, in, 1, 1] -> [in, out]
+        patch    [out, 3, p, p] -> [p*p*3, out]
+        conv     [out, in, kh, kw] -> [kh, kw, in, out]
+    """
+
+    sources: tuple[str, ...]
+    target: str
+    kind: str
+
+
+def _layer(sources: str | tuple[str, ...], target: str, kind: str = "dense"):
+    """Weight and bias of one layer, or of several that we join."""
+    sources = (sources,) if isinstance(sources, str) else sources
+    return (
+        Rule(tuple(f"{s}.weight" for s in sources), f"{target}/kernel", kind),
+        Rule(tuple(f"{s}.bias" for s in sources), f"{target}/bias", "same"),
+    )
+
+
+def _norm(source: str, target: str, scale: str = "weight", bias: str = "bias"):
+    """Scale and bias of a LayerNorm."""
+    return (
+        Rule((f"{source}.{scale}",), f"{target}/scale", "same"),
+        Rule((f"{source}.{bias}",), f"{target}/bias", "same"),
+    )
+
+
+def _dit_and_projector() -> tuple[Rule, ...]:
+    block, ours = "blocks.{}", "dit/blocks"
+    text, projector = "context_encoder.layers.{}", "projector/blocks"
+    return (
+        *_layer("x_embedder", "dit/embed"),
+        *_layer("t_embedder.mlp.0", "dit/time/fc1"),
+        *_layer("t_embedder.mlp.2", "dit/time/fc2"),
+        Rule(("y_embedder.embedding_table.weight",), "dit/indicator/embedding", "same"),
+        *_layer(f"{block}.attn.qkv", f"{ours}/attention/qkv"),
+        *_layer(f"{block}.attn.proj", f"{ours}/attention/proj"),
+        *_layer(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *_layer(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *_layer(f"{block}.adaLN_modulation.1", f"{ours}/modulation"),
+        *_layer("final_layer.linear", "dit/final/out"),
+        *_layer("final_layer.adaLN_modulation.1", "dit/final/modulation"),
+        *_layer(
+            tuple(f"{text}.attn.{name}" for name in ("W_Q", "W_K", "W_V")),
+            f"{projector}/attention/qkv",
+        ),
+        *_layer(f"{text}.attn.W_O", f"{projector}/attention/proj"),
+        *_layer(f"{text}.feed_forward.ffn_1", f"{projector}/fc1"),
+        *_layer(f"{text}.feed_forward.ffn_2", f"{projector}/fc2"),
+        *_norm(f"{text}.norm1", f"{projector}/norm1", "g", "b"),
+        *_norm(f"{text}.norm2", f"{projector}/norm2", "g", "b"),
+        *_layer("context_encoder.linear", "projector/out"),
+        *_layer("context_projector.0", "align_head/fc1"),
+        *_layer("context_projector.2", "align_head/fc2"),
+        *_layer("context_projector.4", "align_head/fc3"),
+        Rule(("t2t_temperature",), "align_head/tau", "same"),
+    )
+
+
+def _transformer(side: str) -> tuple[Rule, ...]:
+    block, ours = f"{side}.transformer.{{}}", f"tokenizer/{side}/transformer/blocks"
+    return (
+        *_norm(f"{side}.ln_pre", f"tokenizer/{side}/transformer/norm_pre"),
+        *_norm(f"{block}.ln_1", f"{ours}/norm1"),
+        *_layer(f"{block}.attn.qkv", f"{ours}/attention/qkv"),
+        *_layer(f"{block}.attn.proj", f"{ours}/attention/proj"),
+        *_norm(f"{block}.ln_2", f"{ours}/norm2"),
+        *_layer(f"{block}.mlp.w12", f"{ours}/mlp/w12"),
+        *_layer(f"{block}.mlp.w3", f"{ours}/mlp/w3"),
+        *_norm(f"{side}.ln_post", f"tokenizer/{side}/norm_post"),
+        Rule(
+            (f"{side}.latent_token_positional_embedding",),
+            f"tokenizer/{side}/latent_positions",
+            "same",
+        ),
+    )
+
+
+def _tokenizer() -> tuple[Rule, ...]:
+    encoder, decoder = "tokenizer/encoder", "tokenizer/decoder"
+    text_positions = "decoder.text_guidance_positional_embedding"
+    return (
+        *_transformer("encoder"),
+        Rule(("latent_tokens",), f"{encoder}/latent_tokens", "same"),
+        *_layer("encoder.patch_embed", f"{encoder}/patch_embed", "patch"),
+        *_layer("encoder.conv_out", f"{encoder}/out", "dense1x1"),
+        *_transformer("decoder"),
+        Rule(("decoder.mask_token",), f"{decoder}/mask_token", "vector"),
+        *_layer("decoder.decoder_embed", f"{decoder}/embed"),
+        Rule((text_positions,), f"{decoder}/text_positions", "same"),
+        *_layer("decoder.text_guidance_proj", f"{decoder}/text_embed"),
+        *_layer("decoder.ffn.0", f"{decoder}/pixels", "dense1x1"),
+        *_layer("decoder.conv_out", f"{decoder}/smooth", "conv"),
+    )
+
+
+def _clip() -> tuple[Rule, ...]:
+    """The text tower by its Hugging Face names."""
+    embeddings, block = "text_model.embeddings", "text_model.encoder.layers.{}"
+    ours = "clip/blocks"
+    return (
+        Rule((f"{embeddings}.token_embedding.weight",), "clip/embed/embedding", "same"),
+        Rule((f"{embeddings}.position_embedding.weight",), "clip/positions", "same"),
+        *_norm(f"{block}.layer_norm1", f"{ours}/norm1"),
+        *_layer(
+            tuple(f"{block}.self_attn.{name}_proj" for name in "qkv"),
+            f"{ours}/attention/qkv",
+        ),
+        *_layer(f"{block}.self_attn.out_proj", f"{ours}/attention/proj"),
+        *_norm(f"{block}.layer_norm2", f"{ours}/norm2"),
+        *_layer(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *_layer(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *_norm("text_model.final_layer_norm", "clip/norm"),
+    )
+
+
+RULES = {"t2i": _dit_and_projector(), "tokenizer": _tokenizer(), "clip": _clip()}
+
+# Source names that are dropped on purpose: (regex of the whole name, why).
+_OPEN_CLIP = (r"open_clip.*", "frozen CLIP weights: converted from CLIP's own file")
+IGNORED = {
+    "t2i": (_OPEN_CLIP,),
+    "tokenizer": (_OPEN_CLIP,),
+    "clip": (
+        (r"vision_model\..*", "image tower: the flow needs the text tower only"),
+        (r"(visual|text)_projection\.weight", "pooled features are not used"),
+        (r"logit_scale", "belongs to CLIP's own loss"),
+        (r"text_model\.embeddings\.position_ids", "0, 1, 2, ...: not learned"),
+    ),
+}
+
+# Fixed tables that the release stores and we compute: compared, then dropped. The
+# release's are float32 arithmetic on angles of up to 76, so they may be off by 1e-5.
+TABLES = {
+    "t2i": ("pos_embed",),
+    "tokenizer": tuple(
+        f"{side}.positional_embedding.{name}"
+        for side in ("encoder", "decoder")
+        for name in ("freqs_cos", "freqs_sin")
+    ),
+    "clip": (),
+}
+TABLE_TOLERANCE = 1e-5
+
+# Source names that may be absent, and the value they start training from.
+DEFAULTS = {"t2i": {"t2t_temperature": math.log(1 / 0.07)}, "tokenizer": {}, "clip": {}}
+
+# Config key -> template whose blocks are counted.
+DEPTHS = {
+    "t2i": {
+        "dit.depth": "blocks.{}.",
+        "projector.depth": "context_encoder.layers.{}.",
+    },
+    "tokenizer": {
+        "tokenizer.encoder.depth": "encoder.transformer.{}.",
+        "tokenizer.decoder.depth": "decoder.transformer.{}.",
+    },
+    "clip": {"clip.depth": "text_model.encoder.layers.{}."},
+}
+
+# Config key -> (source name, axis) that holds it.
+_ROPE = "{}.positional_embedding.freqs_cos"
+AXES = {
+    "t2i": {
+        "latent.tokens": ("pos_embed", 1),
+        "latent.channels": ("x_embedder.weight", 1),
+        "clip.width": ("context_encoder.linear.weight", 1),
+        "dit.width": ("x_embedder.weight", 0),
+        "dit.mlp": ("blocks.0.mlp.fc1.weight", 0),
+        "projector.mlp_width": ("context_encoder.layers.0.feed_forward.ffn_1.bias", 0),
+        "align_head.width": ("context_projector.0.weight", 0),
+    },
+    "tokenizer": {
+        "latent.tokens": ("latent_tokens", 0),
+        "latent.channels": ("decoder.decoder_embed.weight", 1),
+        "clip.width": ("decoder.text_guidance_proj.weight", 1),
+        "tokenizer.encoder.width": ("latent_tokens", 1),
+        "tokenizer.encoder.head_dim": (_ROPE.format("encoder"), 1),
+        "tokenizer.decoder.width": ("decoder.mask_token", 2),
+        "tokenizer.decoder.head_dim": (_ROPE.format("decoder"), 1),
+        "tokenizer.patch": ("encoder.patch_embed.weight", 2),
+        "tokenizer.places": (_ROPE.format("encoder"), 0),
+    },
+    "clip": {
+        "latent.tokens": ("text_model.embeddings.position_embedding.weight", 0),
+        "clip.vocab_size": ("text_model.embeddings.token_embedding.weight", 0),
+        "clip.width": ("text_model.embeddings.token_embedding.weight", 1),
+    },
+}
+
+# Heads by (width, depth), where no shape tells them; the DiT's are its SIZES.
+PROJECTOR_HEADS = {(768, 6): 8}
+CLIP_HEAD_DIM = 64  # of every published text tower

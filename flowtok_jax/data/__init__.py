@@ -1,0 +1,1 @@
+"""Captioned images as numpy batches; knows no Flax."""

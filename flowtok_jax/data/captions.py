@@ -1,0 +1,110 @@
+"""Captions to ids and back, by CLIP's byte-pair vocabulary or one trained on captions.
+
+Ids are [start,] tokens, end, then 0: padding is 0 as in open_clip, not the end token
+as in transformers. CLIP's vocabulary has a start token, a trained one has none.
+"""
+
+import logging
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+
+from flowtok_jax.errors import UserError
+
+START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
+PAD_ID = 0
+FILE = "vocabulary.json"
+
+
+class Vocabulary:
+    """Encodes captions to a fixed number of ids, and decodes them."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, context: int):
+        self.tokenizer, self.context = tokenizer, context
+        self.start_id = tokenizer.token_to_id(START)
+        self.end_id = tokenizer.token_to_id(END)
+        self.unknown_id = tokenizer.token_to_id(UNKNOWN)
+        if self.end_id is None:
+            raise UserError(f"the vocabulary has no end token {END!r}")
+
+    @classmethod
+    def train(
+        cls, captions: Iterable[str], vocab_size: int, context: int
+    ) -> "Vocabulary":
+        """A vocabulary of the captions' most frequent words."""
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=UNKNOWN))
+        tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        trainer = tokenizers.trainers.WordLevelTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>", END, UNKNOWN],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        return cls(tokenizer, context)
+
+    @classmethod
+    def load(cls, source: str, context: int) -> "Vocabulary":
+        """From a file `vocabulary.json`, a directory with one or with CLIP's tokenizer
+        files, or a hub id.
+        """
+        path = pathlib.Path(source)
+        file = path / FILE if path.is_dir() else path
+        if file.is_file():
+            return cls(tokenizers.Tokenizer.from_file(str(file)), context)
+        import transformers  # slow to import, and needed only here
+
+        try:
+            clip = transformers.CLIPTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"text.vocabulary is {source!r}: neither a {FILE}, nor a directory "
+                "with CLIP's tokenizer files, nor a hub id that can be reached"
+            ) from error
+        return cls(clip.backend_tokenizer, context)
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `vocabulary.json`."""
+        self.tokenizer.save(str(directory / FILE))
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        """Ids [b, context], int32; warns of captions cut short and of unknown words."""
+        ids = np.full((len(captions), self.context), PAD_ID, np.int32)
+        encodings = self.tokenizer.encode_batch(captions, add_special_tokens=False)
+        start = [] if self.start_id is None else [self.start_id]
+        room = self.context - 1 - len(start)
+        for row, caption, encoding in zip(ids, captions, encodings, strict=True):
+            if len(encoding.ids) > room:
+                logging.warning(
+                    "caption has %d tokens and was cut to %d: %r",
+                    len(encoding.ids),
+                    room,
+                    caption,
+                )
+            if self.unknown_id in encoding.ids:
+                spans = zip(encoding.ids, encoding.offsets, strict=True)
+                words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
+                logging.warning(
+                    "caption has words that the vocabulary lacks, %s: %r",
+                    ", ".join(words),
+                    caption,
+                )
+            tokens = start + encoding.ids[:room] + [self.end_id]
+            row[: len(tokens)] = tokens
+        return ids
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Captions of ids [b, n]: up to the first end token, without start and pads."""
+        texts = []
+        for row in np.asarray(ids).tolist():
+            row = row[: row.index(self.end_id)] if self.end_id in row else row
+            row = [i for i in row if i != self.start_id]
+            if self.start_id is None:  # a trained vocabulary's 0 is no word
+                row = [i for i in row if i != PAD_ID]
+            texts.append(self.tokenizer.decode(row, skip_special_tokens=False).strip())
+        return texts

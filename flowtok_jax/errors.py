@@ -1,0 +1,8 @@
+"""A user's mistake, as against a bug."""
+
+
+class UserError(ValueError):
+    """Something the user can mend; its text is one line: what, got, wanted, cure.
+
+    The command line prints it and exits with status 2, without a traceback.
+    """

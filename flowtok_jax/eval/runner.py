@@ -1,0 +1,253 @@
+"""What trained weights are worth: previews while training, the summary at the end.
+
+On generated scenes everything is read by the oracle or the caption parser; on other
+sources previews show pictures and PSNR only.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flowtok_jax import pictures
+from flowtok_jax.data import scenes
+from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.oracle import read_scene
+from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.shapes import Params
+
+Scalars = dict[str, float]
+Pictures = dict[str, np.ndarray]
+PREVIEW_COLUMNS = 8
+
+
+class Examples(NamedTuple):
+    """Captioned images of a source; scenes where it is one of generated scenes."""
+
+    images: np.ndarray  # uint8 [b, s, s, 3]
+    captions: list[str]
+    scenes: list[scenes.Scene] | None
+
+    @property
+    def floats(self) -> np.ndarray:
+        return self.images.astype(np.float32) / 255
+
+
+def load_examples(spec: str, count: int, *, image_size: int, seed: int) -> Examples:
+    """The first `count` records of a source with captions all different.
+
+    Says so where the source has fewer.
+    """
+    source = make_source(spec, image_size=image_size, seed=seed)
+    records, indices, seen = [], [], set()
+    for index in range(min(len(source), 50 * count)):
+        record = source[index]
+        if record["caption"] not in seen:
+            seen.add(record["caption"])
+            records.append(record)
+            indices.append(index)
+        if len(records) == count:
+            break
+    else:
+        logging.warning(
+            "source %s has %d distinct captions, fewer than the %d wanted",
+            spec,
+            len(records),
+            count,
+        )
+    return Examples(
+        np.stack([r["image"] for r in records]),
+        [r["caption"] for r in records],
+        [source.scene(i) for i in indices] if isinstance(source, Shapes) else None,
+    )
+
+
+def psnr_db(images: np.ndarray, targets: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of [0, 1] images, of their mean squared error."""
+    return float(-10 * np.log10(np.mean((images - targets) ** 2)))
+
+
+def attribute_accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> float:
+    """Share of images off which the oracle reads every object as wanted."""
+    found = [read_scene(image) for image in images]
+    return float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
+
+
+def captions_right(
+    captions: Sequence[str], wanted: Sequence[scenes.Scene]
+) -> list[bool]:
+    """Whether each caption names every attribute of its scene, and nothing else."""
+    found = [scenes.parse_caption(caption) for caption in captions]
+    return [a == b for a, b in zip(found, wanted, strict=True)]
+
+
+def make_preview(
+    config: ConfigDict, task: str, vocabulary: Vocabulary, frozen: Params
+) -> Callable[[Params], tuple[Scalars, Pictures]]:
+    """A function of the EMA parameters of a task: scalars and picture grids.
+
+    The names of sampled scalars say how many samples they rest on.
+    """
+    count = config.log.preview_samples
+    examples = load_examples(
+        config.data.eval,
+        count,
+        image_size=config.tokenizer.image_size,
+        seed=config.train.seed,
+    )
+    flowtok = FlowTok.from_config(config, dict(frozen), vocabulary)
+
+    def preview(ema: Params) -> tuple[Scalars, Pictures]:
+        flowtok.params[task] = ema
+        return PREVIEWS[task](flowtok, examples, f"_n{len(examples.captions)}")
+
+    return preview
+
+
+def _rows(images: np.ndarray, rows: int = 2) -> list[list[np.ndarray]]:
+    columns = PREVIEW_COLUMNS
+    return [list(images[i * columns : (i + 1) * columns]) for i in range(rows)]
+
+
+def _preview_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
+    tokens = flowtok.encode_image(examples.floats).mean
+    images = np.asarray(flowtok.decode_image(tokens, examples.captions))
+    scalars = {f"eval/psnr_db{suffix}": psnr_db(images, examples.floats)}
+    if examples.scenes:
+        accuracy = attribute_accuracy(images, examples.scenes)
+        scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
+    pairs = [_rows(examples.images, 1)[0], _rows(pictures.to_uint8(images), 1)[0]]
+    return scalars, {"reconstructions": pictures.grid(pairs)}
+
+
+def _preview_text_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
+    decoded = flowtok.reconstruct_text(examples.captions)
+    exact = np.mean([a == b for a, b in zip(decoded, examples.captions, strict=True)])
+    return {f"eval/exact_match{suffix}": float(exact)}, {}
+
+
+def _preview_t2i(flowtok: FlowTok, examples: Examples, suffix: str):
+    images = flowtok.text_to_image(examples.captions)
+    scalars = {}
+    if examples.scenes:
+        accuracy = attribute_accuracy(images, examples.scenes)
+        scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
+    shown = _rows(pictures.to_uint8(images))
+    captions = [examples.captions[:8], examples.captions[8:16]]
+    return scalars, {"text_to_image": pictures.grid(shown, captions)}
+
+
+def _preview_i2t(flowtok: FlowTok, examples: Examples, suffix: str):
+    captions = flowtok.image_to_text(examples.floats)
+    scalars, right = {}, None
+    if examples.scenes:
+        marks = captions_right(captions, examples.scenes)
+        scalars[f"eval/exact_match{suffix}"] = float(np.mean(marks))
+        right = [marks[:8], marks[8:16]]
+    texts = [captions[:8], captions[8:16]]
+    grid = pictures.grid(_rows(examples.images), texts, right=right)
+    return scalars, {"image_to_text": grid}
+
+
+PREVIEWS = {
+    "tokenizer": _preview_tokenizer,
+    "text_tokenizer": _preview_text_tokenizer,
+    "t2i": _preview_t2i,
+    "i2t": _preview_i2t,
+}
+
+
+def summarize_scenes(
+    flowtok: FlowTok, *, samples: int, seed: int
+) -> tuple[Scalars, Pictures]:
+    """Everything that the demo claims, of scenes held out of training and of seen ones.
+
+    Each number rests on `samples` examples; options are those of the flowtok.
+    """
+    size = flowtok.nets.tokenizer.image_size
+    held_out, seen = (
+        load_examples(f"shapes:{split}", samples, image_size=size, seed=seed)
+        for split in ("held_out", "seen")
+    )
+    real = np.concatenate([held_out.floats, seen.floats])
+    scalars = {
+        "samples": len(held_out.captions),
+        "oracle_accuracy_real": attribute_accuracy(real, held_out.scenes + seen.scenes),
+    }
+    shown: Pictures = {}
+    for part in (_summarize_tokenizer, _summarize_t2i, _summarize_i2t):
+        values, grids = part(flowtok, held_out, seen)
+        scalars |= values
+        shown |= grids
+    return scalars, shown
+
+
+def _summarize_tokenizer(flowtok: FlowTok, held_out: Examples, seen: Examples):
+    """Reconstruction, and whether the tokens or the caption carry the image."""
+    tokens = np.asarray(flowtok.encode_image(held_out.floats).mean)
+    captions = held_out.captions
+    others = captions[1:] + captions[:1]
+    average = np.broadcast_to(tokens.mean(0), tokens.shape)
+    images, wrong, blind = (
+        np.asarray(flowtok.decode_image(t, c))
+        for t, c in ((tokens, captions), (tokens, others), (average, captions))
+    )
+    wanted = held_out.scenes
+    scalars = {
+        "tokenizer_psnr_db": psnr_db(images, held_out.floats),
+        "tokenizer_accuracy": attribute_accuracy(images, wanted),
+        "tokenizer_wrong_caption_accuracy": attribute_accuracy(wrong, wanted),
+        "tokenizer_mean_latent_accuracy": attribute_accuracy(blind, wanted),
+    }
+    rows = [_rows(pictures.to_uint8(x), 1)[0] for x in (held_out.floats, images, wrong)]
+    labels = ["image", "decoded", "decoded under a wrong caption"]
+    grid = pictures.grid(rows, labels=labels, side=96)
+    return scalars, {"reconstructions": grid}
+
+
+def _summarize_t2i(flowtok: FlowTok, held_out: Examples, seen: Examples):
+    """Attributes of generated images, by the posterior's sample and by its mean."""
+    first, second = (flowtok.text_to_image(held_out.captions, seed=s) for s in (0, 1))
+    mean = flowtok.text_to_image(held_out.captions, source="mean")
+    trained = flowtok.text_to_image(seen.captions)
+    scalars = {
+        "t2i_attribute_accuracy": attribute_accuracy(first, held_out.scenes),
+        "t2i_attribute_accuracy_mean_source": attribute_accuracy(mean, held_out.scenes),
+        "t2i_attribute_accuracy_seen": attribute_accuracy(trained, seen.scenes),
+        "t2i_diversity": float(np.abs(first - second).mean()),
+        "source_sigma": float(flowtok.encode_text(held_out.captions).std.mean()),
+    }
+    rows = _rows(pictures.to_uint8(first))
+    return scalars, {
+        "text_to_image": pictures.grid(
+            rows, [held_out.captions[:8], held_out.captions[8:16]]
+        )
+    }
+
+
+def _summarize_i2t(flowtok: FlowTok, held_out: Examples, seen: Examples):
+    """Captions of real images, and what the text tokenizer alone would allow."""
+    captions = flowtok.image_to_text(held_out.floats)
+    marks = captions_right(captions, held_out.scenes)
+    trained = captions_right(flowtok.image_to_text(seen.floats), seen.scenes)
+    phrased = [
+        c in scenes.captions_of(s)
+        for c, s in zip(captions, held_out.scenes, strict=True)
+    ]
+    decoded = flowtok.reconstruct_text(held_out.captions)
+    exact = [a == b for a, b in zip(decoded, held_out.captions, strict=True)]
+    scalars = {
+        "i2t_exact_match": float(np.mean(marks)),
+        "i2t_exact_match_seen": float(np.mean(trained)),
+        "i2t_grammatical": float(np.mean(phrased)),
+        "text_tokenizer_exact_match": float(np.mean(exact)),
+    }
+    grid = pictures.grid(
+        _rows(held_out.images),
+        [captions[:8], captions[8:16]],
+        right=[marks[:8], marks[8:16]],
+    )
+    return scalars, {"image_to_text": grid}

@@ -1,0 +1,1 @@
+"""Paths, losses and samplers; a network appears here only as a velocity function."""

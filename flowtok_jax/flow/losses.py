@@ -1,0 +1,92 @@
+"""The losses, each with its reduction in its name or docstring.
+
+    L_flow  = mean (velocity - v(z_t, t))^2
+    L_kl    = sum or mean of a KL of the text posterior, see KL_FORMS
+    L_align = symmetric InfoNCE over the batch, or 1 - margin - cosine
+
+(FlowTok sections 3.2 and 3.3 and Tab. 4; release file `libs/flow_matching.py`.)
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.shapes import CaptionIds, Logits, Tokens
+
+
+def velocity_loss(predicted: Tokens, velocity: Tokens) -> Float[Array, " b"]:
+    """Squared error, mean over tokens and channels: one value a row."""
+    return jnp.square(predicted - velocity).mean((1, 2))
+
+
+def gaussian_kl(mean: Tokens, logvar: Tokens) -> Tokens:
+    """KL to N(0, 1), elementwise: what the paper names."""
+    return -0.5 * (1 + logvar - jnp.square(mean) - jnp.exp(logvar))
+
+
+def release_kl(mean: Tokens, logvar: Tokens) -> Tokens:
+    """The release's form, elementwise: the mean is free up to about 3."""
+    return -0.5 * (1 + logvar - (0.3 * mean) ** 6 - jnp.exp(logvar))
+
+
+KL = {"gaussian": gaussian_kl, "release": release_kl}
+REDUCTIONS = {
+    "batch_sum": jnp.sum,  # over everything: grows with the batch
+    "sample_mean": lambda kl: kl.sum((1, 2)).mean(),
+    "element_mean": jnp.mean,
+}
+KL_FORMS = tuple(f"{form}_{how}" for form in KL for how in REDUCTIONS)
+
+
+def kl_loss(mean: Tokens, logvar: Tokens, form: str) -> Float[Array, ""]:
+    """A KL by the name of its form and reduction, one of KL_FORMS.
+
+    The paper's is "gaussian", the release's "release_batch_sum".
+    """
+    if form not in KL_FORMS:
+        raise UserError(f"KL form is {form!r}; wanted one of {KL_FORMS}")
+    name, how = form.split("_", 1)
+    return REDUCTIONS[how](KL[name](mean, logvar))
+
+
+def contrastive_alignment(
+    z: Tokens, target: Tokens, tau: Float[Array, ""], groups: int = 1
+) -> Float[Array, ""]:
+    """Symmetric cross-entropy of exp(tau) * cosine between all rows, mean over rows.
+
+    `groups` cuts the batch into that many equal parts which see only themselves: 1 is
+    the global batch; the number of devices, what the release computes.
+    """
+    a, b = (x.reshape(groups, x.shape[0] // groups, -1) for x in (z, target))
+    a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+    logits = jnp.exp(tau) * jnp.einsum("gif,gjf->gij", a, b)
+    labels = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape[:2])
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(x, labels).mean()
+        for x in (logits, logits.swapaxes(1, 2))
+    ]
+    return 0.5 * (losses[0] + losses[1])
+
+
+def cosine_alignment(z: Tokens, target: Tokens, margin: float) -> Float[Array, ""]:
+    """max(0, 1 - margin - cosine) of each token with its target, mean over tokens."""
+    return jax.nn.relu(
+        1 - margin - optax.cosine_similarity(z, target, epsilon=1e-6)
+    ).mean()
+
+
+def reconstruction_loss(image: Array, target: Array) -> Float[Array, ""]:
+    """Squared error of [0, 1] images, mean over everything."""
+    return jnp.square(image - target).mean()
+
+
+def caption_loss(logits: Logits, caption_ids: CaptionIds) -> Float[Array, ""]:
+    """Cross-entropy of every position, padding included, mean over positions."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, caption_ids).mean()
+
+
+def caption_is_exact(logits: Logits, caption_ids: CaptionIds) -> Bool[Array, " b"]:
+    """Whether all the positions of a row are right."""
+    return (logits.argmax(-1) == caption_ids).all(-1)

@@ -1,0 +1,1 @@
+"""The networks, in Flax Linen: functional `init` and `apply`, no files, no config."""

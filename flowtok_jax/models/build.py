@@ -1,0 +1,93 @@
+"""Config to networks, and which of them each task trains.
+
+A task trains the group of networks of its own name; what it needs of other groups is
+frozen. `t2i` and `text_tokenizer` each have a projector of their own.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from flowtok_jax.models.clip import ClipText
+from flowtok_jax.models.dit import DiT
+from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
+from flowtok_jax.models.tokenizer import Tokenizer
+from flowtok_jax.shapes import Key, Params
+
+# group -> the networks whose parameters it holds
+GROUPS = {
+    "clip": ("clip",),
+    "tokenizer": ("tokenizer",),
+    "text_tokenizer": ("projector", "text_decoder"),
+    "t2i": ("projector", "align_head", "dit"),
+    "i2t": ("dit",),
+}
+
+
+class Nets(NamedTuple):
+    """The modules of one config; parameters live elsewhere, by group."""
+
+    clip: ClipText
+    tokenizer: Tokenizer
+    projector: TextProjector
+    align_head: AlignHead
+    dit: DiT
+    text_decoder: TextDecoder
+
+
+def make_nets(config: ConfigDict) -> Nets:
+    """Builds the modules; their parameters are made by `init_group` or loaded."""
+    tokens, channels = config.latent.tokens, config.latent.channels
+    latent = dict(tokens=tokens, channels=channels)
+    dtype = dict(dtype=jnp.dtype(config.compute.dtype))
+    text = dict(**dtype, remat=config.compute.remat)
+    big = dict(**text, attention=config.compute.attention)
+    tokenizer = config.tokenizer.to_dict()
+    return Nets(
+        clip=ClipText(**config.clip, context=tokens, **dtype),
+        tokenizer=Tokenizer(**tokenizer, **latent, **big),
+        projector=TextProjector(**config.projector, channels=channels, **text),
+        align_head=AlignHead(**config.align_head, channels=channels, **dtype),
+        dit=DiT(**config.dit, **latent, **big),
+        text_decoder=TextDecoder(
+            **config.text_decoder,
+            vocab_size=config.clip.vocab_size,
+            width=config.clip.width,
+            **text,
+        ),
+    )
+
+
+def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
+    """Fresh float32 parameters of the networks of a group."""
+    tokenizer = nets.tokenizer
+    tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))
+    text_feats = jnp.zeros((1, tokenizer.tokens, nets.clip.width))
+    side = tokenizer.image_size
+    inputs = {
+        "clip": (jnp.zeros((1, tokenizer.tokens), jnp.int32),),
+        "tokenizer": (jnp.zeros((1, side, side, 3)), text_feats),
+        "projector": (text_feats,),
+        "align_head": (text_feats,),
+        "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
+        "text_decoder": (tokens,),
+    }
+    names = GROUPS[group]
+    keys = jax.random.split(key, len(names))
+    return {
+        name: getattr(nets, name).init(k, *inputs[name])["params"]
+        for name, k in zip(names, keys, strict=True)
+    }
+
+
+def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
+    """Shapes and dtypes of a group's parameters, without computing them."""
+    return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
+
+
+def count_parameters(params: Params) -> int:
+    """Number of values in a tree of arrays or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,209 @@
+"""Building blocks shared by all the networks.
+
+Rotary positions turn channel pairs (2i, 2i+1) of a query or key by the angle
+m * theta^(-2i / (k/2)), where m is the row of a patch for the first half of the head's
+channels and its column for the second (FlowTok section 3.2; release file
+`modeling/modules/rope.py`).
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.shapes import Time
+
+Initializer = jax.nn.initializers.Initializer
+ATTENTION = ("xla", "cudnn")
+REMAT = ("none", "full")
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """PyTorch's default for a dense layer, weight and bias: +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def torch_dense(features: int, fan_in: int, **kwargs) -> nn.Dense:
+    """A dense layer that starts as PyTorch's default does."""
+    init = torch_uniform(fan_in)
+    return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
+
+
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GELU by its tanh approximation, the activation of DiT."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def sincos_positions(tokens: int, width: int) -> np.ndarray:
+    """Fixed positions [tokens, width] = [sin | cos], omega_i = 10000^(-i/(width/2))."""
+    omega = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
+    angles = np.outer(np.arange(tokens, dtype=np.float64), omega)
+    return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
+
+
+def rope_tables(grid: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [grid * grid, head_dim] of axial rotary positions.
+
+    Positions are 0..grid-1 and not rescaled at higher resolutions.
+    """
+    half = head_dim // 2
+    frequency = 10000.0 ** (-np.arange(0, half, 2, dtype=np.float64) / half)
+    angles = np.repeat(np.outer(np.arange(grid), frequency), 2, axis=1)  # [g k/2]
+    rows = np.repeat(angles, grid, axis=0)  # [g*g k/2]
+    columns = np.tile(angles, (grid, 1))  # [g*g k/2]
+    both = np.concatenate([rows, columns], axis=1)  # [g*g k]
+    return np.cos(both).astype(np.float32), np.sin(both).astype(np.float32)
+
+
+def apply_rope(
+    x: Float[Array, "b m h k"], cos: Float[Array, "r k"], sin: Float[Array, "r k"]
+) -> Float[Array, "b m h k"]:
+    """Rotates the first r positions of x and leaves the rest as they are."""
+    rotated, rest = x[:, : cos.shape[0]], x[:, cos.shape[0] :]
+    pairs = rotated.reshape(*rotated.shape[:-1], -1, 2)  # [b r h k/2 2]
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(rotated.shape)
+    cos, sin = (jnp.asarray(a, x.dtype)[None, :, None, :] for a in (cos, sin))
+    return jnp.concatenate([rotated * cos + turned * sin, rest], axis=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys, values.
+
+    `dropout` acts on the attention weights where `deterministic` is false; softmax is
+    float32 whatever `dtype`.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    bias_init: Initializer = nn.initializers.zeros
+    causal: bool = False
+    dropout: float = 0.0
+    deterministic: bool = True
+    implementation: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        rope: tuple[Float[Array, "r k"], Float[Array, "r k"]] | None = None,
+    ) -> Float[Array, "b m d"]:
+        batch, length, width = x.shape
+        dense = dict(
+            dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
+        qkv = nn.Dense(3 * width, name="qkv", **dense)(x)
+        qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))  # [b m h k]
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if self.dropout and not self.deterministic:
+            # Only this one of the two functions can drop weights.
+            out = nn.dot_product_attention(
+                q,
+                k,
+                v,
+                mask=nn.make_causal_mask(x[..., 0]) if self.causal else None,
+                dropout_rate=self.dropout,
+                dropout_rng=self.make_rng("dropout"),
+                broadcast_dropout=False,
+                deterministic=False,
+                force_fp32_for_softmax=True,
+            )
+        else:
+            out = jax.nn.dot_product_attention(
+                q, k, v, is_causal=self.causal, implementation=self.implementation
+            )
+        return nn.Dense(width, name="proj", **dense)(out.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation, and dropout, between."""
+
+    hidden: int
+    activation: Callable[[Array], Array]
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        dense = dict(
+            dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
+        x_hidden = self.activation(nn.Dense(self.hidden, name="fc1", **dense)(x))
+        return nn.Dense(x.shape[-1], name="fc2", **dense)(x_hidden)
+
+
+class SwiGLU(nn.Module):
+    """silu(first half) * second half of one dense layer, then back; hidden 8/3 d."""
+
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        width = x.shape[-1]
+        hidden = int(2 / 3 * 4 * width)
+        dense = dict(dtype=self.dtype, kernel_init=self.kernel_init)
+        gate, value = jnp.split(nn.Dense(2 * hidden, name="w12", **dense)(x), 2, -1)
+        return nn.Dense(width, name="w3", **dense)(nn.silu(gate) * value)
+
+
+class TimeEmbedding(nn.Module):
+    """256 Fourier features [cos | sin] of t in [0, 1], through a two-layer MLP."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Time) -> Float[Array, "b d"]:
+        frequency = jnp.exp(-np.log(10000.0) * jnp.arange(128) / 128)
+        angles = t[:, None].astype(jnp.float32) * frequency[None]  # [b 128]
+        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
+        dense = dict(dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
+        x = nn.silu(nn.Dense(self.width, name="fc1", **dense)(x))
+        return nn.Dense(self.width, name="fc2", **dense)(x)
+
+
+def modulate(
+    x: Float[Array, "b n d"],
+    shift: Float[Array, "#b d"],
+    scale: Float[Array, "#b d"],
+) -> Float[Array, "b n d"]:
+    """Adaptive normalisation: x * (1 + scale) + shift, the same for every token."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def scan_blocks(block: type[nn.Module], depth: int, remat: str) -> type[nn.Module]:
+    """`depth` blocks as one scanned module: parameters stacked on a leading axis.
+
+    A block maps (x, *shared) to (x, None). With `remat="full"` its activations are
+    computed again in the backward pass.
+    """
+    if remat not in REMAT:
+        raise UserError(f"remat is {remat!r}; wanted one of {REMAT}")
+    if remat == "full":
+        block = nn.remat(block, prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=depth,
+    )

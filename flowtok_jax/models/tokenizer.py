@@ -1,0 +1,238 @@
+"""The image tokenizer: an image to n tokens of c channels, and back.
+
+    encode  [patches, n latent tokens] -> Transformer -> latents -> mean and logvar
+    decode  [g*g mask tokens, n tokens, n text features] -> Transformer -> pixels
+
+Rotary positions on the g*g image places only, SwiGLU MLPs, a caption as guide of the
+decoder (FlowTok section 3.2; release file `modeling/modules/blocks.py`).
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.models.layers import Attention, SwiGLU, rope_tables, scan_blocks
+from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.shapes import Image, Moments, TextFeatures, Tokens
+
+SIZES = {
+    "small": dict(width=512, depth=8, heads=8),
+    "base": dict(width=768, depth=12, heads=12),
+    "large": dict(width=1024, depth=24, heads=16),
+}
+
+
+def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:
+    """A truncated normal start, as TA-TiTok's (its `modeling/modules/blocks.py`)."""
+    init = nn.initializers.truncated_normal(std)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+
+
+def patchify(image: Image, patch: int) -> Float[Array, "b m f"]:
+    """Cuts images into patches, row by row, each flattened as (row, column, RGB)."""
+    b, s, _, c = image.shape
+    g = s // patch
+    x = image.reshape(b, g, patch, g, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, g * g, patch * patch * c)
+
+
+def unpatchify(patches: Float[Array, "b m f"], patch: int) -> Image:
+    """The inverse of `patchify`."""
+    b, m, f = patches.shape
+    g, c = round(m**0.5), f // patch**2
+    x = patches.reshape(b, g, g, patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, g * patch, g * patch, c)
+
+
+class TokenizerBlock(nn.Module):
+    """Rotary attention and SwiGLU, each after a LayerNorm."""
+
+    heads: int
+    kernel_std: float
+    dtype: DTypeLike = jnp.float32
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        rope: tuple[Float[Array, "r k"], Float[Array, "r k"]],
+    ) -> tuple[Float[Array, "b m d"], None]:
+        norm = dict(epsilon=1e-5, dtype=jnp.float32)
+        init = nn.initializers.truncated_normal(self.kernel_std)
+        attend = Attention(
+            self.heads,
+            self.dtype,
+            init,
+            implementation=self.attention,
+            name="attention",
+        )
+        mlp = SwiGLU(self.dtype, init, name="mlp")
+        x = x + attend(nn.LayerNorm(name="norm1", **norm)(x).astype(self.dtype), rope)
+        x = x + mlp(nn.LayerNorm(name="norm2", **norm)(x).astype(self.dtype))
+        return x, None
+
+
+class _Transformer(nn.Module):
+    """LayerNorm and rotary blocks over [image places, everything else]."""
+
+    width: int
+    depth: int
+    heads: int
+    grid: int
+    kernel_std: float
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_pre")
+        rope = tuple(map(jnp.asarray, rope_tables(self.grid, self.width // self.heads)))
+        blocks = scan_blocks(TokenizerBlock, self.depth, self.remat)
+        x, _ = blocks(
+            self.heads, self.kernel_std, self.dtype, self.attention, name="blocks"
+        )(norm(x).astype(self.dtype), rope)
+        return x
+
+
+class Encoder(nn.Module):
+    """Images to the moments [mean | logvar] of n tokens."""
+
+    width: int
+    depth: int
+    heads: int
+    grid: int
+    patch: int
+    tokens: int
+    channels: int
+    token_std: float
+    kernel_std: float
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, image: Image) -> Moments:
+        dense = dict(std=self.kernel_std, dtype=self.dtype)
+        patches = patchify(image, self.patch)
+        patches = _dense(self.width, name="patch_embed", **dense)(patches)
+        init, shape = nn.initializers.normal(self.token_std), (self.tokens, self.width)
+        latents = self.param("latent_tokens", init, shape)
+        latents = latents + self.param("latent_positions", init, shape)
+        latents = jnp.broadcast_to(latents, (image.shape[0], *shape))
+        x = jnp.concatenate([patches, latents.astype(self.dtype)], axis=1)
+        x = _Transformer(
+            self.width,
+            self.depth,
+            self.heads,
+            self.grid,
+            self.kernel_std,
+            self.dtype,
+            self.remat,
+            self.attention,
+            name="transformer",
+        )(x)[:, self.grid**2 :]
+        x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
+        return _dense(2 * self.channels, name="out", **dense)(x.astype(self.dtype))
+
+
+class Decoder(nn.Module):
+    """Raw tokens, guided by text features, to images (not clamped)."""
+
+    width: int
+    depth: int
+    heads: int
+    grid: int
+    patch: int
+    tokens: int
+    token_std: float
+    kernel_std: float
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
+        dense = dict(std=self.kernel_std, dtype=self.dtype)
+        init, shape = nn.initializers.normal(self.token_std), (self.tokens, self.width)
+        mask = self.param("mask_token", init, (self.width,)).astype(self.dtype)
+        x = _dense(self.width, name="embed", **dense)(tokens)
+        x = x + self.param("latent_positions", init, shape).astype(self.dtype)[None]
+        text = _dense(self.width, name="text_embed", **dense)(text_feats)
+        text = text + self.param("text_positions", init, shape).astype(text.dtype)[None]
+        masks = jnp.broadcast_to(mask, (x.shape[0], self.grid**2, self.width))
+        x = _Transformer(
+            self.width,
+            self.depth,
+            self.heads,
+            self.grid,
+            self.kernel_std,
+            self.dtype,
+            self.remat,
+            self.attention,
+            name="transformer",
+        )(jnp.concatenate([masks, x, text], axis=1))[:, : self.grid**2]
+        x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
+        x = _dense(3 * self.patch**2, name="pixels", **dense)(x.astype(self.dtype))
+        x = unpatchify(x, self.patch)
+        smooth = nn.Conv(3, (3, 3), dtype=self.dtype, name="smooth")
+        return smooth(x).astype(jnp.float32)
+
+
+class Tokenizer(nn.Module):
+    """Encoder and decoder; the flow's tokens are raw tokens * latent_scale.
+
+    `encoder` and `decoder` give width, depth and heads. `token_std` is the initial
+    spread of the learned tokens and positions, `kernel_std` of the dense layers.
+    """
+
+    encoder: Mapping[str, int]
+    decoder: Mapping[str, int]
+    image_size: int = 256
+    patch: int = 16
+    tokens: int = 77
+    channels: int = 16
+    latent_scale: float = 1.0143
+    token_std: float = 0.02
+    kernel_std: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+
+    def setup(self):
+        if self.image_size % self.patch:
+            raise UserError(
+                f"tokenizer.image_size is {self.image_size}; wanted a multiple of "
+                f"tokenizer.patch = {self.patch}"
+            )
+        shared = dict(
+            grid=self.image_size // self.patch,
+            patch=self.patch,
+            tokens=self.tokens,
+            token_std=self.token_std,
+            kernel_std=self.kernel_std,
+            dtype=self.dtype,
+            remat=self.remat,
+            attention=self.attention,
+        )
+        self._encoder = Encoder(
+            **self.encoder, **shared, channels=self.channels, name="encoder"
+        )
+        self._decoder = Decoder(**self.decoder, **shared, name="decoder")
+
+    def encode(self, image: Image) -> Posterior:
+        """The posterior of the raw tokens of an image in [0, 1]."""
+        return Posterior.from_moments(self._encoder(image), clip=True)
+
+    def decode(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
+        """The image of raw tokens, guided by its caption; may leave [0, 1]."""
+        return self._decoder(tokens, text_feats)
+
+    def __call__(self, image: Image, text_feats: TextFeatures) -> Image:
+        """Reconstruction from the posterior mean."""
+        return self.decode(self.encode(image).mean, text_feats)

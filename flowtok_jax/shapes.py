@@ -1,0 +1,38 @@
+"""Axis letters, units and the time convention of the whole package.
+
+Axes
+    b  batch
+    n  tokens of the shared 1D sequence (77)
+    c  channels a token (16)
+    e  width of the text features (768)
+    d  width of a Transformer
+    h  heads;  k  channels a head
+    s  side of a square image, pixels
+    g  side of the patch grid;  p  side of a patch, pixels
+    v  size of the vocabulary
+
+Units
+    Images are RGB in [0, 1], channels last. Raw tokens are what the image tokenizer
+    encodes to; scaled tokens, on which the flow works, are raw * latent_scale.
+
+Time
+    t is 0 at the source and 1 at the target. Text-to-image has text tokens as source
+    and image tokens as target; image-to-text the other way round.
+"""
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+Params = dict[str, Any]
+Key = PRNGKeyArray | UInt32[Array, " 2"]
+
+Image = Float[Array, "b s s 3"]
+CaptionIds = Int[Array, "b n"]
+TextFeatures = Float[Array, "b n e"]
+Tokens = Float[Array, "b n c"]
+Moments = Float[Array, "b n cc"]  # [mean | logvar], so 2 * c channels
+Logits = Float[Array, "b n v"]
+# One row of these may serve the whole batch.
+Time = Float[Array, " #b"]
+Rows = Bool[Array, " #b"]

@@ -1,0 +1,1 @@
+"""Pure step functions and the one loop that runs them."""

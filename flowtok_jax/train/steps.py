@@ -1,0 +1,254 @@
+"""One pure loss a task, and the step that all of them share.
+
+    tokenizer       image -> tokens -> image, guided by its caption
+    text_tokenizer  caption -> tokens -> caption
+    t2i             flow from text tokens to image tokens, projector trained along
+    i2t             flow from image tokens to text tokens, everything else frozen
+
+A loss maps (trained, frozen, batch, key) to a value and named scalars. `trained` are
+the networks of the task's own group; `frozen` those of the groups it needs.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.flow import losses, paths
+from flowtok_jax.models.build import Nets
+from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.shapes import Key, Params, TextFeatures, Tokens
+from flowtok_jax.train.state import TrainState
+
+Batch = dict[str, Array]
+Scalars = dict[str, Float[Array, ""]]
+Loss = Callable[[Params, Params, Batch, Key], tuple[Float[Array, ""], Scalars]]
+
+ALIGNMENTS = ("contrastive", "cosine")
+TARGETS = ("mean", "sample")
+
+
+def _text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
+    params = {"params": frozen["clip"]["clip"]}
+    return nets.clip.apply(params, batch["caption_ids"])
+
+
+def _image_posterior(nets: Nets, params: Params, batch: Batch) -> Posterior:
+    image = batch["image"].astype(jnp.float32) / 255
+    return nets.tokenizer.apply({"params": params}, image, method="encode")
+
+
+def _project(nets: Nets, params: Params, text_feats: Array, key: Key | None):
+    """The text posterior; with dropout where there is a key."""
+    return nets.projector.apply(
+        {"params": params},
+        text_feats,
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+    )
+
+
+def _latent_scalars(prefix: str, posterior: Posterior) -> Scalars:
+    return {
+        f"{prefix}/sigma": posterior.std.mean(),
+        f"{prefix}/mean_std": posterior.mean.std(),
+    }
+
+
+def tokenizer_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    kl: str,
+    kl_weight: float,
+    caption_dropout: float,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Reconstruction + KL; some rows decode without caption: tokens must carry all.
+
+    Perceptual and adversarial terms join `terms` with their weights.
+    """
+    keys = dict(zip(("drop", "sample"), jax.random.split(key), strict=True))
+    text_feats = _text_features(nets, frozen, batch)
+    rows = text_feats.shape[0]
+    kept = jax.random.bernoulli(keys["drop"], 1 - caption_dropout, (rows, 1, 1))
+    posterior = _image_posterior(nets, trained["tokenizer"], batch)
+    image = nets.tokenizer.apply(
+        {"params": trained["tokenizer"]},
+        posterior.sample(keys["sample"]),
+        jnp.where(kept, text_feats, 0),
+        method="decode",
+    )
+    target = batch["image"].astype(jnp.float32) / 255
+    mse = losses.reconstruction_loss(image, target)
+    divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl)
+    terms = {"reconstruction": mse, "kl": kl_weight * divergence}
+    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    scalars |= {"psnr_db": -10 * jnp.log10(mse)} | _latent_scalars("latent", posterior)
+    return sum(terms.values()), scalars
+
+
+def text_tokenizer_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    kl: str,
+    kl_weight: float,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Cross-entropy of the caption's ids from its own tokens, + KL."""
+    names = ("projector", "sample", "decoder")
+    keys = dict(zip(names, jax.random.split(key, 3), strict=True))
+    text_feats = _text_features(nets, frozen, batch)
+    posterior = _project(nets, trained["projector"], text_feats, keys["projector"])
+    logits = nets.text_decoder.apply(
+        {"params": trained["text_decoder"]},
+        posterior.sample(keys["sample"]),
+        deterministic=False,
+        rngs={"dropout": keys["decoder"]},
+    )
+    terms = {
+        "caption": losses.caption_loss(logits, batch["caption_ids"]),
+        "kl": kl_weight * losses.kl_loss(posterior.mean, posterior.logvar, kl),
+    }
+    exact = losses.caption_is_exact(logits, batch["caption_ids"])
+    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    scalars |= {"exact": exact.mean()} | _latent_scalars("latent", posterior)
+    return sum(terms.values()), scalars
+
+
+def _flow_loss(
+    nets: Nets, dit: Params, z_src: Tokens, z_tgt: Tokens, null_rate: float, key: Key
+) -> Float[Array, ""]:
+    """Velocity loss, mean over the batch, at random times and with null rows."""
+    keys = dict(zip(("time", "null"), jax.random.split(key), strict=True))
+    t = paths.sample_time(keys["time"], z_src.shape[0])
+    chosen = jax.random.bernoulli(keys["null"], null_rate, t.shape)
+    z_tgt, null = paths.null_row_targets(z_tgt, chosen)
+    z_t, velocity = paths.straight_path(z_src, z_tgt, t)
+    predicted = nets.dit.apply({"params": dit}, z_t, t, null)
+    return losses.velocity_loss(predicted, velocity).mean()
+
+
+def t2i_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    null_rate: float,
+    kl: str,
+    kl_weight: float,
+    align: str,
+    align_weight: float,
+    align_margin: float,
+    align_groups: int,
+) -> tuple[Float[Array, ""], Scalars]:
+    """L_flow + align_weight * L_align + kl_weight * L_kl (FlowTok section 3.3)."""
+    names = ("image", "projector", "source", "flow")
+    keys = dict(zip(names, jax.random.split(key, 4), strict=True))
+    image = _image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
+    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
+    text_feats = _text_features(nets, frozen, batch)
+    source = _project(nets, trained["projector"], text_feats, keys["projector"])
+    z_txt = source.sample(keys["source"])
+    head = {"params": trained["align_head"]}
+    target, tau = nets.align_head.apply(head, text_feats)
+    if align == "contrastive":
+        alignment = losses.contrastive_alignment(z_txt, target, tau, align_groups)
+    elif align == "cosine":
+        alignment = losses.cosine_alignment(z_txt, target, align_margin)
+    else:
+        raise UserError(f"loss.t2i.align is {align!r}; wanted one of {ALIGNMENTS}")
+    terms = {
+        "flow": _flow_loss(nets, trained["dit"], z_txt, z_img, null_rate, keys["flow"]),
+        "align": align_weight * alignment,
+        "kl": kl_weight * losses.kl_loss(source.mean, source.logvar, kl),
+    }
+    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    return sum(terms.values()), scalars | _latent_scalars("source", source)
+
+
+def i2t_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    null_rate: float,
+    target: str,
+    text_scale: float,
+) -> tuple[Float[Array, ""], Scalars]:
+    """L_flow from image tokens to the frozen text tokens * text_scale."""
+    names = ("image", "text", "flow")
+    keys = dict(zip(names, jax.random.split(key, 3), strict=True))
+    image = _image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
+    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
+    text_feats = _text_features(nets, frozen, batch)
+    text = _project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
+    if target not in TARGETS:
+        raise UserError(f"loss.i2t.target is {target!r}; wanted one of {TARGETS}")
+    z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
+    loss = _flow_loss(nets, trained["dit"], z_img, z_txt, null_rate, keys["flow"])
+    scalars = {"loss/flow": loss, "target/std": z_txt.std(), "source/std": z_img.std()}
+    return loss, scalars
+
+
+class Task(NamedTuple):
+    """A task's loss and the frozen groups it needs."""
+
+    loss: Callable
+    frozen: tuple[str, ...]
+
+
+TASKS = {
+    "tokenizer": Task(tokenizer_loss, ("clip",)),
+    "text_tokenizer": Task(text_tokenizer_loss, ("clip",)),
+    "t2i": Task(t2i_loss, ("clip", "tokenizer")),
+    "i2t": Task(i2t_loss, ("clip", "tokenizer", "text_tokenizer")),
+}
+
+
+def train_step(
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> tuple[TrainState, Scalars]:
+    """One optimiser step, and the scalars of its loss."""
+    key = jax.random.fold_in(state.key, state.step)
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (value, scalars), grads = grad(state.params, frozen, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
+        opt_state=opt_state,
+    )
+    scalars |= {"loss/total": value, "grad_norm": optax.global_norm(grads)}
+    return state, scalars
+
+
+def train_steps(
+    state: TrainState, frozen: Params, batches: Batch, **options
+) -> tuple[TrainState, Scalars]:
+    """Several steps in one call: batches [steps, ...], scalars of the last step."""
+    step = functools.partial(train_step, **options)
+    state, scalars = jax.lax.scan(lambda s, b: step(s, frozen, b), state, batches)
+    return state, jax.tree.map(lambda x: x[-1], scalars)

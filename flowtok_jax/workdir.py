@@ -1,0 +1,162 @@
+"""A run's folder: config.json, vocabulary.json, checkpoints/, metrics.jsonl, tb/,
+samples/, summary.json. Files appear whole or not at all.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flowtok_jax.data import captions
+from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.loader import make_vocabulary
+from flowtok_jax.errors import UserError
+
+CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
+
+# What may differ between runs in one workdir: it changes no trained weight, or extends
+# a run.
+FREE = (
+    "stages",
+    "init_from",
+    "mesh",
+    "checkpoint",
+    "log",
+    "sample",
+    "caption",
+    "eval",
+    "data.eval",
+    "data.threads",
+    "data.prefetch",
+    "train.num_steps",
+)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file under a passing name and moves it to its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
+    """The config of one stage: its deltas put over the shared keys."""
+    resolved = config.copy_and_resolve_references()
+    if stage in config.per_stage:
+        with resolved.unlocked():
+            resolved.update(config.per_stage[stage])
+    return resolved
+
+
+def drop_overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Makes keys given on the command line win over the stages' own values."""
+    for stage in config.per_stage:
+        for key in overrides:
+            *path, last = key.split(".")
+            section = config.per_stage[stage]
+            for name in path:
+                section = section.get(name, {}) if section else {}
+            if last in section:
+                with section.unlocked():
+                    del section[last]
+
+
+def config_to_json(config: ConfigDict) -> str:
+    """The config as indented JSON, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def config_from_json(text: str) -> ConfigDict:
+    """The inverse of `config_to_json`; lists become tuples again."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config that a run stored.
+
+    Raises:
+        UserError: where the folder is not a run's.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"no {CONFIG} in {workdir}; wanted the workdir of a run, as made by "
+            "`make demo` or `--config=... --workdir=...`"
+        )
+    return config_from_json(path.read_text())
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat = {}
+    for name, part in value.items():
+        flat |= _flat(part, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    if key.startswith("per_stage."):
+        key = key.split(".", 2)[-1]
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
+    """Stores the config, or checks that the stored one is the same; the vocabulary.
+
+    Raises:
+        UserError: where the workdir belongs to another config, naming the keys.
+    """
+    new = json.loads(config_to_json(config))
+    if (workdir / CONFIG).is_file():
+        old, asked = _flat(read_json(workdir / CONFIG)), _flat(new)
+        differing = [
+            f"{key} ({old.get(key)!r} there, {asked.get(key)!r} here)"
+            for key in sorted(old.keys() | asked.keys())
+            if old.get(key) != asked.get(key) and not _is_free(key)
+        ]
+        if differing:
+            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+            raise UserError(
+                f"workdir {workdir} belongs to another config; they differ in "
+                f"{', '.join(differing[:4])}{more}; give another --workdir, or the "
+                "config that it was made with"
+            )
+        new["stages"] = old_stages(workdir, new["stages"])
+    write_json(workdir / CONFIG, new)
+    return open_vocabulary(workdir, config)
+
+
+def old_stages(workdir: pathlib.Path, stages: list[str]) -> list[str]:
+    """The stages stored already, then those of this run that are new."""
+    stored = read_json(workdir / CONFIG)["stages"]
+    return stored + [s for s in stages if s not in stored]
+
+
+def open_vocabulary(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
+    """The workdir's own vocabulary, else the one its config names, stored there."""
+    own = workdir / captions.FILE
+    if own.is_file():
+        return Vocabulary.load(str(own), config.latent.tokens)
+    vocabulary = make_vocabulary(config, config.train.seed)
+    vocabulary.save(workdir)
+    return vocabulary

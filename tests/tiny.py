@@ -1,0 +1,168 @@
+"""Tiny networks and a batch for tests, and the weights behind the golden numbers."""
+
+import functools
+import json
+import math
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from flowtok_jax.convert.convert import convert, release_shapes
+from flowtok_jax.models.build import Nets, abstract_group, make_nets
+from flowtok_jax.models.layers import rope_tables, sincos_positions
+
+GOLDENS = Path(__file__).parent / "goldens"
+GOLDEN = json.loads((GOLDENS / "golden.json").read_text())
+HEADS = {"dit": 4, "projector": 4, "clip": 4}
+
+
+def config(**sections: dict) -> ConfigDict:
+    """The sections that `make_nets` reads; keys of a given section replace ours."""
+    transformer = dict(width=32, depth=2, heads=4)
+    tiny = ConfigDict(
+        dict(
+            compute=dict(dtype="float32", remat="none", attention="xla"),
+            latent=dict(tokens=6, channels=4),
+            clip=dict(**transformer, vocab_size=50, embedding_std=1.0),
+            tokenizer=dict(
+                encoder=dict(transformer),
+                decoder=dict(transformer),
+                image_size=16,
+                patch=8,
+            ),
+            projector=dict(depth=2, heads=4, mlp_width=24),
+            align_head=dict(width=20),
+            dit=dict(transformer),
+            text_decoder=dict(depth=2, heads=4, mlp_width=24),
+        )
+    )
+    tiny.update(sections)
+    return tiny
+
+
+def nets(**sections: dict) -> Nets:
+    """Tiny networks, or others where sections say so."""
+    return make_nets(config(**sections))
+
+
+def batch(size: int = 4, seed: int = 0) -> dict[str, jax.Array]:
+    """Random data for the tiny networks, under the keys of a training batch."""
+    rng, tiny = np.random.default_rng(seed), config()
+    tokens, channels = tiny.latent.tokens, tiny.latent.channels
+    side = tiny.tokenizer.image_size
+    return {
+        "image": jnp.asarray(rng.random((size, side, side, 3), np.float32)),
+        "moments": normal(rng, size, tokens, 2 * channels),
+        "caption_ids": jnp.asarray(rng.integers(0, 50, (size, tokens), np.int32)),
+        "text_feats": normal(rng, size, tokens, tiny.clip.width),
+    }
+
+
+def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
+    """Standard normal float32 values."""
+    return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def random_like(params, seed: int = 0, std: float = 0.2):
+    """Noise of the shapes of a tree, so that no leaf is at zero; compiles nothing."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: std * normal(rng, *x.shape), params)
+
+
+def random_params(networks: Nets, group: str, seed: int = 0) -> dict:
+    """Parameters of a group that are not at their initial values."""
+    return random_like(abstract_group(networks, group), seed)
+
+
+def draw(name: str, *shape: int) -> np.ndarray:
+    """The golden rule: a normal draw that the name seeds."""
+    seed = zlib.crc32(f"{GOLDEN['salt']}/{name}".encode())
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def uniform(name: str, *shape: int) -> np.ndarray:
+    """The golden rule: values in (0, 1)."""
+    return 1 / (1 + np.exp(-draw(name, *shape)))
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The golden rule: a weight of the release."""
+    values = draw(name, *shape)
+    if len(shape) >= 2:
+        return values / np.float32(math.sqrt(math.prod(shape[1:])))
+    if name.endswith((".weight", ".g")):
+        return 1 + np.float32(0.1) * values
+    return np.float32(0.1) * values
+
+
+def manifest(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a released state dict."""
+    text = (GOLDENS / f"{name}.manifest.json").read_text()
+    return {name: tuple(shape) for name, shape in json.loads(text).items()}
+
+
+def state_dict(name: str) -> dict[str, np.ndarray]:
+    """The state dict behind the goldens: "flowtok_tiny" or "flowtitok_tiny"."""
+    state = {}
+    for key, shape in manifest(name).items():
+        if key == "pos_embed":
+            state[key] = sincos_positions(*shape[1:])[None]
+        elif "freqs_" in key:
+            tables = rope_tables(math.isqrt(shape[0]), shape[1])
+            state[key] = tables["freqs_sin" in key]
+        elif key == "t2t_temperature":
+            state[key] = np.float32(math.log(1 / 0.07))
+        else:
+            state[key] = weight(key, shape)
+    return state
+
+
+def clip_state_dict(sizes: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights of a text tower under its Hugging Face names."""
+    rng = np.random.default_rng(seed)
+    shapes = release_shapes("clip", sizes)
+    return {k: 0.1 * rng.standard_normal(s, np.float32) for k, s in shapes.items()}
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of one golden file."""
+    with np.load(GOLDENS / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@functools.cache
+def golden_nets() -> tuple[Nets, dict]:
+    """The networks behind the tiny goldens, and their parameters by name."""
+    flow, image = GOLDEN["flowtok_tiny"], GOLDEN["flowtitok_tiny"]
+    projector = flow["projector"]
+    networks = nets(
+        latent=dict(tokens=flow["tokens"], channels=flow["channels"]),
+        clip=dict(width=flow["text_feature_dim"]),
+        dit={key: flow[key] for key in ("width", "depth", "heads")},
+        projector=dict(
+            depth=projector["blocks"],
+            heads=projector["heads"],
+            mlp_width=projector["mlp_width"],
+        ),
+        align_head=dict(width=flow["align_head_width"]),
+        tokenizer=dict(
+            encoder=image["encoder"],
+            decoder=image["decoder"],
+            image_size=image["image_size"],
+            patch=image["patch_size"],
+        ),
+    )
+    params = convert("t2i", state_dict("flowtok_tiny"), HEADS)
+    return networks, params | convert("tokenizer", state_dict("flowtitok_tiny"))
+
+
+def relative_error(got, wanted) -> float:
+    """L2 norm of the difference over that of what is wanted."""
+    got, wanted = (np.asarray(x, np.float64) for x in (got, wanted))
+    assert got.shape == wanted.shape, (got.shape, wanted.shape)
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))

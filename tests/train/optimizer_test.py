@@ -1,0 +1,42 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.train.optimizer import make_optimizer, make_schedule
+
+SCHEDULE = {"lr": 4e-4, "lr_end": 1e-5, "warmup_steps": 4, "num_steps": 20}
+
+
+def test_warm_up_starts_at_zero_and_stays_constant():
+    schedule = make_schedule(**SCHEDULE, schedule="constant")
+    rates = [float(schedule(i)) for i in range(8)]
+    np.testing.assert_allclose(rates[:5], [0, 1e-4, 2e-4, 3e-4, 4e-4], rtol=1e-6)
+    np.testing.assert_allclose(rates[5:], 4e-4, rtol=1e-6)
+
+
+def test_cosine_ends_at_its_end():
+    schedule = make_schedule(**SCHEDULE, schedule="cosine")
+    np.testing.assert_allclose(float(schedule(20)), 1e-5, rtol=1e-5)
+    np.testing.assert_allclose(float(schedule(12)), (4e-4 + 1e-5) / 2, rtol=1e-5)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(UserError, match="linear.*constant, cosine"):
+        make_schedule(**SCHEDULE, schedule="linear")
+
+
+def test_weight_decay_acts_on_every_leaf_and_clipping_bounds_the_norm():
+    options = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5}
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    zero = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    optimizer = make_optimizer(optax.constant_schedule(0.1), **options, clip_norm=None)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    for leaf in updates.values():
+        np.testing.assert_allclose(leaf, -0.05, rtol=1e-6)
+    clipped = make_optimizer(optax.constant_schedule(0.1), **options, clip_norm=1.0)
+    huge = {"kernel": jnp.full((2, 2), 1e6), "bias": jnp.zeros(2)}
+    _, state = clipped.update(huge, clipped.init(params), params)
+    moment = optax.tree.get(state, "mu")["kernel"]
+    np.testing.assert_allclose(np.linalg.norm(moment), 0.1, rtol=1e-5)

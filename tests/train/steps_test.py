@@ -1,0 +1,172 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from flowtok_jax.models.build import init_group
+from flowtok_jax.train import sharding
+from flowtok_jax.train.state import make_state, params_sha256
+from flowtok_jax.train.steps import TASKS, train_step, train_steps
+from tests import tiny
+
+OPTIONS = default.get_config().loss
+ROWS = 8
+
+
+def batch(seed=0):
+    rng, sizes = np.random.default_rng(seed), tiny.config()
+    side, tokens = sizes.tokenizer.image_size, sizes.latent.tokens
+    image = rng.integers(0, 256, (ROWS, side, side, 3), np.uint8)
+    ids = rng.integers(0, sizes.clip.vocab_size, (ROWS, tokens), np.int32)
+    return {"image": jnp.asarray(image), "caption_ids": jnp.asarray(ids)}
+
+
+@functools.cache
+def setting(task):
+    """A state away from its initialisation, frozen parameters and a step."""
+    nets = tiny.nets()
+    optimizer = optax.adamw(1e-3)
+    params = tiny.random_params(nets, task)
+    frozen = {
+        group: tiny.random_params(nets, group, seed=i + 1)
+        for i, group in enumerate(TASKS[task].frozen)
+    }
+    step = functools.partial(
+        train_step,
+        loss=functools.partial(TASKS[task].loss, nets=nets, **OPTIONS[task]),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    return make_state(params, optimizer, seed=0), frozen, step
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_moves_every_trained_leaf_and_no_frozen_one(task):
+    state, frozen, step = setting(task)
+    before = params_sha256(frozen)
+    loss = step.keywords["loss"]
+    grads = jax.jit(jax.grad(lambda p, f, b: loss(p, f, b, jax.random.key(1))[0]))(
+        state.params, frozen, batch()
+    )
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+    new, scalars = jax.jit(step)(state, frozen, batch())
+    assert params_sha256(frozen) == before
+    assert int(new.step) == 1
+    assert all(np.isfinite(v) for v in jax.tree.leaves(scalars))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
+    assert all(jax.tree.leaves(moved))
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.ema, new.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        new.ema,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_of_one_call_are_those_of_single_calls(task):
+    state, frozen, step = setting(task)
+    batches = [batch(i) for i in range(3)]
+    single = state
+    for one in batches:
+        single, scalars = jax.jit(step)(single, frozen, one)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    scan = jax.jit(functools.partial(train_steps, **step.keywords))
+    together, last = scan(state, frozen, stacked)
+    assert int(together.step) == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (together.params, last),
+        (single.params, scalars),
+    )
+
+
+def test_a_step_is_compiled_once():
+    state, frozen, step = setting("t2i")
+    compiled = jax.jit(step)
+    for i in range(3):
+        state, _ = compiled(state, frozen, batch(i))
+    assert compiled._cache_size() == 1
+
+
+def test_noise_differs_from_step_to_step():
+    state, frozen, step = setting("t2i")
+    _, first = jax.jit(step)(state, frozen, batch())
+    _, second = jax.jit(step)(state.replace(step=state.step + 1), frozen, batch())
+    assert first["loss/flow"] != second["loss/flow"]
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("task", ["tokenizer", "t2i"])
+def test_eight_devices_compute_what_one_does(task, sizes):
+    state, frozen, step = setting(task)
+    wanted = jax.jit(step)(state, frozen, batch())
+    data, fsdp, tensor = sizes
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen)
+    rows = jax.NamedSharding(mesh, sharding.BATCH)
+    spread = jax.jit(step, in_shardings=(*places, rows))
+    got = spread(*jax.device_put((state, frozen, batch()), (*places, rows)))
+    # Adam's first step has the size of the rate whatever the gradient's, so that
+    # a gradient of rounding noise may move either way: compare moments, not params.
+    for a, b in ((got[1], wanted[1]), (got[0].opt_state, wanted[0].opt_state)):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b
+        )
+
+
+def test_a_frozen_caption_tower_and_dropout_of_captions_decide_the_reconstruction():
+    state, frozen, step = setting("tokenizer")
+    loss = step.keywords["loss"]
+    key = jax.random.key(0)
+    other = batch() | {"caption_ids": batch(1)["caption_ids"]}
+
+    def mse(rate, data):
+        value = jax.jit(functools.partial(loss, caption_dropout=rate))
+        return value(state.params, frozen, data, key)[1]["loss/reconstruction"]
+
+    assert mse(1.0, batch()) == mse(1.0, other)
+    assert mse(0.0, batch()) != mse(0.0, other)
+
+
+def test_the_dit_starts_at_zero_so_the_first_flow_loss_is_that_of_the_velocity():
+    nets = tiny.nets()
+    params = init_group(nets, "t2i", jax.random.key(0))
+    _, frozen, step = setting("t2i")
+    _, scalars = step.keywords["loss"](params, frozen, batch(), jax.random.key(2))
+    other = params | {"dit": tiny.random_like(params["dit"])}
+    _, moved = step.keywords["loss"](other, frozen, batch(), jax.random.key(2))
+    assert scalars["loss/flow"] != moved["loss/flow"]
+    np.testing.assert_array_equal(scalars["loss/align"], moved["loss/align"])
+
+
+@pytest.mark.parametrize("align", ["contrastive", "cosine"])
+@pytest.mark.parametrize("target", ["mlp", "average_pool"])
+def test_both_alignments_work_with_both_targets(align, target):
+    nets = tiny.nets(align_head={"width": 20, "target": target})
+    _, frozen, _ = setting("t2i")
+    options = OPTIONS.t2i.to_dict() | {"align": align}
+    loss = functools.partial(TASKS["t2i"].loss, nets=nets, **options)
+    params = tiny.random_params(nets, "t2i")
+    value, scalars = jax.jit(loss)(params, frozen, batch(), jax.random.key(0))
+    assert np.isfinite(value)
+    assert float(scalars["loss/align"]) > 0
+    terms = sum(scalars[f"loss/{term}"] for term in ("flow", "align", "kl"))
+    np.testing.assert_allclose(value, terms, rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["mean", "sample"])
+def test_the_text_target_of_i2t_is_mean_or_sample(target):
+    state, frozen, step = setting("i2t")
+    options = OPTIONS.i2t.to_dict() | {"target": target, "null_rate": 0.0}
+    loss = functools.partial(TASKS["i2t"].loss, nets=tiny.nets(), **options)
+    stds = {
+        seed: loss(state.params, frozen, batch(), jax.random.key(seed))[1]["target/std"]
+        for seed in (0, 1)
+    }
+    assert (stds[0] == stds[1]) == (target == "mean")
