@@ -4,8 +4,9 @@
 
 Other configs start from this one and change what differs. A stage's own values stand
 in `per_stage.STAGE` with the same names; a key given on the command line wins over both
-(--config.train.batch_size=256), one given as --config.per_stage.t2i.train.batch_size
-changes that stage alone. Sizes below are FlowTok-B with the released 256 px tokenizer.
+(--config.train.batch_size=256), and a stage's own value given there too
+(--config.per_stage.t2i.train.num_steps=500) wins for that stage. Sizes below are
+FlowTok-B with the released 256 px tokenizer.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,10 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.stages = ("t2i",)  # in order; tokenizer, text_tokenizer, t2i, i2t
     config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
-    config.init_from = ""  # a workdir with the groups that this run does not train
+    # A workdir, or a directory of pretrained weights. From it come the groups that this
+    # run needs and does not train, the start of those that it trains (fine-tuning; a
+    # group that is not there starts afresh), and the vocabulary.
+    config.init_from = ""
 
     # The shared sequence of text and image.
     config.latent = ConfigDict({"tokens": 77, "channels": 16})
@@ -109,6 +113,7 @@ def get_config() -> ConfigDict:
             "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},
             "t2i": {
                 "null_rate": 0.1,  # rows that learn the null velocity
+                "time_location": 0.0,  # of the logit-normal times
                 # The release's form. Summed over b rows of 77 * 16 values, its weight
                 # equals 0.01 * 1232 * b a mean over elements: 50,463 at 4096 rows.
                 "kl": "release_batch_sum",
@@ -120,6 +125,7 @@ def get_config() -> ConfigDict:
             },
             "i2t": {
                 "null_rate": 0.1,
+                "time_location": 0.0,
                 "target": "mean",  # or sample, of the text posterior
                 "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
             },
@@ -136,13 +142,13 @@ def get_config() -> ConfigDict:
     )
     config.checkpoint = ConfigDict(
         {
-            "every": 5000,  # steps
+            "every": 5000,  # steps; 0: at the end only
             "keep": 2,  # newest checkpoints of a stage
         }
     )
     config.log = ConfigDict(
         {
-            "every": 100,  # steps between lines of metrics.jsonl
+            "every": 100,  # steps between lines of metrics.jsonl; 0: at the end only
             "preview_every": 5000,  # steps between picture grids; 0: at the end only
             "preview_samples": 64,  # images behind a preview
         }

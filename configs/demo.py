@@ -43,21 +43,24 @@ def get_config(stage: str = "") -> ConfigDict:
     config.checkpoint.every = 200
     config.log.update({"every": 20, "preview_every": 400})
     config.sample.batch_size = config.caption.batch_size = 128
+    config.caption.update({"source": "mean", "scale": 1.5})
 
     config.loss.tokenizer.kl_weight = 1e-7
     config.loss.t2i.update({"kl": "release_element_mean", "kl_weight": 2.0})
+    config.loss.t2i.time_location = config.loss.i2t.time_location = -1.0
+    config.loss.i2t.text_scale = 0.35
     config.per_stage = ConfigDict(
         {
             "tokenizer": {
-                "train": {"num_steps": 2000, "batch_size": 32, "ema_decay": 0.99},
+                "train": {"num_steps": 1600, "batch_size": 32, "ema_decay": 0.99},
                 "schedule": {"lr": 2e-3},
             },
             "text_tokenizer": {
-                "train": {"num_steps": 400, "ema_decay": 0.98},
+                "train": {"num_steps": 300, "ema_decay": 0.98},
                 "schedule": {"lr": 2e-3},
             },
-            "t2i": {"train": {"num_steps": 2600}, "schedule": {"lr": 1e-3}},
-            "i2t": {"train": {"num_steps": 2400}, "schedule": {"lr": 1e-3}},
+            "t2i": {"train": {"num_steps": 3000}, "schedule": {"lr": 2e-3}},
+            "i2t": {"train": {"num_steps": 2400}, "schedule": {"lr": 2e-3}},
         }
     )
     return default.only(config, stage)

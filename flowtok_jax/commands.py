@@ -1,5 +1,6 @@
 """The verbs that use trained weights: prompts to PNG files, image files to captions."""
 
+import glob
 import json
 import logging
 import pathlib
@@ -7,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from flowtok_jax import pictures
 from flowtok_jax.errors import UserError
@@ -65,10 +66,13 @@ def read_image(path: pathlib.Path, side: int) -> np.ndarray:
     """An image file as RGB [side, side, 3] in [0, 1]: shorter side resized, centre cut.
 
     Raises:
-        OSError, UnidentifiedImageError: where it is no readable image.
+        Exception: of several kinds, where it is no readable image.
     """
     with Image.open(path) as file:
-        image = file.convert("RGB")
+        image = file
+        if file.mode.startswith("I"):  # 16 bits a pixel: `convert` would clip at 255
+            image = Image.fromarray((np.asarray(file) // 257).astype(np.uint8))
+        image = image.convert("RGB")
     scale = side / min(image.size)
     if scale != 1:
         size = [max(side, round(length * scale)) for length in image.size]
@@ -89,9 +93,8 @@ def caption(
     Raises:
         UserError: where no file matches the pattern.
     """
-    base = pathlib.Path(pattern).anchor or "."
-    relative = pathlib.Path(pattern).relative_to(pathlib.Path(pattern).anchor)
-    paths = sorted(p for p in pathlib.Path(base).glob(str(relative)) if p.is_file())
+    found = [pattern, *glob.glob(pattern, recursive=True)]
+    paths = sorted({p for p in map(pathlib.Path, found) if p.is_file()})
     if not paths:
         raise UserError(
             f"--images={pattern} matches no file; wanted a path or a quoted glob such "
@@ -103,7 +106,7 @@ def caption(
         try:
             images.append(read_image(path, side))
             readable.append(path)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a broken file makes a decoder raise anything
             failed += 1
             logging.error("%s is not a readable image: %s", path, error)
     captions = flowtok.image_to_text(np.stack(images), seed) if images else []

@@ -9,12 +9,17 @@ user's, with one line that says what to do; 130 where interrupted.
 """
 
 import contextlib
+import inspect
 import io
+import json
 import logging
+import os
 import pathlib
 import runpy
 import sys
+import textwrap
 import warnings
+from typing import Any
 
 import rich.console
 import rich.table
@@ -29,7 +34,7 @@ from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.train import loop
 from flowtok_jax.train.steps import TASKS
-from flowtok_jax.weights import load_group
+from flowtok_jax.weights import load_group, load_start, store_random_clip
 from flowtok_jax.workdir import (
     CONFIG,
     SAMPLES,
@@ -41,6 +46,7 @@ from flowtok_jax.workdir import (
     write_json,
 )
 
+WRAP = {"subsequent_indent": "    ", "break_long_words": False}
 MODES = ("train", "sample", "caption")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
@@ -51,7 +57,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run lives; sampling writes to its samples/."
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The workdir with the weights to sample with."
+    "checkpoint",
+    None,
+    "The weights to use: a run's workdir or a directory of pretrained weights; in "
+    "training, the same as --config.init_from.",
 )
 PROMPTS = flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
 PROMPTS_FILE = flags.DEFINE_string(
@@ -67,16 +76,30 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _inline(value: Any) -> str:
+    """A JSON value as `key=value, section(key=value)`, for reading."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    parts = (
+        f"{k}({_inline(v)})" if isinstance(v, dict) else f"{k}={_inline(v)}"
+        for k, v in value.items()
+    )
+    return ", ".join(parts)
+
+
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains every stage of the config that is not finished, then sums up."""
-    known_workdir = (workdir / CONFIG).is_file()
-    vocabulary = open_workdir(workdir, config)
-    if not known_workdir:
-        _say((workdir / CONFIG).read_text().rstrip())
-    results = {}
     for stage in config.stages:
         if stage not in TASKS:
             raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
+    known_workdir = (workdir / CONFIG).is_file()
+    vocabulary = open_workdir(workdir, config)
+    if not known_workdir:
+        for section, values in read_json(workdir / CONFIG).items():
+            _say(textwrap.fill(f"{section}: {_inline(values)}", 88, **WRAP))
+    store_random_clip(config, make_nets(config), workdir)
+    results = {}
+    for stage in config.stages:
         results[stage] = _train_stage(
             for_stage(config, stage), stage, workdir, vocabulary
         )
@@ -90,6 +113,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 def _train_stage(
     config: ConfigDict, stage: str, workdir: pathlib.Path, vocabulary: Vocabulary
 ) -> loop.Result:
+    result = loop.finished(config, stage, workdir)
+    if result is not None:
+        return result
     nets = make_nets(config)
     frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
     return loop.train(
@@ -99,7 +125,8 @@ def _train_stage(
         nets=nets,
         frozen=frozen,
         vocabulary=vocabulary,
-        make_evaluate=lambda: runner.make_preview(config, stage, vocabulary, frozen),
+        evaluate=runner.make_preview(config, stage, vocabulary, frozen),
+        load_start=lambda: load_start(stage, nets, config),
     )
 
 
@@ -146,10 +173,16 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
     """The weights of --checkpoint, else of --workdir."""
     place = CHECKPOINT.value or WORKDIR.value
     if not place:
-        raise UserError("no weights named; wanted --checkpoint=DIR, a run's workdir")
+        raise UserError(
+            "no weights named; wanted --checkpoint=DIR, a run's workdir or a directory "
+            "of pretrained weights"
+        )
     if not pathlib.Path(place).is_dir():
-        raise UserError(f"checkpoint {place} does not exist; wanted a run's workdir")
-    return FlowTok.from_workdir(place, config)
+        raise UserError(
+            f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
+            "of pretrained weights"
+        )
+    return FlowTok.from_pretrained(place, config)
 
 
 def _sample(config: ConfigDict | None) -> int:
@@ -169,6 +202,16 @@ def _caption(config: ConfigDict | None) -> int:
     return 1 if failed else 0
 
 
+def _start_from_checkpoint(config: ConfigDict) -> None:
+    """Makes --checkpoint, in training, what --config.init_from is."""
+    if config.init_from not in ("", CHECKPOINT.value):
+        raise UserError(
+            f"--checkpoint={CHECKPOINT.value} and init_from={config.init_from} differ; "
+            "training starts from one place: give one of them"
+        )
+    config.init_from = CHECKPOINT.value
+
+
 def run() -> int:
     """Does what the flags say, and returns the exit status."""
     config = CONFIG_FLAG.value
@@ -180,6 +223,8 @@ def run() -> int:
         raise UserError("no config named; wanted --config=configs/demo.py, say")
     if not WORKDIR.value:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
+    if CHECKPOINT.value:
+        _start_from_checkpoint(config)
     train(config, pathlib.Path(WORKDIR.value))
     return 0
 
@@ -200,6 +245,8 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in ("absl", "jax", "orbax", "grain", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Of transformers, which advises everyone to install PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
 
 
@@ -218,7 +265,10 @@ def _check_config_flags(argv: list[str]) -> None:
             f"--config={path} does not exist; wanted a file of configs/, such as "
             "configs/demo.py"
         )
-    config = runpy.run_path(path)["get_config"](*([variant] if variant else []))
+    get_config = runpy.run_path(path)["get_config"]
+    if variant and not inspect.signature(get_config).parameters:
+        raise UserError(f"--config={path} takes no argument; got {variant!r}")
+    config = get_config(*([variant] if variant else []))
     for argument in spaced:
         if argument.startswith("--config."):
             _check_key(config, argument.partition("=")[0])

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 MARGIN = 8  # pixels
 FONT_SIZE = 13
 LINE = 16
-INK, RIGHT, WRONG, PAPER = "#202020", "#1a7f37", "#c62828", "#ffffff"
+INK, FAINT, PAPER = "#202020", "#707070", "#ffffff"
+RIGHT, WRONG = "#1a7f37", "#c62828"
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -33,6 +34,7 @@ def grid(
     side: int = 128,
     labels: Sequence[str] | None = None,
     right: Sequence[Sequence[bool]] | None = None,
+    footer: str = "",
 ) -> np.ndarray:
     """A picture [h, w, 3], uint8, of rows of uint8 images.
 
@@ -41,6 +43,7 @@ def grid(
         side: pixels of an image's side in the grid.
         labels: one to the left of each row.
         right: colours each caption green or red.
+        footer: a line below everything.
     """
     font = ImageFont.load_default(FONT_SIZE)
     chars = max(8, int(side / 7))
@@ -51,6 +54,7 @@ def grid(
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
+    height += LINE + MARGIN if footer else 0
     picture = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(picture), MARGIN
     for r, row in enumerate(rows):
@@ -65,4 +69,5 @@ def grid(
             for i, line in enumerate(wrapped[r][c] if wrapped else []):
                 draw.text((x, top + side + 2 + i * LINE), line, ink, font)
         top += side + heights[r] + MARGIN
+    draw.text((MARGIN, top), footer, FAINT, font)
     return np.asarray(picture)

@@ -1,6 +1,6 @@
 """A trained FlowTok in one object: text to image and image to text.
 
-flowtok = FlowTok.from_workdir("runs/demo")
+flowtok = FlowTok.from_pretrained("runs/demo")  # or weights/xl, or a hub id
 images = flowtok.text_to_image(["a red circle at the top left"])
 captions = flowtok.image_to_text(images)
 """
@@ -13,16 +13,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from flowtok_jax import pretrained
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.errors import UserError
 from flowtok_jax.flow import samplers
-from flowtok_jax.models.build import GROUPS, Nets, make_nets
+from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.shapes import CaptionIds, Image, Key, Params, TextFeatures, Tokens
-from flowtok_jax.weights import load_group, steps_of
+from flowtok_jax.weights import groups_of, load_group, read_group
 from flowtok_jax.workdir import open_vocabulary, read_config
 
 SOURCES = ("sample", "mean")
@@ -99,6 +101,11 @@ class FlowTok:
         caption: SampleOptions = SampleOptions(scale=1.0),  # noqa: B008
         text_scale: float = 1.0,
     ):
+        if len(vocabulary) > nets.clip.vocab_size:
+            raise UserError(
+                f"the vocabulary has {len(vocabulary)} tokens, more than the "
+                f"{nets.clip.vocab_size} of clip.vocab_size: it is another model's"
+            )
         self.nets, self.params, self.vocabulary = nets, params, vocabulary
         self.sample, self.caption = sample.check(), caption.check()
         self.text_scale = text_scale
@@ -132,7 +139,7 @@ class FlowTok:
         """
         workdir = pathlib.Path(workdir)
         config = read_config(workdir) if config is None else config
-        trained = [group for group in GROUPS if steps_of(workdir, group)]
+        trained = groups_of(workdir)
         if not trained:
             raise UserError(
                 f"no checkpoint in {workdir}; train one there first, or give the "
@@ -145,25 +152,78 @@ class FlowTok:
         params = {g: load_group(g, nets, config, workdir) for g in sorted(needed)}
         return cls.from_config(config, params, open_vocabulary(workdir, config))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | pathlib.Path,
+        config: ConfigDict | None = None,
+        *,
+        local_files_only: bool = False,
+    ) -> "FlowTok":
+        """Weights of a directory, or of a repository on the Hugging Face hub.
+
+        Args:
+            source: what `save_pretrained` or `python -m flowtok_jax.convert` wrote, a
+                hub id of such files, or the workdir of a run.
+            config: instead of the stored one, to sample with other options.
+            local_files_only: take a hub id from the cache, without the network.
+
+        Raises:
+            UserError: where the weights are not there, damaged or incomplete.
+        """
+        place = pretrained.find(source, local_files_only=local_files_only)
+        if not pretrained.is_pretrained(place):
+            return cls.from_workdir(place, config)
+        stored, groups = pretrained.read_config(place), groups_of(place)
+        needed = {"clip", "tokenizer"}
+        if "i2t" in groups:
+            needed.add("text_tokenizer")
+        missing = sorted(needed - set(groups))
+        if missing:
+            raise UserError(
+                f"{place} has {', '.join(groups)} only, and not {', '.join(missing)}; "
+                "convert them all into one directory"
+            )
+        nets = pretrained.make_nets(place) if config is None else make_nets(config)
+        config = stored if config is None else config
+        params = {group: read_group(place, nets, group) for group in groups}
+        vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
+        return cls.from_config(config, params, vocabulary)
+
+    def save_pretrained(self, directory: str | pathlib.Path) -> None:
+        """Writes a directory for `from_pretrained`, whole or not at all.
+
+        Raises:
+            UserError: where there is something in the directory already.
+        """
+        config = pretrained.make_config(
+            self.nets,
+            sample=self.sample._asdict(),
+            caption=self.caption._asdict(),
+            text_scale=self.text_scale,
+        )
+        groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
+        pretrained.save(pathlib.Path(directory), config, groups, self.vocabulary)
+
     def encode_text(self, prompts: Sequence[str]) -> Posterior:
         """The posterior of the source tokens [b, n, c] of text to image."""
         self._need("t2i", "encoding text")
         return self._run(self._project_t2i, self.vocabulary.encode(prompts))
 
-    def encode_image(self, images: Image) -> Posterior:
+    def encode_image(self, images: ArrayLike) -> Posterior:
         """The posterior of the raw tokens [b, n, c] of images [b, s, s, 3], [0, 1]."""
         return self._run(self._encode, self._checked(images))
 
-    def decode_image(self, tokens: Tokens, prompts: Sequence[str]) -> Image:
-        """Images [b, s, s, 3] in [0, 1] of raw tokens, guided by their captions."""
+    def decode_image(self, tokens: ArrayLike, prompts: Sequence[str]) -> Image:
+        """Images [b, s, s, 3] in [0, 1] of raw tokens [b, n, c], guided by captions."""
         ids = self.vocabulary.encode(prompts)
         return self._run(self._decode, jnp.asarray(tokens), ids)
 
     def reconstruct_text(self, prompts: Sequence[str]) -> list[str]:
         """Captions through the text tokenizer and back."""
         self._need("text_tokenizer", "decoding text")
-        ids = self.vocabulary.encode(prompts)
-        return self.vocabulary.decode(self._run(self._reconstruct_text, ids))
+        ids = self._run(self._reconstruct_text, self.vocabulary.encode(prompts))
+        return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
         self, prompts: Sequence[str], seed: int = 0, **options
@@ -180,9 +240,7 @@ class FlowTok:
         ids = self.vocabulary.encode(prompts)
         return self._in_batches(self._text_to_image, ids, seed, chosen)
 
-    def image_to_text(
-        self, images: Float[np.ndarray, "b s s 3"], seed: int = 0, **options
-    ) -> list[str]:
+    def image_to_text(self, images: ArrayLike, seed: int = 0, **options) -> list[str]:
         """One caption an image; images are [b, s, s, 3] in [0, 1].
 
         Args:
@@ -201,14 +259,19 @@ class FlowTok:
                 f"{', '.join(sorted(self.params))}; train stage {group} first"
             )
 
-    def _checked(self, images: Image) -> np.ndarray:
-        images, side = np.asarray(images, np.float32), self.nets.tokenizer.image_size
+    def _checked(self, images: ArrayLike) -> np.ndarray:
+        images, side = np.asarray(images), self.nets.tokenizer.image_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
             raise UserError(
                 f"images have shape {images.shape}; wanted (b, {side}, {side}, 3) "
                 "with b at least 1"
             )
-        return images
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"images are {images.dtype}; wanted floats in [0, 1]: divide uint8 by "
+                "255"
+            )
+        return images.astype(np.float32)
 
     def _program(self, function: Callable, **static) -> Callable:
         """The compiled function; one for each choice of static arguments."""

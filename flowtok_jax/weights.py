@@ -1,14 +1,20 @@
-"""Trained parameters of a workdir: CHECKPOINTS/GROUP/STEP, item `ema`."""
+"""Trained parameters of a place: a run's workdir, where they are the item `ema` of
+CHECKPOINTS/GROUP/STEP, or a directory of pretrained weights.
+"""
 
+import logging
 import pathlib
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from flowtok_jax import pretrained
 from flowtok_jax.errors import UserError
-from flowtok_jax.models.build import Nets, abstract_group, init_group
+from flowtok_jax.models.build import GROUPS, Nets, abstract_group, init_group
 from flowtok_jax.shapes import Params
+from flowtok_jax.tensors import check_shapes
 
 CHECKPOINTS = "checkpoints"
 
@@ -21,44 +27,77 @@ def steps_of(workdir: pathlib.Path, group: str) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder))
 
 
-def read_group(workdir: pathlib.Path, nets: Nets, group: str) -> Params:
-    """The newest EMA parameters of a group.
+def groups_of(place: pathlib.Path) -> list[str]:
+    """The groups that a place has parameters of."""
+    if pretrained.is_pretrained(place):
+        return pretrained.read_groups(place)
+    return [group for group in GROUPS if steps_of(place, group)]
+
+
+def read_group(
+    place: pathlib.Path, nets: Nets, group: str, *, is_start: bool = False
+) -> Params:
+    """A group's parameters, of a run the newest EMA ones.
+
+    Args:
+        is_start: as of `pretrained.check_unseen`.
 
     Raises:
-        UserError: where there is no checkpoint.
-        UserError: where one is there that does not fit the networks.
+        UserError: where there are none, or they do not fit the networks.
     """
-    steps = steps_of(workdir, group)
-    folder = workdir / CHECKPOINTS / group
-    if not steps:
-        raise UserError(f"no checkpoint of {group} in {folder}")
+    if group not in groups_of(place):
+        raise UserError(f"no weights of {group} in {place}")
+    pretrained.check_unseen(place, nets, group, is_start=is_start)
+    if pretrained.is_pretrained(place):
+        return pretrained.read_group(place, nets, group)
+    step = steps_of(place, group)[-1]
+    return _restore(place / CHECKPOINTS / group / str(step) / "ema", nets, group)
+
+
+def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
+    wanted = abstract_group(nets, group)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
-        abstract_group(nets, group),
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted
     )
-    path = (folder / str(steps[-1]) / "ema").resolve()
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, target)
+        stored = checkpointer.metadata(path.resolve()).item_metadata.tree
+        got, wanted = (
+            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
+            for t in (stored, wanted)
+        )
+        check_shapes(f"{path} does not fit the config", got, wanted)
+        return checkpointer.restore(path.resolve(), target)
+
+
+def _init_from(config: ConfigDict) -> pathlib.Path | None:
+    """The place that `init_from` names.
+
+    Raises:
+        UserError: where it names one that is not there.
+    """
+    place = pathlib.Path(config.init_from) if config.init_from else None
+    if place is not None and not place.is_dir():
+        raise UserError(
+            f"init_from = {place} does not exist; wanted the workdir of a run, or a "
+            "directory written by save_pretrained or `python -m flowtok_jax.convert`"
+        )
+    return place
 
 
 def load_group(
     group: str, nets: Nets, config: ConfigDict, workdir: pathlib.Path
 ) -> Params:
-    """A group's parameters: of this workdir, else of `init_from`, else random CLIP.
+    """A group's parameters: of this workdir, else of `init_from`.
 
     Raises:
         UserError: where none of these has them, saying what to do.
     """
-    places = [workdir]
-    if config.init_from:
-        places.append(pathlib.Path(config.init_from))
+    places = [place for place in (workdir, _init_from(config)) if place]
     for place in places:
-        if steps_of(place, group):
+        if group in groups_of(place):
             return read_group(place, nets, group)
-    if group == "clip" and config.text.weights == "random":
-        return init_group(nets, "clip", jax.random.key(config.text.seed))
-    where = " nor in ".join(str(p / CHECKPOINTS / group) for p in places)
+    where = " nor in ".join(map(str, places))
     cure = (
         "set --config.init_from=DIR to a directory that has it, or "
         "--config.text.weights=random for a tower at random initialisation"
@@ -67,3 +106,31 @@ def load_group(
         "where it was trained"
     )
     raise UserError(f"no weights of {group} in {where}; {cure}")
+
+
+def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
+    """What training of a group starts from: its parameters in `init_from`, if any."""
+    place = _init_from(config)
+    if place is None or group not in groups_of(place):
+        if place is not None:
+            logging.info("%s starts afresh: %s does not have it", group, place)
+        return None
+    logging.info("%s starts from %s", group, place)
+    return read_group(place, nets, group, is_start=True)
+
+
+def store_random_clip(config: ConfigDict, nets: Nets, workdir: pathlib.Path) -> None:
+    """Stores the never-trained text tower of a config that wants one.
+
+    Stored, not drawn again, so that weights trained on its features keep it; for the
+    same reason that of `init_from` goes before.
+    """
+    if config.text.weights != "random" or steps_of(workdir, "clip"):
+        return
+    place = _init_from(config)
+    if place is not None and "clip" in groups_of(place):
+        return
+    params = init_group(nets, "clip", jax.random.key(config.text.seed))
+    folder = (workdir / CHECKPOINTS / "clip").resolve()
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))

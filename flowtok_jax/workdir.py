@@ -53,18 +53,34 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
-    """The config of one stage: its deltas put over the shared keys."""
+    """The config of one stage: its deltas put over the shared keys.
+
+    Raises:
+        UserError: for a delta of a key that there is not.
+    """
     resolved = config.copy_and_resolve_references()
     if stage in config.per_stage:
+        known = _flat(config.to_dict())
+        for key in _flat(config.per_stage[stage].to_dict()):
+            if key not in known:
+                raise UserError(
+                    f"per_stage.{stage}.{key} is no key of the config; wanted the "
+                    "name of one, such as train.num_steps"
+                )
         with resolved.unlocked():
             resolved.update(config.per_stage[stage])
     return resolved
 
 
 def drop_overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Makes keys given on the command line win over the stages' own values."""
+    """Makes keys given on the command line win over the stages' own values.
+
+    One given there for that stage too (per_stage.STAGE.KEY) wins over both.
+    """
     for stage in config.per_stage:
         for key in overrides:
+            if f"per_stage.{stage}.{key}" in overrides:
+                continue
             *path, last = key.split(".")
             section = config.per_stage[stage]
             for name in path:
@@ -124,8 +140,11 @@ def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
     """Stores the config, or checks that the stored one is the same; the vocabulary.
 
     Raises:
-        UserError: where the workdir belongs to another config, naming the keys.
+        UserError: where the workdir belongs to another config, naming the keys, or is
+            no directory.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {workdir} is a file; wanted a directory")
     new = json.loads(config_to_json(config))
     if (workdir / CONFIG).is_file():
         old, asked = _flat(read_json(workdir / CONFIG)), _flat(new)
@@ -142,8 +161,9 @@ def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
                 "config that it was made with"
             )
         new["stages"] = old_stages(workdir, new["stages"])
+    vocabulary = open_vocabulary(workdir, config)  # first: it may refuse the config
     write_json(workdir / CONFIG, new)
-    return open_vocabulary(workdir, config)
+    return vocabulary
 
 
 def old_stages(workdir: pathlib.Path, stages: list[str]) -> list[str]:
@@ -153,10 +173,15 @@ def old_stages(workdir: pathlib.Path, stages: list[str]) -> list[str]:
 
 
 def open_vocabulary(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
-    """The workdir's own vocabulary, else the one its config names, stored there."""
-    own = workdir / captions.FILE
+    """The workdir's own vocabulary; else that of `init_from`, whose weights know no
+    other, or the one that the config names, stored there.
+    """
+    own, start = workdir / captions.FILE, pathlib.Path(config.init_from, captions.FILE)
     if own.is_file():
         return Vocabulary.load(str(own), config.latent.tokens)
-    vocabulary = make_vocabulary(config, config.train.seed)
+    if config.init_from and start.is_file():
+        vocabulary = Vocabulary.load(str(start), config.latent.tokens)
+    else:
+        vocabulary = make_vocabulary(config, config.train.seed)
     vocabulary.save(workdir)
     return vocabulary

@@ -1,12 +1,48 @@
 """Settings of every test: 8 CPU devices, no silent broadcasts, warnings are errors."""
 
+import os
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tiny programs take far longer to compile than to run: this saves a third of the time.
+# Tiny programs take far longer to compile than to run: these save four fifths of it.
+# Other processes started by tests inherit them.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if jax.__version_info__ < (0, 11):  # a later jaxlib may lack the flag, and abort
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+
+
+# The package is imported late: its types are checked only in what is imported after
+# this file.
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A run of the tiny demo, for every test that needs trained weights; read-only."""
+    from tests import run
+
+    return run.make_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def flowtok(demo):
+    """The tiny demo's weights."""
+    from flowtok_jax.pipeline import FlowTok
+
+    return FlowTok.from_workdir(demo.workdir)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Calls the command line in this process."""
+    from tests import run
+
+    return run.Cli(monkeypatch, capsys)

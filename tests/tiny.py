@@ -1,9 +1,6 @@
 """Tiny networks and a batch for tests, and the weights behind the golden numbers."""
 
 import functools
-import json
-import math
-import zlib
 from pathlib import Path
 
 import jax
@@ -12,11 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.convert.convert import convert, release_shapes
+from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.models.build import Nets, abstract_group, make_nets
-from flowtok_jax.models.layers import rope_tables, sincos_positions
 
 GOLDENS = Path(__file__).parent / "goldens"
-GOLDEN = json.loads((GOLDENS / "golden.json").read_text())
+FOLDER = Goldens(GOLDENS)
+GOLDEN, golden = FOLDER.values, FOLDER.arrays
+draw, uniform = FOLDER.draw, FOLDER.uniform
 HEADS = {"dit": 4, "projector": 4, "clip": 4}
 
 
@@ -70,7 +69,11 @@ def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
 def random_like(params, seed: int = 0, std: float = 0.2):
     """Noise of the shapes of a tree, so that no leaf is at zero; compiles nothing."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: std * normal(rng, *x.shape), params)
+
+    def draw(leaf):
+        return jnp.asarray(std * rng.standard_normal(leaf.shape, np.float32), "float32")
+
+    return jax.tree.map(draw, params)
 
 
 def random_params(networks: Nets, group: str, seed: int = 0) -> dict:
@@ -78,48 +81,14 @@ def random_params(networks: Nets, group: str, seed: int = 0) -> dict:
     return random_like(abstract_group(networks, group), seed)
 
 
-def draw(name: str, *shape: int) -> np.ndarray:
-    """The golden rule: a normal draw that the name seeds."""
-    seed = zlib.crc32(f"{GOLDEN['salt']}/{name}".encode())
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
-def uniform(name: str, *shape: int) -> np.ndarray:
-    """The golden rule: values in (0, 1)."""
-    return 1 / (1 + np.exp(-draw(name, *shape)))
-
-
-def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The golden rule: a weight of the release."""
-    values = draw(name, *shape)
-    if len(shape) >= 2:
-        return values / np.float32(math.sqrt(math.prod(shape[1:])))
-    if name.endswith((".weight", ".g")):
-        return 1 + np.float32(0.1) * values
-    return np.float32(0.1) * values
-
-
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a released state dict."""
-    text = (GOLDENS / f"{name}.manifest.json").read_text()
-    return {name: tuple(shape) for name, shape in json.loads(text).items()}
+    return {key: array.shape for key, array in FOLDER.state(name).items()}
 
 
 def state_dict(name: str) -> dict[str, np.ndarray]:
     """The state dict behind the goldens: "flowtok_tiny" or "flowtitok_tiny"."""
-    state = {}
-    for key, shape in manifest(name).items():
-        if key == "pos_embed":
-            state[key] = sincos_positions(*shape[1:])[None]
-        elif "freqs_" in key:
-            tables = rope_tables(math.isqrt(shape[0]), shape[1])
-            state[key] = tables["freqs_sin" in key]
-        elif key == "t2t_temperature":
-            state[key] = np.float32(math.log(1 / 0.07))
-        else:
-            state[key] = weight(key, shape)
-    return state
+    return {key: np.asarray(array) for key, array in FOLDER.state(name).items()}
 
 
 def clip_state_dict(sizes: dict, seed: int = 0) -> dict[str, np.ndarray]:
@@ -127,12 +96,6 @@ def clip_state_dict(sizes: dict, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = release_shapes("clip", sizes)
     return {k: 0.1 * rng.standard_normal(s, np.float32) for k, s in shapes.items()}
-
-
-def golden(name: str) -> dict[str, np.ndarray]:
-    """The arrays of one golden file."""
-    with np.load(GOLDENS / f"{name}.npz") as arrays:
-        return dict(arrays)
 
 
 @functools.cache

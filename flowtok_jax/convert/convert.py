@@ -6,6 +6,7 @@ A state dict maps a name to an array in PyTorch's layout. Groups are those of
 be used or dropped for a stated reason, every leaf of ours set, every shape right.
 """
 
+import logging
 import math
 import re
 from collections import defaultdict
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.convert import rules
@@ -26,8 +26,8 @@ from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
 from flowtok_jax.shapes import Params
+from flowtok_jax.tensors import Shape, check_shapes
 
-Shape = tuple[int, ...]
 _DIT_HEADS = {(size["width"], size["depth"]): size["heads"] for size in SIZES.values()}
 
 
@@ -65,8 +65,7 @@ def convert(
         UserError: naming what is unused, unset, of a wrong shape, or a table that is
             not ours.
     """
-    for name, why in find_ignored(group, state).items():
-        logging.info("%s: %s not converted (%s)", group, name, why)
+    _log_ignored(group, find_ignored(group, state))
     sizes = read_sizes(group, {name: np.shape(x) for name, x in state.items()}, heads)
     state = rules.DEFAULTS[group] | dict(state)
     _check_tables(group, state, sizes)
@@ -92,7 +91,8 @@ def to_release(
         {path: np.shape(leaf) for path, leaf in tree.items()}
         for tree in (leaves, targets)
     )
-    _check(group, "parameters", got, wanted, note=f"sizes: {sizes}")
+    what = f"these parameters do not fit the release's {group!r}"
+    check_shapes(what, got, wanted, note=f"sizes: {sizes}")
     state = _tables(group, sizes)
     for rule in rules.RULES[group]:
         leaf = np.asarray(leaves[rule.target])
@@ -143,8 +143,18 @@ def read_sizes(
     )
     sizes = unflatten_dict(flat, sep=".")
     _FINISH[group](sizes, heads or {}, note)
-    _check(group, "state dict", shapes, release_shapes(group, sizes), note=note)
+    check_shapes(_misfit(group), shapes, release_shapes(group, sizes), note=note)
     return sizes
+
+
+def _log_ignored(group: str, ignored: Mapping[str, str]) -> None:
+    """One line a reason."""
+    names = defaultdict(list)
+    for name, why in ignored.items():
+        names[why].append(name)
+    for why, found in names.items():
+        shown = found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
+        logging.info("%s: not converted: %s (%s)", group, shown, why)
 
 
 def find_ignored(group: str, names: Iterable[str]) -> dict[str, str]:
@@ -175,43 +185,19 @@ def _check_names(group: str, names: Iterable[str], depths: Mapping[str, int]) ->
                 if source.startswith(template)
             )
             wanted |= {source.format(i) for i in range(next(counts, 1))}
-    _check(group, "state dict", dict.fromkeys(names, ()), dict.fromkeys(wanted, ()))
+    got, wanted = (dict.fromkeys(x, ()) for x in (names, wanted))
+    check_shapes(_misfit(group), got, wanted)
 
 
-def _check(
-    group: str,
-    what: str,
-    got: Mapping[str, Shape],
-    wanted: Mapping[str, Shape],
-    note: str = "",
-) -> None:
-    """Compares names and shapes; raises one error that lists all that differs."""
-    shared = [name for name in got if name in wanted]
-    faults = {
-        "not used": [name for name in got if name not in wanted],
-        "missing": [name for name in wanted if name not in got],
-        "wrong shape": [
-            f"{name} is {got[name]}, wanted {wanted[name]}"
-            for name in shared
-            if got[name] != wanted[name]
-        ],
-    }
-    parts = [_list(kind, names) for kind, names in faults.items() if names]
-    if parts:
-        parts += [note] if note else []
-        raise UserError(f"this {what} does not fit {group!r}: {'; '.join(parts)}")
-
-
-def _list(kind: str, names: list[str], shown: int = 12) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{kind} ({len(names)}): {', '.join(sorted(names)[:shown])}{more}"
+def _misfit(group: str) -> str:
+    return f"this state dict does not fit {group!r}"
 
 
 def _axis(group: str, name: str, shape: Shape, axis: int) -> int:
     if axis >= len(shape):
         raise UserError(
-            f"this state dict does not fit {group!r}: wrong shape (1): {name} is "
-            f"{shape}, wanted at least {axis + 1} axes"
+            f"{_misfit(group)}: wrong shape (1): {name} is {shape}, wanted at least "
+            f"{axis + 1} axes"
         )
     return shape[axis]
 
@@ -231,7 +217,7 @@ def _find_heads(
         raise UserError(
             f"{network} of width {size[0]} and depth {size[1]} is no published size "
             f"{sorted(known)} and no shape tells its heads; give heads={{{network!r}: "
-            f"N}}; {note}"
+            f"N}} (--heads={network}=N); {note}"
         )
     _divide(size[0], found, f"width of {network} by its heads", note)
     return found
@@ -269,13 +255,13 @@ def _finish_clip(sizes: dict, heads: Mapping[str, int], note: str) -> None:
 _FINISH = {"t2i": _finish_t2i, "tokenizer": _finish_tokenizer, "clip": _finish_clip}
 
 
-def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> shape and dtype of every leaf of the group, each of which has a rule."""
+def networks(sizes: Mapping[str, Any]) -> Nets:
+    """The networks of these sizes; of those without any, some."""
     parts = defaultdict(dict, sizes)
     latent = dict(parts["latent"])
     tokenizer = {"encoder": {}, "decoder": {}} | dict(parts["tokenizer"])
     channels = {key: x for key, x in latent.items() if key == "channels"}
-    nets = Nets(
+    return Nets(
         clip=ClipText(**parts["clip"], context=latent["tokens"]),
         tokenizer=Tokenizer(**tokenizer, **latent),
         projector=TextProjector(**parts["projector"], **channels),
@@ -283,7 +269,11 @@ def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
         dit=DiT(**(SIZES["s"] | dict(parts["dit"])), **latent),
         text_decoder=TextDecoder(),
     )
-    targets = flatten_dict(abstract_group(nets, group), sep="/")
+
+
+def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> shape and dtype of every leaf of the group, each of which has a rule."""
+    targets = flatten_dict(abstract_group(networks(sizes), group), sep="/")
     ruled = {rule.target for rule in rules.RULES[group]}
     if ruled != targets.keys():
         raise ValueError(

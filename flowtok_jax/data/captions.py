@@ -66,8 +66,11 @@ class Vocabulary:
         return cls(clip.backend_tokenizer, context)
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes `vocabulary.json`."""
-        self.tokenizer.save(str(directory / FILE))
+        """Writes `vocabulary.json`, whole or not at all."""
+        directory.mkdir(parents=True, exist_ok=True)
+        part = directory / f"{FILE}.part"
+        self.tokenizer.save(str(part))
+        part.replace(directory / FILE)
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()

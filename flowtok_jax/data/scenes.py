@@ -29,6 +29,7 @@ CANVAS = 32
 RADIUS = (6.0, 7.0)
 JITTER = 0.75
 BACKGROUND = (0.04, 0.16)
+TWO_OBJECTS = 0.8  # share of scenes; those of one object are few and easy
 
 SINGLE = (
     "a {o} at the {p}",
@@ -68,10 +69,10 @@ def all_objects() -> list[Object]:
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
-    """A random scene of one or two objects, even odds, on its side of the split."""
+    """A random scene of one or two objects, on its side of the split."""
     colours = tuple(COLOURS)
     while True:
-        count = 1 + int(rng.integers(2))
+        count = 1 + int(rng.random() < TWO_OBJECTS)
         places = sorted(rng.permutation(4)[:count])
         shapes, tints = rng.integers(3, size=count), rng.integers(6, size=count)
         scene = tuple(

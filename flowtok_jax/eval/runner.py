@@ -22,6 +22,7 @@ from flowtok_jax.shapes import Params
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
 PREVIEW_COLUMNS = 8
+RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
 
 class Examples(NamedTuple):
@@ -162,7 +163,7 @@ PREVIEWS = {
 
 def summarize_scenes(
     flowtok: FlowTok, *, samples: int, seed: int
-) -> tuple[Scalars, Pictures]:
+) -> tuple[dict[str, float | int | str], Pictures]:
     """Everything that the demo claims, of scenes held out of training and of seen ones.
 
     Each number rests on `samples` examples; options are those of the flowtok.
@@ -174,6 +175,7 @@ def summarize_scenes(
     )
     real = np.concatenate([held_out.floats, seen.floats])
     scalars = {
+        "text_tower": RANDOM_TOWER.partition(": ")[2],
         "samples": len(held_out.captions),
         "oracle_accuracy_real": attribute_accuracy(real, held_out.scenes + seen.scenes),
     }
@@ -220,12 +222,12 @@ def _summarize_t2i(flowtok: FlowTok, held_out: Examples, seen: Examples):
         "t2i_diversity": float(np.abs(first - second).mean()),
         "source_sigma": float(flowtok.encode_text(held_out.captions).std.mean()),
     }
-    rows = _rows(pictures.to_uint8(first))
-    return scalars, {
-        "text_to_image": pictures.grid(
-            rows, [held_out.captions[:8], held_out.captions[8:16]]
-        )
-    }
+    samples = (_rows(pictures.to_uint8(x)) for x in (first, second))
+    rows = [row for pair in zip(*samples, strict=True) for row in pair]
+    captions = (held_out.captions[:8], held_out.captions[8:16])
+    texts = [texts for c in captions for texts in ([""] * 8, c)]
+    footer = f"Captions held out of training, two samples each; {RANDOM_TOWER}."
+    return scalars, {"text_to_image": pictures.grid(rows, texts, footer=footer)}
 
 
 def _summarize_i2t(flowtok: FlowTok, held_out: Examples, seen: Examples):
@@ -249,5 +251,6 @@ def _summarize_i2t(flowtok: FlowTok, held_out: Examples, seen: Examples):
         _rows(held_out.images),
         [captions[:8], captions[8:16]],
         right=[marks[:8], marks[8:16]],
+        footer=f"Images held out of training; {RANDOM_TOWER}.",
     )
     return scalars, {"image_to_text": grid}

@@ -59,6 +59,11 @@ def contrastive_alignment(
     `groups` cuts the batch into that many equal parts which see only themselves: 1 is
     the global batch; the number of devices, what the release computes.
     """
+    if groups < 1 or z.shape[0] % groups:
+        raise UserError(
+            f"loss.t2i.align_groups is {groups}; wanted a divisor of the "
+            f"{z.shape[0]} rows of the batch"
+        )
     a, b = (x.reshape(groups, x.shape[0] // groups, -1) for x in (z, target))
     a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
     logits = jnp.exp(tau) * jnp.einsum("gif,gjf->gij", a, b)

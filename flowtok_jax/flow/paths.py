@@ -2,7 +2,7 @@
 
     z_t      = (1 - (1 - SIGMA_MIN) t) z_src + t z_tgt
     velocity = d z_t / dt = z_tgt - (1 - SIGMA_MIN) z_src
-    t        ~ sigmoid(N(0, 1))
+    t        ~ sigmoid(N(location, 1))
 
 (FlowTok section 3.3; release file `libs/flow_matching.py`; null rows: CrossFlow's
 guidance without a condition input.)
@@ -16,9 +16,12 @@ from flowtok_jax.shapes import Key, Rows, Time, Tokens
 SIGMA_MIN = 1e-5
 
 
-def sample_time(key: Key, batch: int) -> Time:
-    """One logit-normal time a row, in (0, 1)."""
-    return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+def sample_time(key: Key, batch: int, location: float = 0.0) -> Time:
+    """One logit-normal time a row, in (0, 1).
+
+    A location below 0, the paper's, moves the times towards the source.
+    """
+    return jax.nn.sigmoid(location + jax.random.normal(key, (batch,)))
 
 
 def straight_path(z_src: Tokens, z_tgt: Tokens, t: Time) -> tuple[Tokens, Tokens]:

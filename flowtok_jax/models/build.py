@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from flowtok_jax.errors import UserError
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
 from flowtok_jax.shapes import Key, Params
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 # group -> the networks whose parameters it holds
 GROUPS = {
@@ -40,6 +43,10 @@ class Nets(NamedTuple):
 
 def make_nets(config: ConfigDict) -> Nets:
     """Builds the modules; their parameters are made by `init_group` or loaded."""
+    if config.compute.dtype not in DTYPES:
+        raise UserError(
+            f"compute.dtype is {config.compute.dtype!r}; wanted one of {DTYPES}"
+        )
     tokens, channels = config.latent.tokens, config.latent.channels
     latent = dict(tokens=tokens, channels=channels)
     dtype = dict(dtype=jnp.dtype(config.compute.dtype))

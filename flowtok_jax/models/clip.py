@@ -33,7 +33,8 @@ class ClipBlock(nn.Module):
 class ClipText(nn.Module):
     """Features [b, n, e] of caption ids; the defaults are those of ViT-L/14-336.
 
-    `embedding_std` matters only where the tower is used at random initialisation.
+    `embedding_std`, and half of it for positions, matters only where the tower is used
+    at random initialisation.
     """
 
     width: int = 768
@@ -51,7 +52,9 @@ class ClipText(nn.Module):
             self.vocab_size, self.width, self.dtype, embedding_init=init, name="embed"
         )
         positions = self.param(
-            "positions", nn.initializers.normal(0.01), (self.context, self.width)
+            "positions",
+            nn.initializers.normal(0.5 * self.embedding_std),
+            (self.context, self.width),
         )
         x = embed(caption_ids) + positions.astype(self.dtype)[None]
         blocks = scan_blocks(ClipBlock, self.depth, "none")

@@ -104,6 +104,15 @@ class Attention(nn.Module):
         rope: tuple[Float[Array, "r k"], Float[Array, "r k"]] | None = None,
     ) -> Float[Array, "b m d"]:
         batch, length, width = x.shape
+        if width % self.heads:
+            raise UserError(
+                f"width is {width} and heads {self.heads}; wanted heads that divide it"
+            )
+        if self.implementation not in ATTENTION:
+            raise UserError(
+                f"compute.attention is {self.implementation!r}; wanted one of "
+                f"{ATTENTION}"
+            )
         dense = dict(
             dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
         )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.loader import Batch, make_loader
+from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import Nets, init_group
 from flowtok_jax.shapes import Params
 from flowtok_jax.train import sharding
@@ -22,6 +23,7 @@ from flowtok_jax.train.optimizer import make_optimizer, make_schedule
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.state import TrainState, make_state, params_sha256
 from flowtok_jax.train.steps import TASKS, train_steps
+from flowtok_jax.weights import steps_of
 
 # Of EMA parameters: scalars, and pictures [h, w, 3] uint8.
 Evaluate = Callable[[Params], tuple[dict[str, float], dict[str, np.ndarray]]]
@@ -37,7 +39,7 @@ class Result(NamedTuple):
 class Run(NamedTuple):
     """The compiled pieces of one stage."""
 
-    start: Callable[[], TrainState]
+    start: Callable[[Params | None], TrainState]
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
     abstract: TrainState
     frozen: Params
@@ -46,18 +48,31 @@ class Run(NamedTuple):
 
 
 def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
-    """Builds the jitted start and step of a task over the mesh."""
+    """Builds the jitted start and step of a task over the mesh.
+
+    Raises:
+        UserError: where the config has a number that cannot be.
+    """
     mesh = sharding.make_mesh(**config.mesh)
+    _check(config, mesh)
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
 
-    def start():
+    def make(params=None):
         key = jax.random.key(config.train.seed)
-        params = init_group(nets, task, jax.random.fold_in(key, 0))
+        if params is None:
+            params = init_group(nets, task, jax.random.fold_in(key, 0))
         return make_state(params, optimizer, config.train.seed)
 
-    abstract = jax.eval_shape(start)
+    abstract = jax.eval_shape(make)
     places = sharding.shardings(mesh, abstract)
+    make = jax.jit(make, out_shardings=places)
+
+    def start(params):
+        if params is not None:
+            params = jax.device_put(params, places.params)
+        return make(params)
+
     batch_place = sharding.batch_sharding(mesh)
     frozen_places = sharding.shardings(mesh, frozen)
     step = functools.partial(
@@ -67,7 +82,7 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
         ema_decay=config.train.ema_decay,
     )
     return Run(
-        start=jax.jit(start, out_shardings=places),
+        start=start,
         step=jax.jit(
             step,
             donate_argnums=0,
@@ -81,21 +96,46 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     )
 
 
+def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    for name in ("num_steps", "batch_size", "steps_per_call"):
+        if config.train[name] < 1:
+            raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.train.batch_size % parts:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}; wanted a multiple of "
+            f"{parts}, the parts into which mesh.data and mesh.fsdp split it"
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
 def _next_stop(step: int, config: ConfigDict) -> int:
     """The step at which the host has to look at the state again."""
     stops = [step + config.train.steps_per_call, config.train.num_steps]
     for every in (config.checkpoint.every, config.log.every, config.log.preview_every):
-        if every:
+        if every > 0:
             stops.append(step - step % every + every)
     return min(stops)
 
 
-def _stack(loader: Iterator[Batch], count: int, place) -> Batch:
+def _stack(loader: Iterator[Batch], count: int, place) -> dict[str, jax.Array]:
     batches = [next(loader) for _ in range(count)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(place, a), stacked
     )
+
+
+def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | None:
+    """The result of a stage that has nothing left to train; None for another."""
+    if max(steps_of(workdir, task), default=-1) < config.train.num_steps:
+        return None
+    with Checkpoints(workdir, task, keep=config.checkpoint.keep) as checkpoints:
+        meta = checkpoints.read_meta()
+    return Result(meta["seconds"], meta["params_sha256"])
 
 
 def train(
@@ -106,36 +146,40 @@ def train(
     nets: Nets,
     frozen: Params,
     vocabulary: Vocabulary,
-    make_evaluate: Callable[[], Evaluate],
+    evaluate: Evaluate,
+    load_start: Callable[[], Params | None] = lambda: None,
 ) -> Result:
     """Trains one stage to its end, from its newest checkpoint or from the start.
 
     Args:
         frozen: the parameters of the groups that the task needs.
-        make_evaluate: called once, and only where there is something left to train.
+        load_start: gives the parameters to start from, None for random ones; called
+            only where there is no checkpoint.
     """
     with Checkpoints(workdir, task, keep=config.checkpoint.keep) as checkpoints:
         meta = checkpoints.read_meta()
-        if meta is None or meta["step"] < config.train.num_steps:
-            run = make_run(config, task, nets, frozen)
-            state = run.start() if meta is None else checkpoints.restore(run.abstract)
-            start_step, first = int(state.step), jax.process_index() == 0
-            loader = make_loader(config, vocabulary, start_step)
-            with (
-                Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
-                Progress(task, start_step, config.train.num_steps, first) as progress,
-            ):
-                meta = _run_steps(
-                    config,
-                    run,
-                    state,
-                    loader,
-                    seconds=meta["seconds"] if meta else 0.0,
-                    checkpoints=checkpoints,
-                    metrics=metrics,
-                    progress=progress,
-                    evaluate=make_evaluate(),
-                )
+        run = make_run(config, task, nets, frozen)
+        if meta is None:
+            state = run.start(load_start())
+        else:
+            state = checkpoints.restore(run.abstract)
+        start_step, first = int(state.step), jax.process_index() == 0
+        loader = make_loader(config, vocabulary, start_step)
+        with (
+            Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
+            Progress(task, start_step, config.train.num_steps, first) as progress,
+        ):
+            meta = _run_steps(
+                config,
+                run,
+                state,
+                loader,
+                seconds=meta["seconds"] if meta else 0.0,
+                checkpoints=checkpoints,
+                metrics=metrics,
+                progress=progress,
+                evaluate=evaluate,
+            )
     return Result(meta["seconds"], meta["params_sha256"])
 
 
@@ -167,7 +211,7 @@ def _run_steps(
         values["lr"] = float(run.schedule(at - 1))
         last = (at, now)
         progress.update(at, values)
-        if at % config.log.every == 0 or at == config.train.num_steps:
+        if at == config.train.num_steps or _is_due(at, config.log.every):
             metrics.scalars(at, values)
 
     while step < config.train.num_steps:
@@ -178,14 +222,15 @@ def _run_steps(
             report()
         step, pending = stop, (stop, scalars)
         done = step == config.train.num_steps
-        if done:
+        saves = done or _is_due(step, config.checkpoint.every)
+        if saves:  # its line goes first: a run that resumes here does not write it
             report()
-        every = config.log.preview_every
-        if done or (every and step % every == 0):
+            pending = None
+        if done or _is_due(step, config.log.preview_every):
             values, grids = evaluate(state.ema)
             metrics.scalars(step, values)
             metrics.images(step, grids)
-        if done or step % config.checkpoint.every == 0:
+        if saves:
             meta = {
                 "step": step,
                 "seconds": seconds + time.monotonic() - begun,

@@ -1,29 +1,30 @@
 """What a run carries from step to step."""
 
 import hashlib
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
 
-from flowtok_jax.shapes import Key, Params
+from flowtok_jax.shapes import Params
 
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes; float32 but for `step` and `key`.
 
     `key` never changes: a step folds its number in. `ema` is the running average of
-    `params` that samples are drawn with.
+    `params` that samples are drawn with. Shapes and shardings take this form too, hence
+    fields of any type.
     """
 
-    step: Int[Array, ""]
-    key: Key
-    params: Params
-    ema: Params
-    opt_state: optax.OptState
+    step: Any
+    key: Any
+    params: Any
+    ema: Any
+    opt_state: Any
 
 
 def make_state(

@@ -127,11 +127,18 @@ def text_tokenizer_loss(
 
 
 def _flow_loss(
-    nets: Nets, dit: Params, z_src: Tokens, z_tgt: Tokens, null_rate: float, key: Key
+    nets: Nets,
+    dit: Params,
+    z_src: Tokens,
+    z_tgt: Tokens,
+    key: Key,
+    *,
+    null_rate: float,
+    time_location: float,
 ) -> Float[Array, ""]:
     """Velocity loss, mean over the batch, at random times and with null rows."""
     keys = dict(zip(("time", "null"), jax.random.split(key), strict=True))
-    t = paths.sample_time(keys["time"], z_src.shape[0])
+    t = paths.sample_time(keys["time"], z_src.shape[0], time_location)
     chosen = jax.random.bernoulli(keys["null"], null_rate, t.shape)
     z_tgt, null = paths.null_row_targets(z_tgt, chosen)
     z_t, velocity = paths.straight_path(z_src, z_tgt, t)
@@ -147,6 +154,7 @@ def t2i_loss(
     *,
     nets: Nets,
     null_rate: float,
+    time_location: float,
     kl: str,
     kl_weight: float,
     align: str,
@@ -170,8 +178,9 @@ def t2i_loss(
         alignment = losses.cosine_alignment(z_txt, target, align_margin)
     else:
         raise UserError(f"loss.t2i.align is {align!r}; wanted one of {ALIGNMENTS}")
+    flow = {"null_rate": null_rate, "time_location": time_location}
     terms = {
-        "flow": _flow_loss(nets, trained["dit"], z_txt, z_img, null_rate, keys["flow"]),
+        "flow": _flow_loss(nets, trained["dit"], z_txt, z_img, keys["flow"], **flow),
         "align": align_weight * alignment,
         "kl": kl_weight * losses.kl_loss(source.mean, source.logvar, kl),
     }
@@ -187,6 +196,7 @@ def i2t_loss(
     *,
     nets: Nets,
     null_rate: float,
+    time_location: float,
     target: str,
     text_scale: float,
 ) -> tuple[Float[Array, ""], Scalars]:
@@ -200,7 +210,8 @@ def i2t_loss(
     if target not in TARGETS:
         raise UserError(f"loss.i2t.target is {target!r}; wanted one of {TARGETS}")
     z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
-    loss = _flow_loss(nets, trained["dit"], z_img, z_txt, null_rate, keys["flow"])
+    flow = {"null_rate": null_rate, "time_location": time_location}
+    loss = _flow_loss(nets, trained["dit"], z_img, z_txt, keys["flow"], **flow)
     scalars = {"loss/flow": loss, "target/std": z_txt.std(), "source/std": z_img.std()}
     return loss, scalars
 
@@ -241,7 +252,7 @@ def train_step(
         ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
         opt_state=opt_state,
     )
-    scalars |= {"loss/total": value, "grad_norm": optax.global_norm(grads)}
+    scalars |= {"loss/total": value, "grad_norm": optax.tree.norm(grads)}
     return state, scalars
 
 

@@ -1,0 +1,232 @@
+"""Released weights to a directory that FlowTok.from_pretrained takes, and back.
+
+    python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \
+        --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \
+        --out=weights/xl
+    python -m flowtok_jax.convert --checkpoint=runs/xl --to_release=mine.pth
+
+Exit status: 0, or 2 for a mistake of the user's, with one line that says what to do.
+"""
+
+import argparse
+import functools
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from flowtok_jax import pretrained
+from flowtok_jax.convert import files
+from flowtok_jax.convert.convert import convert, read_sizes, to_release
+from flowtok_jax.convert.memory import peak_memory
+from flowtok_jax.convert.rules import RULES
+from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.errors import UserError
+from flowtok_jax.models import dit, tokenizer
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.pipeline import SampleOptions
+from flowtok_jax.weights import groups_of, read_group
+from flowtok_jax.workdir import read_config
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Source(NamedTuple):
+    """A group's state dict, where it comes from, and what its shapes tell."""
+
+    path: pathlib.Path
+    state: Mapping[str, np.ndarray]
+    heads: dict[str, int]
+    sizes: dict[str, Any]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of both directions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flowtok_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--flowtok", metavar="FILE", help="FlowTok-XL.pth, FlowTok-H.pth")
+    add("--tokenizer", metavar="FILE", help="FlowTiTok_512.bin")
+    add("--clip", metavar="DIR", help="directory or hub id of the CLIP it works with")
+    add("--out", metavar="DIR", help="directory to write; must not be there yet")
+    add("--heads", default="", help="of unpublished sizes: dit=4,projector=4,clip=4")
+    add("--dtype", default="float32", choices=DTYPES, help="to compute in later")
+    add("--local_files_only", action="store_true", help="take --clip from the cache")
+    add("--checkpoint", metavar="DIR", help="a run's workdir, or what --out wrote")
+    add("--to_release", metavar="FILE", help=".pth, .bin or .safetensors to write")
+    add("--group", default="t2i", choices=RULES, help="what --to_release writes")
+    return parser
+
+
+def parse_heads(text: str) -> dict[str, int]:
+    """`dit=4,clip=8` as a dict."""
+    heads = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition("=")
+        if name not in ("dit", "projector", "clip") or not number.isdecimal():
+            raise UserError(
+                f"--heads={text}: {part!r} is not understood; wanted NAME=NUMBER with "
+                "dit, projector or clip for NAME"
+            )
+        heads[name] = int(number)
+    return heads
+
+
+def find_sources(
+    paths: Mapping[str, str | None], heads: dict[str, int], local_files_only: bool
+) -> dict[str, Source]:
+    """The files behind the groups, with sizes as their shapes tell them."""
+    sources = {}
+    for group, given in paths.items():
+        if not given:
+            continue
+        path, known = pathlib.Path(given), dict(heads)
+        if group == "clip":
+            path = files.find_clip(given, local_files_only)
+            state, told = files.read_clip(path)
+            known = ({"clip": told} if told else {}) | heads
+        else:
+            state = files.read_state(path)
+        shapes = {name: np.shape(array) for name, array in state.items()}
+        try:
+            sizes = read_sizes(group, shapes, known)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        logging.info("%s: %s: %s", group, path, _inline(sizes))
+        sources[group] = Source(path, state, known, sizes)
+    return sources
+
+
+def _inline(sizes: Mapping[str, Any]) -> str:
+    """Nested sizes on one line."""
+    flat = flatten_dict(dict(sizes), sep=".")
+    return ", ".join(f"{key}={size}" for key, size in flat.items())
+
+
+def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
+    """The config of all the sources together; where none tells, FlowTok-B's.
+
+    Raises:
+        UserError: where two sources do not go together.
+    """
+    sections = {
+        "latent": {"tokens": 77, "channels": 16},
+        "clip": {"width": 768, "vocab_size": 49408},
+        "tokenizer": {
+            "encoder": tokenizer.SIZES["base"],
+            "decoder": tokenizer.SIZES["large"],
+        },
+        "projector": {},
+        "align_head": {},
+        "dit": dit.SIZES["b"],
+        "text_decoder": {},
+        "compute": {"dtype": dtype, "remat": "none", "attention": "xla"},
+    }
+    flat, told = flatten_dict(sections, keep_empty_nodes=True), {}
+    for source in sources.values():
+        for key, size in flatten_dict(source.sizes).items():
+            other, path = told.setdefault(key, (size, source.path))
+            if other != size:
+                raise UserError(
+                    f"{'.'.join(key)} is {other} in {path} and {size} in "
+                    f"{source.path}: they do not belong together"
+                )
+            flat.pop(key[:1], None)  # the mark of an empty section
+            flat[key] = size
+    return pretrained.make_config(
+        make_nets(ConfigDict(unflatten_dict(flat))),
+        sample=SampleOptions()._asdict(),
+        caption=SampleOptions(scale=1.0)._asdict(),
+        text_scale=1.0,
+    )
+
+
+def convert_source(group: str, sources: dict[str, Source]) -> dict[str, Any]:
+    """Our parameters of one group, whose source is let go of."""
+    source = sources.pop(group)
+    try:
+        return convert(group, source.state, source.heads)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
+
+
+def read_vocabulary(source: Source) -> Vocabulary:
+    """The vocabulary beside CLIP's weights, if it is that of its embeddings."""
+    context, size = (source.sizes[k] for k in ("latent", "clip"))
+    vocabulary = files.read_clip_vocabulary(source.path, context["tokens"])
+    if len(vocabulary) > size["vocab_size"]:
+        raise UserError(
+            f"the vocabulary in {source.path} has {len(vocabulary)} tokens, its "
+            f"weights have {size['vocab_size']}: they do not belong together"
+        )
+    return vocabulary
+
+
+def from_release(flags: argparse.Namespace) -> None:
+    """Converts the files named by the flags into the directory --out."""
+    paths = {"t2i": flags.flowtok, "tokenizer": flags.tokenizer, "clip": flags.clip}
+    if not any(paths.values()):
+        raise UserError(
+            "no weights named; wanted --flowtok=FILE, --tokenizer=FILE and --clip=DIR, "
+            "or some of them"
+        )
+    heads = parse_heads(flags.heads)
+    sources = find_sources(paths, heads, flags.local_files_only)
+    config = make_config(sources, flags.dtype)
+    vocabulary = read_vocabulary(sources["clip"]) if "clip" in sources else None
+    groups = {g: functools.partial(convert_source, g, sources) for g in sources}
+    pretrained.save(pathlib.Path(flags.out), config, groups, vocabulary)
+
+
+def back_to_release(flags: argparse.Namespace) -> None:
+    """Writes one group of --checkpoint as the state dict that the release loads."""
+    if not flags.checkpoint:
+        raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
+    place, target = pathlib.Path(flags.checkpoint), pathlib.Path(flags.to_release)
+    files.check_target(target)
+    nets = make_nets(read_config(place))
+    if flags.group not in groups_of(place):
+        raise UserError(
+            f"{place} has no weights of {flags.group}; it has those of "
+            f"{', '.join(groups_of(place)) or 'nothing'}"
+        )
+    params = read_group(place, nets, flags.group)
+    state = to_release(flags.group, params, pretrained.describe(nets))
+    files.write_state(target, state)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one direction; a user's mistake ends in one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for name in ("absl", "jax", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # transformers, for its tokenizer alone, says that it found no PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    flags, start = make_parser().parse_args(argv), time.monotonic()
+    try:
+        if bool(flags.out) == bool(flags.to_release):
+            raise UserError("wanted one of --out=DIR and --to_release=FILE")
+        (from_release if flags.out else back_to_release)(flags)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(
+        f"wrote {flags.out or flags.to_release} in {time.monotonic() - start:.1f} s, "
+        f"peak memory {peak_memory():.2f} GB\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""State dicts in files: PyTorch's own (.pth, .bin) and safetensors.
+
+PyTorch is needed for its own files only (requirements-convert.txt), and unpickles
+nothing but tensors (`weights_only=True`). The content decides, not the ending.
+"""
+
+import importlib.util
+import json
+import logging
+import pathlib
+import pickle
+import secrets
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flowtok_jax import pretrained
+from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.errors import UserError
+from flowtok_jax.tensors import check_file, read_safetensors, write_safetensors
+
+# Where training checkpoints keep a state dict, best first: samples are drawn with EMA
+# weights.
+CONTAINERS = ("ema", "model_ema", "model", "state_dict")
+CLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+CLIP_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*")
+# What our text tower computes, by the names of CLIP's config.json.
+CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+
+
+def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The state dict of a file, mapped into memory where its format allows.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{":  # first: its length, before, may look like the others
+        return read_safetensors(path)
+    if head.startswith(b"PK"):
+        _check_archive(path)
+        return _tensors(path, _unpickle(path, mmap=True))
+    if head.startswith(b"\x80"):  # before PyTorch 1.6
+        return _tensors(path, _unpickle(path, mmap=False))
+    raise UserError(
+        f"{path} is neither a file of PyTorch nor of safetensors; wanted a .pth, .bin "
+        "or .safetensors file"
+    )
+
+
+def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dict, whole or not at all; the ending says in which format.
+
+    Raises:
+        UserError: for another ending, and where there is such a file already.
+    """
+    check_target(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        if path.suffix == ".safetensors":
+            write_safetensors(part, state)
+        else:
+            torch = _torch(path)
+            # PyTorch wants arrays that it could write to.
+            copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
+            torch.save(copies, part)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_target(path: pathlib.Path) -> None:
+    """Refuses a file that `write_state` would not write."""
+    if path.suffix not in (".safetensors", ".pth", ".bin"):
+        raise UserError(f"{path} ends in none of .safetensors, .pth, .bin")
+    if path.exists():
+        raise UserError(f"{path} is there already; give another file, or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no directory; make it first")
+    if path.suffix != ".safetensors":
+        _torch(path)
+
+
+def has_torch() -> bool:
+    """Whether PyTorch's own files can be read."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _torch(path: pathlib.Path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a file of PyTorch, which is not installed; `pip install -r "
+            "requirements-convert.txt`, or use a .safetensors file, which needs none"
+        ) from error
+    return torch
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Refuses an archive that is cut short or whose checksums, if any, are wrong.
+
+    PyTorch itself does not compare them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            has_checksums = any(info.CRC for info in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({path.stat().st_size} bytes; {error}); "
+            "download it again"
+        ) from error
+    if damaged:
+        raise UserError(
+            f"{path} is damaged: the checksum of its part {damaged} is wrong; download "
+            "it again"
+        )
+
+
+def _unpickle(path: pathlib.Path, mmap: bool) -> Any:
+    torch = _torch(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # PyTorch's advice comes first, and is to run the file's code.
+        found = str(error).splitlines() or [""]
+        reason = next((line for line in found if "Unsupported" in line), found[0])
+        reason = reason.split(". ", 1)[0].strip()
+        raise UserError(
+            f"{path} holds no plain state dict ({type(error).__name__}: {reason}); "
+            "wanted tensors by name, as of torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
+def _tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
+    """Arrays by name, out of a training checkpoint where it is one."""
+    torch = _torch(path)
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}; wanted tensors by name"
+        )
+    inside = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+    if inside:
+        others = [str(name) for name in content if name != inside[0]]
+        logging.warning(
+            "%s holds %r, which is used, and %s, which is not",
+            path,
+            inside[0],
+            ", ".join(others) or "nothing else",
+        )
+        content = content[inside[0]]
+    wrong = [
+        f"{name!r} is a {type(value).__name__}"
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
+    if wrong or not content:
+        raise UserError(
+            f"{path} holds something else than tensors by name: "
+            f"{', '.join(wrong[:4]) or 'nothing'}; wanted a state dict, alone or as "
+            f"one of {', '.join(CONTAINERS)}"
+        )
+    return {name: _array(torch, value.detach()) for name, value in content.items()}
+
+
+def _array(torch: Any, tensor: Any) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
+    return tensor.numpy()
+
+
+def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
+    """A CLIP directory, or where a hub id was put: its safetensors if it has any."""
+    for name in CLIP_WEIGHTS:
+        directory = pretrained.find(
+            source, local_files_only=local_files_only, files=(*CLIP_FILES, name)
+        )
+        if (directory / name).is_file():
+            break
+    return directory
+
+
+def read_clip(directory: pathlib.Path) -> tuple[dict[str, np.ndarray], int | None]:
+    """The state dict of a CLIP directory, and its heads where its config.json says.
+
+    Raises:
+        UserError: where there are no weights, or the tower computes something else
+            than ours.
+    """
+    found = [directory / name for name in CLIP_WEIGHTS if (directory / name).is_file()]
+    if not found:
+        raise UserError(
+            f"{directory} has no CLIP weights; wanted one of {', '.join(CLIP_WEIGHTS)}"
+        )
+    heads, config = None, directory / "config.json"
+    if config.is_file():
+        values = json.loads(config.read_text())
+        values = values.get("text_config", values)
+        for key, ours in CLIP_FIXED.items():
+            if values.get(key, ours) != ours:
+                raise UserError(
+                    f"{config}: {key} of the text tower is {values[key]!r}; ours "
+                    f"computes {ours!r} only, as openai/clip-vit-large-patch14-336 does"
+                )
+        heads = values.get("num_attention_heads")
+    state = read_state(found[0])
+    if "embeddings.token_embedding.weight" in state:
+        # A text tower by itself, as transformers 5 saves it.
+        state = {f"text_model.{name}": array for name, array in state.items()}
+    return state, heads
+
+
+def read_clip_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
+    """The vocabulary of a CLIP directory.
+
+    Raises:
+        UserError: where its files are not there, or have no start token.
+    """
+    if not any(
+        all((directory / name).is_file() for name in names) for names in CLIP_VOCABULARY
+    ):
+        raise UserError(
+            f"{directory} has no vocabulary; wanted vocab.json and merges.txt, or "
+            "tokenizer.json, beside the weights"
+        )
+    vocabulary = Vocabulary.load(str(directory), context)
+    if vocabulary.start_id is None:
+        raise UserError(f"the vocabulary in {directory} has no start token")
+    return vocabulary

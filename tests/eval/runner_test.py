@@ -1,0 +1,161 @@
+import logging
+
+import numpy as np
+import pytest
+
+from flowtok_jax.data import scenes
+from flowtok_jax.data.scenes import Object
+from flowtok_jax.data.sources import Shapes
+from flowtok_jax.eval import runner
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.train.steps import TASKS
+from flowtok_jax.workdir import read_config
+
+RED = Object("circle", "red", "top left")
+BLUE = Object("square", "blue", "bottom right")
+
+
+def examples(count=8, split="held_out"):
+    return runner.load_examples(f"shapes:{split}", count, image_size=32, seed=0)
+
+
+def test_psnr_is_that_of_the_mean_squared_error():
+    zeros = np.zeros((2, 4, 4, 3))
+    assert runner.psnr_db(zeros + 0.1, zeros) == pytest.approx(20)
+    half = zeros.copy()
+    half[0] = 0.1  # one of two images
+    assert runner.psnr_db(half, zeros) == pytest.approx(23.0103)
+
+
+def test_attribute_accuracy_is_the_share_of_images_with_every_object_right():
+    rng = np.random.default_rng(0)
+    drawn = [(RED,), (RED, BLUE), (BLUE,), (RED, BLUE)]
+    images = np.stack([scenes.render(s, rng, 32) for s in drawn]) / 255
+    assert runner.attribute_accuracy(images, drawn) == 1
+    wanted = [(RED,), (RED,), (RED,), (RED, BLUE._replace(colour="green"))]
+    assert runner.attribute_accuracy(images, wanted) == 0.25
+
+
+def test_a_caption_is_right_where_it_names_every_attribute_and_nothing_else():
+    cases = {
+        "a red circle at the top left": True,
+        "in the top left we see a red circle": True,
+        "a red circle at the top right": False,
+        "a red square at the top left": False,
+        "a blue circle at the top left": False,
+        "a red circle": False,
+        "a red circle at the top left and a blue square at the bottom right": False,
+        "": False,
+    }
+    found = runner.captions_right(list(cases), [(RED,)] * len(cases))
+    assert found == list(cases.values())
+
+
+def test_examples_have_captions_all_different_and_the_scenes_they_name():
+    found = examples(200)
+    assert len(set(found.captions)) == len(found.captions) == len(found.images) == 200
+    for caption, scene in zip(found.captions, found.scenes, strict=True):
+        assert scenes.parse_caption(caption) == scene
+        assert scenes.is_held_out(scene)
+    assert found.images.dtype == np.uint8
+    assert found.floats.max() <= 1
+    # More than 200 records had to be looked at to find them.
+    source = Shapes("held_out", 32, 0)
+    assert len({source[i]["caption"] for i in range(200)}) < 200
+
+
+def test_a_source_with_too_few_captions_gives_all_it_has_and_says_so(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(
+        runner, "make_source", lambda *_, **__: Shapes("train", 32, 0, length=5)
+    )
+    with caplog.at_level(logging.WARNING):
+        found = examples(8)
+    assert len(found.captions) == 5
+    assert "5 distinct captions, fewer than the 8" in caplog.text
+
+
+class Perfect(FlowTok):
+    """Stands in for a FlowTok that draws and says what it is told, but for the first
+    rows where `wrong` says so; its tokens carry the image, its captions do not.
+    """
+
+    def __init__(self, wrong=0):
+        self.nets = type("Nets", (), {"tokenizer": type("T", (), {"image_size": 32})})
+        self.wrong, self.known = wrong, {}
+
+    def _draw(self, captions, seed=0):
+        rng = np.random.default_rng(seed)
+        drawn = [scenes.parse_caption(caption) for caption in captions]
+        drawn[: self.wrong] = [(RED, BLUE)] * self.wrong
+        return np.stack([scenes.render(s, rng, 32) for s in drawn]) / np.float32(255)
+
+    def text_to_image(self, captions, seed=0, source="sample"):
+        return self._draw(captions, 0 if source == "mean" else seed)
+
+    def image_to_text(self, images):
+        found = [runner.read_scene(image) for image in images]
+        texts = [scenes.captions_of(scene)[1] for scene in found]
+        return ["a dog"] * self.wrong + texts[self.wrong :]
+
+    def reconstruct_text(self, captions):
+        return ["a dog"] * self.wrong + list(captions)[self.wrong :]
+
+    def encode_image(self, images):
+        return type("Posterior", (), {"mean": images})
+
+    def encode_text(self, captions):
+        return type("Posterior", (), {"std": np.full((1, 2, 3), 0.75)})
+
+    def decode_image(self, tokens, captions):
+        return 0.99 * tokens
+
+
+def test_the_summary_of_a_perfect_model_is_perfect():
+    scalars, grids = runner.summarize_scenes(Perfect(), samples=16, seed=0)
+    ones = [name for name in scalars if "accuracy" in name or "match" in name]
+    ones = [name for name in ones if name != "tokenizer_mean_latent_accuracy"]
+    assert len(ones) == 9
+    assert {name: scalars[name] for name in ones} == dict.fromkeys(ones, 1.0)
+    assert scalars["tokenizer_mean_latent_accuracy"] == 0
+    assert scalars["source_sigma"] == 0.75
+    assert scalars["samples"] == 16
+    assert 0 < scalars["t2i_diversity"] < 0.1
+    assert set(grids) == {"text_to_image", "image_to_text", "reconstructions"}
+
+
+def test_the_summary_counts_what_is_wrong():
+    scalars, _ = runner.summarize_scenes(Perfect(wrong=4), samples=16, seed=0)
+    for name in (
+        "t2i_attribute_accuracy",
+        "t2i_attribute_accuracy_mean_source",
+        "t2i_attribute_accuracy_seen",
+        "i2t_exact_match",
+        "i2t_exact_match_seen",
+        "i2t_grammatical",
+        "text_tokenizer_exact_match",
+    ):
+        assert scalars[name] == 0.75, name
+    assert scalars["oracle_accuracy_real"] == 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, task):
+    config = read_config(demo.workdir)
+    config.log.preview_samples = 5
+    frozen = {group: flowtok.params[group] for group in TASKS[task].frozen}
+    preview = runner.make_preview(config, task, flowtok.vocabulary, frozen)
+    scalars, grids = preview(flowtok.params[task])
+    names = {
+        "tokenizer": {"eval/psnr_db_n5", "eval/attribute_accuracy_n5"},
+        "text_tokenizer": {"eval/exact_match_n5"},
+        "t2i": {"eval/attribute_accuracy_n5"},
+        "i2t": {"eval/exact_match_n5"},
+    }
+    assert set(scalars) == names[task]
+    assert all(np.isfinite(value) for value in scalars.values())
+    assert len(grids) == (task != "text_tokenizer")
+    for grid in grids.values():
+        assert grid.dtype == np.uint8
+    assert task not in frozen

@@ -1,0 +1,260 @@
+"""The command line: what a user gets wrong, and the verbs that use trained weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import run
+
+STEPS = "per_stage.text_tokenizer.train.num_steps"
+SCENE = "a red circle at the top left"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config=configs/nothing.py"], ["configs/nothing.py", "configs/demo.py"]),
+        (["--config=configs"], ["configs does not exist"]),
+        (["--config=configs/demo.py:paint"], ["paint", "text_tokenizer, t2i, i2t"]),
+        (["--config=configs/h.py:3"], ["'3'", "1, 2, 512", "configs/h.py:1"]),
+        (["--config=configs/default.py:1"], ["configs/default.py", "'1'"]),
+        (
+            ["--config=configs/demo.py", "--config.train.batchsize=3"],
+            ["train.batchsize", "batch_size", "num_steps"],
+        ),
+        (
+            ["--config=configs/demo.py", "--config.optimiser.eps=3"],
+            ["config.optimiser", "optimizer"],
+        ),
+        (
+            ["--config=configs/demo.py", "--config.train.seed.more=3"],
+            ["config.train.seed.more", "no keys"],
+        ),
+        (["--config=configs/demo.py", "--config.train.seed=x"], ["config.train.seed"]),
+        (["--config=configs/demo.py", "--mode=paint"], ["mode", "paint", "caption"]),
+        (["--config=configs/demo.py", "--workdirr=x"], ["workdirr"]),
+        (["--config=configs/demo.py", "--seed=many"], ["seed", "many"]),
+        (["--config=configs/demo.py", "t2i"], ["'t2i'"]),
+        (["--config=configs/demo.py"], ["no workdir", "--workdir=runs/demo"]),
+        (["--workdir=x"], ["no config", "--config=configs/demo.py"]),
+        (["--mode=sample"], ["no prompts", "--prompts", "--prompts_file=FILE"]),
+        (["--mode=sample", "--prompts=; ;"], ["no prompts"]),
+        (["--mode=sample", "--prompts=a"], ["no weights", "--checkpoint=DIR"]),
+        (
+            ["--mode=sample", "--prompts=a", "--checkpoint=nowhere"],
+            ["nowhere does not exist"],
+        ),
+        (
+            ["--mode=sample", "--prompts=a", "--checkpoint=configs"],
+            ["no config.json in configs"],
+        ),
+        (["--mode=caption"], ["no images", "--images="]),
+        (
+            ["--mode=caption", "--images=*.png", "--checkpoint=nowhere"],
+            ["nowhere does not exist"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_in_the_flags_ends_in_one_line_and_status_2(cli, arguments, named):
+    outcome = cli(*arguments)
+    assert outcome.status == 2
+    assert outcome.stdout == ""
+    assert outcome.complaint.startswith("error: ")
+    for part in named:
+        assert part in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "named"),
+    [
+        ("text_tokenizer", {STEPS: 0}, ["train.num_steps is 0"]),
+        ("text_tokenizer", {"train.steps_per_call": 0}, ["steps_per_call is 0"]),
+        ("text_tokenizer", {"train.batch_size": 12}, ["batch_size is 12", "of 8"]),
+        ("text_tokenizer", {"mesh.data": 3}, ["mesh.data=3", "[1, 2, 4, 8]"]),
+        ("text_tokenizer", {"schedule.schedule": "linear"}, ["'linear'", "cosine"]),
+        ("text_tokenizer", {"compute.dtype": "int8"}, ["'int8'", "bfloat16"]),
+        ("text_tokenizer", {"compute.remat": "some"}, ["'some'", "full"]),
+        ("text_tokenizer", {"projector.heads": 3}, ["heads 3"]),
+        ("text_tokenizer", {"data.train": "moon"}, ["'moon'", "shapes"]),
+        ("text_tokenizer", {"data.eval": "shapes:all"}, ["shapes:all", "held_out"]),
+        ("text_tokenizer", {"text.vocabulary": "./none"}, ["'./none'"]),
+        ("text_tokenizer", {"text.weights": ""}, ["clip", "text.weights=random"]),
+        ("text_tokenizer", {"loss.text_tokenizer.kl": "l2"}, ["'l2'", "gaussian_"]),
+        ("text_tokenizer", {"stages": "('t2i', 'paint')"}, ["'paint'", "i2t"]),
+        ("tokenizer", {"tokenizer.patch": 5}, ["tokenizer.patch = 5"]),
+        ("t2i", {}, ["no weights of tokenizer", "init_from"]),
+        ("t2i", {"init_from": "nowhere"}, ["nowhere does not exist"]),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_ends_in_one_line_and_status_2(
+    cli, tmp_path, monkeypatch, stage, override, named
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    outcome = cli(*run.command(tmp_path / "run", stage, **override))
+    assert outcome.status == 2
+    assert outcome.complaint.startswith("error: ")
+    for part in named:
+        assert part in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ({"align": "euclidean"}, ["loss.t2i.align", "contrastive", "cosine"]),
+        ({"align_groups": 3}, ["loss.t2i.align_groups is 3", "8 rows"]),
+        ({"kl": "gaussian"}, ["'gaussian'", "release_batch_sum"]),
+    ],
+)
+def test_a_loss_that_cannot_be_is_named(cli, demo, tmp_path, override, named):
+    overrides = {f"loss.t2i.{key}": value for key, value in override.items()}
+    outcome = cli(*run.command(tmp_path, "t2i", init_from=demo.workdir, **overrides))
+    assert outcome.status == 2
+    for part in named:
+        assert part in outcome.complaint
+
+
+def test_a_workdir_that_is_a_file_is_refused(cli, tmp_path):
+    (tmp_path / "file").touch()
+    outcome = cli(*run.command(tmp_path / "file"))
+    assert outcome.status == 2
+    assert "file" in outcome.complaint
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_as_it_is(cli, demo):
+    before = (demo.workdir / "config.json").read_text()
+    overrides = {"dit.width": 32, "train.seed": 5}
+    outcome = cli(*run.command(demo.workdir, **overrides))
+    assert outcome.status == 2
+    assert "dit.width (16 there, 32 here)" in outcome.complaint
+    assert "train.seed (0 there, 5 here)" in outcome.complaint
+    assert (demo.workdir / "config.json").read_text() == before
+
+
+def test_the_exit_status_reaches_the_shell():
+    process = run.start(["--config=configs/nothing.py"])
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert run.Outcome(2, stdout, stderr).complaint.startswith("error: ")
+
+
+def test_prompts_become_a_png_each_and_a_grid(cli, demo, tmp_path):
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={tmp_path}",
+        f"--prompts={SCENE}; a blue square at the top right ;",
+    )
+    assert outcome.status == 0
+    samples = tmp_path / "samples"
+    names = [
+        "0000_a_red_circle_at_the_top_left.png",
+        "0001_a_blue_square_at_the_top_right.png",
+        "grid.png",
+    ]
+    assert outcome.stdout.splitlines() == [str(samples / name) for name in names]
+    assert sorted(p.name for p in samples.iterdir()) == names
+    for name in names[:2]:
+        with Image.open(samples / name) as image:
+            assert (image.mode, image.size) == ("RGB", (32, 32))
+    with Image.open(samples / "grid.png") as grid:
+        assert grid.width > 256
+
+
+def test_prompts_are_read_from_a_file_and_written_beside_the_weights(
+    cli, demo, tmp_path
+):
+    workdir = shutil.copytree(demo.workdir, tmp_path / "run")
+    (tmp_path / "prompts.txt").write_text(f"{SCENE}\n\n{SCENE}\n")
+    outcome = cli(
+        "--mode=sample",
+        f"--workdir={workdir}",
+        f"--prompts_file={tmp_path}/prompts.txt",
+    )
+    assert outcome.status == 0
+    written = sorted(p.name for p in (workdir / "samples").glob("0*.png"))
+    assert written == [f"{i:04d}_a_red_circle_at_the_top_left.png" for i in (0, 1)]
+    first, second = (Image.open(workdir / "samples" / name) for name in written)
+    assert (np.asarray(first) != np.asarray(second)).any()  # a noise of their own
+
+
+def test_a_prompt_longer_than_the_context_is_cut_with_a_warning_that_names_it(
+    cli, demo, tmp_path
+):
+    long = " and ".join([SCENE] * 3)
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={tmp_path}",
+        f"--prompts={SCENE};{long}",
+    )
+    assert outcome.status == 0
+    assert outcome.complaint.startswith("warning: ")
+    assert "23 tokens" in outcome.complaint
+    assert f"{long!r}" in outcome.complaint
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
+
+
+def test_a_direction_that_was_not_trained_is_refused(cli, demo, tmp_path):
+    workdir = shutil.copytree(demo.workdir, tmp_path / "run")
+    for stage in ("t2i", "i2t"):
+        shutil.rmtree(workdir / "checkpoints" / stage)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for arguments in (
+        ["--mode=sample", "--prompts=a"],
+        ["--mode=caption", f"--images={tmp_path}/a.png"],
+    ):
+        outcome = cli(*arguments, f"--checkpoint={workdir}")
+        assert outcome.status == 2
+        assert "train stage" in outcome.complaint
+
+
+def test_weights_of_another_size_are_refused(cli, demo, tmp_path):
+    outcome = cli(
+        "--mode=sample",
+        f"--config={run.CONFIG}",
+        *run.flags(**{"dit.width": 32}),
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={tmp_path}",
+        "--prompts=a",
+    )
+    assert outcome.status == 2
+    assert "dit" in outcome.complaint
+    assert "16" in outcome.complaint
+    assert "32" in outcome.complaint
+
+
+def test_captions_are_a_line_a_file_and_other_files_are_named(cli, demo, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (40, 60), "red").save(tmp_path / name)
+    (tmp_path / "c.png").write_text("no image")
+    arguments = (
+        "--mode=caption",
+        f"--checkpoint={demo.workdir}",
+        f"--images={tmp_path}/*",
+    )
+    outcome = cli(*arguments)
+    assert outcome.status == 1
+    lines = [line.partition(": ") for line in outcome.stdout.splitlines()]
+    assert [line[0] for line in lines] == [f"{tmp_path}/a.png", f"{tmp_path}/b.jpg"]
+    named, counted = outcome.stderr.splitlines()
+    assert named.startswith(f"error: {tmp_path}/c.png is not a readable image")
+    assert counted == "error: 1 of 3 files could not be read"
+
+    (tmp_path / "c.png").unlink()
+    outcome = cli(*arguments, "--json")
+    assert outcome.status == 0
+    wanted = [{"file": line[0], "caption": line[2]} for line in lines]
+    assert [json.loads(line) for line in outcome.stdout.splitlines()] == wanted
+
+
+def test_a_pattern_that_matches_nothing_is_refused(cli, demo, tmp_path):
+    outcome = cli(
+        "--mode=caption", f"--checkpoint={demo.workdir}", f"--images={tmp_path}/*.png"
+    )
+    assert outcome.status == 2
+    assert f"--images={tmp_path}/*.png matches no file" in outcome.complaint

@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+
+from configs import demo as demo_config
+from flowtok_jax.errors import UserError
+from flowtok_jax.pipeline import FlowTok, SampleOptions
+from tests import tiny
+
+PROMPTS = [
+    "a red circle at the top left",
+    "a blue square at the top right",
+    "a white triangle at the bottom left",
+    "there is a green circle in the bottom right",
+    "in the top left we see a yellow square",
+    "a purple circle at the bottom left",
+    "a red square at the bottom right",
+    "a blue triangle at the top left",
+]
+
+
+def copy(flowtok, params=None, **overrides):
+    """Another object of the same or other weights, with no program compiled yet."""
+    names = ("sample", "caption", "text_scale")
+    options = {name: getattr(flowtok, name) for name in names} | overrides
+    params = flowtok.params if params is None else params
+    return FlowTok(flowtok.nets, params, flowtok.vocabulary, **options)
+
+
+@pytest.fixture(scope="module")
+def flowtok(flowtok):
+    """With noise for velocities: those of so short a training are nearly zero."""
+    params = dict(flowtok.params)
+    for group in ("t2i", "i2t"):
+        dit = tiny.random_like(params[group]["dit"])
+        params[group] = params[group] | {"dit": dit}
+    return copy(flowtok, params)
+
+
+@pytest.fixture(scope="module")
+def images(flowtok):
+    return flowtok.text_to_image(PROMPTS)
+
+
+def test_three_lines_of_python_draw_and_caption(demo):
+    flowtok = FlowTok.from_pretrained(str(demo.workdir))
+    images = flowtok.text_to_image(["a red circle at the top left"])
+    captions = flowtok.image_to_text(images)
+    assert images.shape == (1, 32, 32, 3)
+    assert images.dtype == np.float32
+    assert 0 <= images.min() < images.max() <= 1
+    assert len(captions) == 1
+    assert isinstance(captions[0], str)
+
+
+def test_the_options_are_those_of_the_config(flowtok):
+    config = demo_config.get_config()
+    for options, section in (
+        (flowtok.sample, config.sample),
+        (flowtok.caption, config.caption),
+    ):
+        section.update({"num_steps": 2, "batch_size": 16})  # as in tests/run.py
+        assert options._asdict() == section.to_dict()
+    assert flowtok.text_scale == config.loss.i2t.text_scale
+
+
+def test_a_seed_gives_the_same_images_and_another_seed_others(flowtok, images):
+    np.testing.assert_array_equal(flowtok.text_to_image(PROMPTS), images)
+    other = flowtok.text_to_image(PROMPTS, seed=1)
+    assert (np.abs(other - images).max((1, 2, 3)) > 1e-5).all()
+
+
+def test_the_mean_source_does_not_depend_on_the_seed(flowtok, images):
+    first, second = (
+        flowtok.text_to_image(PROMPTS, seed=seed, source="mean") for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (np.abs(first - images).max((1, 2, 3)) > 1e-5).all()
+
+
+def test_results_do_not_depend_on_the_batch_size(flowtok, images):
+    by_three = flowtok.text_to_image(PROMPTS, batch_size=3)
+    np.testing.assert_allclose(by_three, images, atol=1e-5)
+    assert (np.abs(images[0] - images[1:]).max((1, 2, 3)) > 1e-4).all()
+
+
+def test_equal_prompts_in_one_call_get_noise_of_their_own(flowtok):
+    first, second = flowtok.text_to_image(PROMPTS[:1] * 2)
+    assert np.abs(first - second).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": 1.0}, {"num_steps": 5}, {"solver": "heun"}, {"times": "left"}],
+    ids=str,
+)
+def test_every_option_matters(flowtok, images, options):
+    other = flowtok.text_to_image(PROMPTS, **options)
+    assert np.abs(other - images).max() > 1e-5
+
+
+def test_a_program_is_compiled_once_for_all_batches_and_seeds(flowtok):
+    fresh = copy(flowtok)
+    for seed in (0, 1):
+        fresh.text_to_image(PROMPTS, seed, batch_size=3)
+        fresh.text_to_image(PROMPTS[:5], seed, batch_size=3)
+    (program,) = fresh._programs.values()
+    assert program._cache_size() == 1
+    fresh.text_to_image(PROMPTS, batch_size=3, num_steps=3)
+    assert len(fresh._programs) == 2
+
+
+def test_captions_do_not_depend_on_the_batch_size(flowtok, images):
+    whole = flowtok.image_to_text(images)
+    assert len(whole) == len(images)
+    assert flowtok.image_to_text(images, batch_size=3) == whole
+
+
+def test_encoding_and_decoding_give_posteriors_images_and_text(flowtok, images):
+    source = flowtok.encode_text(PROMPTS[:2])
+    tokens = flowtok.encode_image(images[:2])
+    assert source.mean.shape == tokens.mean.shape == (2, 16, 4)
+    assert (np.asarray(source.std) > 0).all()
+    decoded = flowtok.decode_image(tokens.mean, PROMPTS[:2])
+    assert decoded.shape == (2, 32, 32, 3)
+    assert 0 <= decoded.min() <= decoded.max() <= 1
+    other = flowtok.decode_image(np.zeros((2, 16, 4), np.float32), PROMPTS[:2])
+    assert np.abs(decoded - other).max() > 1e-4
+    assert len(flowtok.reconstruct_text(PROMPTS[:2])) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "noise"}, "sample.source is 'noise'.*sample, mean"),
+        ({"solver": "rk4"}, "sample.solver is 'rk4'.*euler, heun"),
+        ({"times": "right"}, "sample.times is 'right'.*release, left"),
+        ({"num_steps": 0}, "sample.num_steps is 0.*at least 1"),
+        ({"batch_size": -1}, "sample.batch_size is -1.*at least 1"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_is_refused_by_name(flowtok, images, options, message):
+    with pytest.raises(UserError, match=message):
+        flowtok.text_to_image(PROMPTS, **options)
+    with pytest.raises(UserError, match=message):
+        flowtok.image_to_text(images, **options)
+    with pytest.raises(UserError, match=message):
+        copy(flowtok, sample=SampleOptions(**options))
+
+
+def test_no_prompts_and_no_images_are_refused(flowtok):
+    with pytest.raises(UserError, match="no prompts"):
+        flowtok.text_to_image([])
+    with pytest.raises(UserError, match="at least 1"):
+        flowtok.image_to_text(np.zeros((0, 32, 32, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 3), (1, 32, 32, 4), (1, 16, 16, 3), (1, 3, 32, 32)]
+)
+def test_images_of_another_shape_are_refused(flowtok, shape):
+    for function in (flowtok.image_to_text, flowtok.encode_image):
+        with pytest.raises(UserError, match=r"wanted \(b, 32, 32, 3\)"):
+            function(np.zeros(shape, np.float32))
+
+
+def test_images_of_integers_are_refused(flowtok):
+    with pytest.raises(UserError, match="uint8.*255"):
+        flowtok.image_to_text(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("group", ["t2i", "i2t"])
+def test_a_direction_without_weights_is_refused_and_the_other_works(
+    flowtok, images, group
+):
+    params = {name: p for name, p in flowtok.params.items() if name != group}
+    half = copy(flowtok, params)
+    draw = (half.text_to_image, PROMPTS[:1])
+    say = (half.image_to_text, images[:1])
+    (refused, wanted), (works, given) = (draw, say) if group == "t2i" else (say, draw)
+    with pytest.raises(UserError, match=f"{group}.* train stage {group} first"):
+        refused(wanted)
+    assert len(works(given)) == 1
