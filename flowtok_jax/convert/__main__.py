@@ -36,6 +36,7 @@ from flowtok_jax.weights import groups_of, read_group
 from flowtok_jax.workdir import read_config
 
 DTYPES = ("float32", "bfloat16")
+LOUD = ("absl", "jax", "httpx")  # loggers of libraries that say more than is of use
 
 
 class Source(NamedTuple):
@@ -209,7 +210,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs one direction; a user's mistake ends in one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for name in ("absl", "jax", "httpx"):
+    for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
     # transformers, for its tokenizer alone, says that it found no PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

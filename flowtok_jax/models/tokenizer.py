@@ -100,8 +100,8 @@ class _Transformer(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
-    """Images to the moments [mean | logvar] of n tokens."""
+class _Side(nn.Module):
+    """What encoder and decoder share: their sizes, and the Transformer between."""
 
     width: int
     depth: int
@@ -116,6 +116,25 @@ class Encoder(nn.Module):
     remat: str = "none"
     attention: str = "xla"
 
+    def transform(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        """The Transformer over [image places, everything else]."""
+        transformer = _Transformer(
+            self.width,
+            self.depth,
+            self.heads,
+            self.grid,
+            self.kernel_std,
+            self.dtype,
+            self.remat,
+            self.attention,
+            name="transformer",
+        )
+        return transformer(x)
+
+
+class Encoder(_Side):
+    """Images to the moments [mean | logvar] of n tokens."""
+
     @nn.compact
     def __call__(self, image: Image) -> Moments:
         dense = dict(std=self.kernel_std, dtype=self.dtype)
@@ -126,35 +145,13 @@ class Encoder(nn.Module):
         latents = latents + self.param("latent_positions", init, shape)
         latents = jnp.broadcast_to(latents, (image.shape[0], *shape))
         x = jnp.concatenate([patches, latents.astype(self.dtype)], axis=1)
-        x = _Transformer(
-            self.width,
-            self.depth,
-            self.heads,
-            self.grid,
-            self.kernel_std,
-            self.dtype,
-            self.remat,
-            self.attention,
-            name="transformer",
-        )(x)[:, self.grid**2 :]
+        x = self.transform(x)[:, self.grid**2 :]
         x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
         return _dense(2 * self.channels, name="out", **dense)(x.astype(self.dtype))
 
 
-class Decoder(nn.Module):
+class Decoder(_Side):
     """Raw tokens, guided by text features, to images (not clamped)."""
-
-    width: int
-    depth: int
-    heads: int
-    grid: int
-    patch: int
-    tokens: int
-    token_std: float
-    kernel_std: float
-    dtype: DTypeLike = jnp.float32
-    remat: str = "none"
-    attention: str = "xla"
 
     @nn.compact
     def __call__(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
@@ -166,17 +163,7 @@ class Decoder(nn.Module):
         text = _dense(self.width, name="text_embed", **dense)(text_feats)
         text = text + self.param("text_positions", init, shape).astype(text.dtype)[None]
         masks = jnp.broadcast_to(mask, (x.shape[0], self.grid**2, self.width))
-        x = _Transformer(
-            self.width,
-            self.depth,
-            self.heads,
-            self.grid,
-            self.kernel_std,
-            self.dtype,
-            self.remat,
-            self.attention,
-            name="transformer",
-        )(jnp.concatenate([masks, x, text], axis=1))[:, : self.grid**2]
+        x = self.transform(jnp.concatenate([masks, x, text], axis=1))[:, : self.grid**2]
         x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
         x = _dense(3 * self.patch**2, name="pixels", **dense)(x.astype(self.dtype))
         x = unpatchify(x, self.patch)
@@ -214,15 +201,14 @@ class Tokenizer(nn.Module):
             grid=self.image_size // self.patch,
             patch=self.patch,
             tokens=self.tokens,
+            channels=self.channels,
             token_std=self.token_std,
             kernel_std=self.kernel_std,
             dtype=self.dtype,
             remat=self.remat,
             attention=self.attention,
         )
-        self._encoder = Encoder(
-            **self.encoder, **shared, channels=self.channels, name="encoder"
-        )
+        self._encoder = Encoder(**self.encoder, **shared, name="encoder")
         self._decoder = Decoder(**self.decoder, **shared, name="decoder")
 
     def encode(self, image: Image) -> Posterior:

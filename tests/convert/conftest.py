@@ -51,15 +51,17 @@ def flags(released):
 @pytest.fixture
 def command(capsys):
     """Calls `python -m flowtok_jax.convert` in this process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    loggers = [logging.getLogger(name) for name in ("root", *convert.LOUD)]
 
     def call(*arguments: str) -> run.Outcome:
         capsys.readouterr()
+        before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
         try:
             status = convert.main(arguments)
         finally:
-            root.handlers[:], root.level = handlers, level
+            for logger, handlers, level in before:
+                logger.handlers[:] = handlers
+                logger.setLevel(level)
         return run.Outcome(status, *capsys.readouterr())
 
     return call

@@ -52,7 +52,9 @@ def test_safetensors_come_back_and_are_mapped(tmp_path):
     write_safetensors(path, ARRAYS)
     got = read_safetensors(path)
     equal(got, ARRAYS)
-    assert all(not array.flags.writeable for array in got.values())
+    for array in got.values():
+        assert not array.flags.writeable
+        assert array.flags.aligned
 
 
 def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):

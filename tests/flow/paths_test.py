@@ -48,11 +48,13 @@ def test_gradient_reaches_the_source(ends):
     np.testing.assert_allclose(gradient[:, 0, 0], 1 - (1 - 1e-5) * t, atol=1e-6)
 
 
-def test_times_are_logit_normal():
-    t = np.asarray(paths.sample_time(jax.random.key(0), 20000), np.float64)
+@pytest.mark.parametrize("location", [0.0, -1.0])
+def test_times_are_logit_normal(location):
+    t = paths.sample_time(jax.random.key(0), 20000, location)
+    t = np.asarray(t, np.float64)
     assert t.min() > 0
     assert t.max() < 1
-    assert stats.kstest(np.log(t / (1 - t)), "norm").pvalue > 0.01
+    assert stats.kstest(np.log(t / (1 - t)) - location, "norm").pvalue > 0.01
 
 
 @pytest.mark.parametrize(
