@@ -2,8 +2,10 @@
 CHECKPOINTS/GROUP/STEP, or a directory of pretrained weights.
 """
 
+import contextlib
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -60,7 +62,7 @@ def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
     target = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted
     )
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path.resolve()).item_metadata.tree
         got, wanted = (
             {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
@@ -68,6 +70,18 @@ def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
         )
         check_shapes(f"{path} does not fit the config", got, wanted)
         return checkpointer.restore(path.resolve(), target)
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without its warning that an item has no metadata: those are the checkpoint's."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _init_from(config: ConfigDict) -> pathlib.Path | None:

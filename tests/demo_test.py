@@ -145,7 +145,7 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_same_weights(demo, tmp_pat
             process, lambda: steps_of(tmp_path, "text_tokenizer")[-1:] > seen[-1:]
         )
         process.send_signal(how)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         assert steps_of(tmp_path, "text_tokenizer")[-1] < 32
         return process.returncode, stderr
 
@@ -155,7 +155,7 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_same_weights(demo, tmp_pat
     assert "Traceback" not in stderr
     assert interrupt(signal.SIGKILL)[0] == -signal.SIGKILL
     process = run.start(arguments)
-    assert process.wait(120) == 0, process.stderr.read()
+    assert process.wait(300) == 0, process.stderr.read()
     process.communicate()
     resumed = run.Demo(tmp_path, None)
     assert resumed.summary["params_sha256"] == {

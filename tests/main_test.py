@@ -137,7 +137,7 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_is(cli, demo):
 
 def test_the_exit_status_reaches_the_shell():
     process = run.start(["--config=configs/nothing.py"])
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     assert run.Outcome(2, stdout, stderr).complaint.startswith("error: ")
 

@@ -68,7 +68,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def wait_for(process: subprocess.Popen, is_there, seconds: float = 120.0) -> None:
+def wait_for(process: subprocess.Popen, is_there, seconds: float = 300.0) -> None:
     """Returns when something is there; fails where the process ends before."""
     end = time.monotonic() + seconds
     while not is_there():
@@ -129,12 +129,16 @@ class Cli:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys):
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
+    def _loggers(self) -> list[logging.Logger]:
+        known = logging.root.manager.loggerDict.values()
+        return [logging.root, *(x for x in known if isinstance(x, logging.Logger))]
+
     def __call__(self, *arguments: str) -> Outcome:
         argv = ["main", *arguments]
         self._monkeypatch.setattr(sys, "argv", argv)  # where overrides are read off
         self._monkeypatch.chdir(ROOT)
-        root = logging.getLogger()
-        handlers, level = list(root.handlers), root.level
+        handlers = list(logging.root.handlers)
+        levels = {logger: logger.level for logger in self._loggers()}
         self._capsys.readouterr()
         try:
             with flagsaver.flagsaver(), warnings.catch_warnings():
@@ -142,5 +146,7 @@ class Cli:
                 warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)
                 status = main.main(argv)
         finally:
-            root.handlers[:], root.level = handlers, level
+            logging.root.handlers[:] = handlers
+            for logger, level in levels.items():
+                logger.setLevel(level)
         return Outcome(status, *self._capsys.readouterr())

@@ -26,6 +26,7 @@ from flowtok_jax.convert.checks import Check, Report, say
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.convert.memory import peak_memory
 from flowtok_jax.errors import UserError
+from flowtok_jax.tensors import check_shapes
 
 GOLDEN = "../shared/golden"  # need not be there
 # The authors' files of the tiny models, where a folder has them.
@@ -74,7 +75,10 @@ def select(names: Sequence[str], only: str) -> list[str]:
                 f"{', '.join(names)}"
             )
         chosen += found
-    return [n for n in names if n in chosen] if only else list(names)
+    selected = [n for n in names if n in chosen] if only else list(names)
+    if not selected:
+        raise UserError(f"golden.json and --only={only} leave no file to compare")
+    return selected
 
 
 def check_released(goldens: Goldens, model: str, report: Report) -> list[str]:
@@ -87,11 +91,9 @@ def check_released(goldens: Goldens, model: str, report: Report) -> list[str]:
             unread.append(path.name)
             continue
         state, wanted = files.read_state(path), goldens.state(model)
-        names = sorted(state.keys() ^ wanted.keys())
-        if names:
-            report.fault(path.name, f"differs from its manifest in {names[:4]}")
-            continue
-        error = max(np.abs(np.asarray(wanted[k]) - x).max() for k, x in state.items())
+        shapes = ({k: np.shape(x) for k, x in s.items()} for s in (state, wanted))
+        check_shapes(f"{path} differs from its manifest", *shapes)
+        error = np.max([abs(np.asarray(wanted[k]) - x).max() for k, x in state.items()])
         say(f"{'note':7} {path.name:56} max_abs {error:9.2e} from the rule's weights")
         if not error < 1e-5:
             report.fault(path.name, "holds other weights than the rule's")

@@ -267,7 +267,7 @@ def test_a_released_file_of_other_weights_fails(capsys, folder):
     torch.save(tensors, folder / "flowtok_tiny.pth")
     status, lines, _ = compare(capsys, folder)
     assert status == 1
-    assert "x_embedder.bias" in lines["flowtok_tiny.pth"]
+    assert "missing (1): x_embedder.bias" in lines["flowtok_tiny"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +294,9 @@ def test_only_must_name_something(capsys, folder):
     assert parity.main([f"--golden={folder}", "--only=flowtok_big"]) == 2
     error = capsys.readouterr().err
     assert "--only=flowtok_big is no file of golden.json; wanted one of" in error
+    assert parity.main([f"--golden={folder}", "--only=,"]) == 2
+    rewrite(folder / "golden.json", lambda g: g.update(files=[]))
+    assert parity.main([f"--golden={folder}"]) == 2
 
 
 @pytest.mark.slow
