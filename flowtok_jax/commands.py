@@ -44,9 +44,17 @@ def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
 
 
 def sample(
-    flowtok: FlowTok, prompts: Sequence[str], folder: pathlib.Path, seed: int
+    flowtok: FlowTok,
+    prompts: Sequence[str],
+    folder: pathlib.Path,
+    seed: int,
+    footer: str = "",
 ) -> list[pathlib.Path]:
-    """One PNG a prompt and a captioned grid; the paths written, the grid last."""
+    """One PNG a prompt and a captioned grid; the paths written, the grid last.
+
+    Args:
+        footer: a line below the grid.
+    """
     images = pictures.to_uint8(flowtok.text_to_image(prompts, seed))
     paths = []
     for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
@@ -58,7 +66,9 @@ def sample(
     captions = [list(prompts[i : i + COLUMNS]) for i in starts]
     side = max(128, min(256, images.shape[1]))
     paths.append(folder / "grid.png")
-    pictures.save_png(paths[-1], pictures.grid(rows, captions, side=side))
+    pictures.save_png(
+        paths[-1], pictures.grid(rows, captions, side=side, footer=footer)
+    )
     return paths
 
 

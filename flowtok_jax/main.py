@@ -42,6 +42,7 @@ from flowtok_jax.workdir import (
     drop_overridden,
     for_stage,
     open_workdir,
+    read_config,
     read_json,
     write_json,
 )
@@ -185,12 +186,22 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
     return FlowTok.from_pretrained(place, config)
 
 
+def _tower_note() -> str:
+    """What to say of weights whose text tower was never trained; else nothing."""
+    stored = read_config(pathlib.Path(CHECKPOINT.value or WORKDIR.value))
+    is_random = "text" in stored and stored.text.weights == "random"
+    return runner.RANDOM_TOWER if is_random else ""
+
+
 def _sample(config: ConfigDict | None) -> int:
     prompts = commands.split_prompts(PROMPTS.value, PROMPTS_FILE.value)
     flowtok = _flowtok(config)
     folder = pathlib.Path(WORKDIR.value or CHECKPOINT.value) / SAMPLES
-    for path in commands.sample(flowtok, prompts, folder, SEED.value):
+    note = _tower_note()
+    for path in commands.sample(flowtok, prompts, folder, SEED.value, note):
         _say(str(path))
+    if note:
+        logging.info(note)
     return 0
 
 
@@ -199,6 +210,8 @@ def _caption(config: ConfigDict | None) -> int:
         raise UserError("no images named; wanted --images='photos/*.png'")
     flowtok = _flowtok(config)
     failed = commands.caption(flowtok, IMAGES.value, SEED.value, JSON.value, _say)
+    if _tower_note():
+        logging.info(_tower_note())
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 MARGIN = 8  # pixels
 FONT_SIZE = 13
 LINE = 16
+CHAR = 7  # about a character's width
 INK, FAINT, PAPER = "#202020", "#707070", "#ffffff"
 RIGHT, WRONG = "#1a7f37", "#c62828"
 
@@ -46,7 +47,7 @@ def grid(
         footer: a line below everything.
     """
     font = ImageFont.load_default(FONT_SIZE)
-    chars = max(8, int(side / 7))
+    chars = max(8, side // CHAR)
     wrapped = [[textwrap.wrap(c, chars) for c in row] for row in captions or []]
     heights = [max((len(c) for c in row), default=0) * LINE for row in wrapped]
     heights = heights or [0] * len(rows)
@@ -54,7 +55,8 @@ def grid(
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
-    height += LINE + MARGIN if footer else 0
+    below = textwrap.wrap(footer, width // CHAR)
+    height += len(below) * LINE + (MARGIN if below else 0)
     picture = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(picture), MARGIN
     for r, row in enumerate(rows):
@@ -69,5 +71,6 @@ def grid(
             for i, line in enumerate(wrapped[r][c] if wrapped else []):
                 draw.text((x, top + side + 2 + i * LINE), line, ink, font)
         top += side + heights[r] + MARGIN
-    draw.text((MARGIN, top), footer, FAINT, font)
+    for i, line in enumerate(below):
+        draw.text((MARGIN, top + i * LINE), line, FAINT, font)
     return np.asarray(picture)
