@@ -1,3 +1,6 @@
+import logging
+
+import jax
 import numpy as np
 import pytest
 
@@ -98,15 +101,20 @@ def test_every_option_matters(flowtok, images, options):
     assert np.abs(other - images).max() > 1e-5
 
 
-def test_a_program_is_compiled_once_for_all_batches_and_seeds(flowtok):
+def test_a_program_is_compiled_once_for_all_batches_and_seeds(flowtok, caplog):
     fresh = copy(flowtok)
-    for seed in (0, 1):
-        fresh.text_to_image(PROMPTS, seed, batch_size=3)
-        fresh.text_to_image(PROMPTS[:5], seed, batch_size=3)
-    (program,) = fresh._programs.values()
-    assert program._cache_size() == 1
-    fresh.text_to_image(PROMPTS, batch_size=3, num_steps=3)
-    assert len(fresh._programs) == 2
+
+    def compiled():
+        named = "XLA compilation of jit(_text_to_image)"
+        return sum(named in message for message in caplog.messages)
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for seed in (0, 1):
+            fresh.text_to_image(PROMPTS, seed, batch_size=3)
+            fresh.text_to_image(PROMPTS[:5], seed, batch_size=3)
+        assert compiled() == 1
+        fresh.text_to_image(PROMPTS, batch_size=3, num_steps=3)
+        assert compiled() == 2
 
 
 def test_captions_do_not_depend_on_the_batch_size(flowtok, images):

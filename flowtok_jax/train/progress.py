@@ -21,7 +21,7 @@ class Progress:
             total=num_steps,
             unit="step",
             disable=not (shows and sys.stderr.isatty()),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
             "{postfix} [{elapsed}<{remaining}]",
         )
         self._lines = shows and self._bar.disable

@@ -61,11 +61,21 @@ def losses(workdir):
     return {line["step"]: line["loss/total"] for line in lines}
 
 
-def test_a_run_stopped_and_gone_on_equals_an_uninterrupted_one(train, whole, tmp_path):
+def test_a_run_stopped_and_gone_on_equals_an_uninterrupted_one(
+    train, whole, tmp_path, monkeypatch
+):
+    starts, make_loader = [], loop.make_loader
+
+    def watched(config, vocabulary, start_step):
+        starts.append(start_step)
+        return make_loader(config, vocabulary, start_step)
+
+    monkeypatch.setattr(loop, "make_loader", watched)
     half = train(tmp_path, **{"train.num_steps": 2})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "text_tokenizer", "step": 3, "lr": 1.0}\n{"stage": "te')
     rest = train(tmp_path)
+    assert starts == [0, 2]
     assert rest.sha256 == whole[1].sha256 != half.sha256
     assert rest.seconds > half.seconds > 0
     assert losses(tmp_path) == losses(whole[0])
@@ -155,14 +165,18 @@ def test_the_line_of_a_saved_step_is_written_before_it_is_saved(
     assert list(losses(tmp_path)) == [2]
 
 
-def test_a_start_from_given_parameters_keeps_them(flowtok, config):
+def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, config):
     frozen = {"clip": flowtok.params["clip"]}
     made = loop.make_run(config, TASK, flowtok.nets, frozen)
     given = params_sha256(flowtok.params[TASK])
     state = made.start(flowtok.params[TASK])
     assert params_sha256(state.params) == params_sha256(state.ema) == given
     assert params_sha256(flowtok.params[TASK]) == given
-    assert params_sha256(made.start(None).params) != given
+    fresh = params_sha256(made.start(None).params)
+    config = config.copy_and_resolve_references()
+    config.train.seed = 1
+    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    assert len({given, fresh, params_sha256(made.start(None).params)}) == 3
 
 
 def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
