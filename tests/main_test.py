@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowtok_jax.eval.runner import RANDOM_TOWER
 from tests import run
 
 STEPS = "per_stage.text_tokenizer.train.num_steps"
@@ -193,9 +194,11 @@ def test_a_prompt_longer_than_the_context_is_cut_with_a_warning_that_names_it(
         f"--prompts={SCENE};{long}",
     )
     assert outcome.status == 0
-    assert outcome.complaint.startswith("warning: ")
-    assert "23 tokens" in outcome.complaint
-    assert f"{long!r}" in outcome.complaint
+    warning, note = outcome.stderr.splitlines()
+    assert warning.startswith("warning: ")
+    assert "23 tokens" in warning
+    assert f"{long!r}" in warning
+    assert note == RANDOM_TOWER
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
 
 
@@ -241,9 +244,10 @@ def test_captions_are_a_line_a_file_and_other_files_are_named(cli, demo, tmp_pat
     assert outcome.status == 1
     lines = [line.partition(": ") for line in outcome.stdout.splitlines()]
     assert [line[0] for line in lines] == [f"{tmp_path}/a.png", f"{tmp_path}/b.jpg"]
-    named, counted = outcome.stderr.splitlines()
+    named, counted, note = outcome.stderr.splitlines()
     assert named.startswith(f"error: {tmp_path}/c.png is not a readable image")
     assert counted == "error: 1 of 3 files could not be read"
+    assert note == RANDOM_TOWER  # said wherever such weights show results
 
     (tmp_path / "c.png").unlink()
     outcome = cli(*arguments, "--json")
