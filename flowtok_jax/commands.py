@@ -23,6 +23,8 @@ def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
     Raises:
         UserError: where there is none, or the file cannot be read.
     """
+    if prompts and prompts_file:
+        raise UserError("--prompts and --prompts_file are both given; give one of them")
     if prompts_file:
         try:
             text = pathlib.Path(prompts_file).read_text()

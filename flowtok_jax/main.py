@@ -28,6 +28,7 @@ from ml_collections import ConfigDict, config_flags
 
 from flowtok_jax import commands, pictures
 from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.sources import make_source
 from flowtok_jax.errors import UserError
 from flowtok_jax.eval import runner
 from flowtok_jax.models.build import make_nets
@@ -93,6 +94,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     for stage in config.stages:
         if stage not in TASKS:
             raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
+        _check_stage(for_stage(config, stage))
     known_workdir = (workdir / CONFIG).is_file()
     vocabulary = open_workdir(workdir, config)
     if not known_workdir:
@@ -109,6 +111,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         "params_sha256": {s: r.sha256 for s, r in results.items()},
     }
     _summarize(config, workdir, summary)
+
+
+def _check_stage(config: ConfigDict) -> None:
+    """Finds mistakes before the workdir is made this config's."""
+    loop.check(config)
+    for spec in (config.data.train, config.data.eval):
+        make_source(
+            spec, image_size=config.tokenizer.image_size, seed=config.train.seed
+        )
 
 
 def _train_stage(
@@ -197,6 +208,12 @@ def _sample(config: ConfigDict | None) -> int:
     prompts = commands.split_prompts(PROMPTS.value, PROMPTS_FILE.value)
     flowtok = _flowtok(config)
     folder = pathlib.Path(WORKDIR.value or CHECKPOINT.value) / SAMPLES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
+        ) from error
     note = _tower_note()
     for path in commands.sample(flowtok, prompts, folder, SEED.value, note):
         _say(str(path))
@@ -256,7 +273,7 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("absl", "jax", "orbax", "grain", "httpx"):
+    for name in ("absl", "jax", "orbax", "grain", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Of transformers, which advises everyone to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -271,6 +288,12 @@ def _check_config_flags(argv: list[str]) -> None:
     spaced = " ".join(argv[1:]).replace("--config ", "--config=").split()
     named = [a.partition("=")[2] for a in spaced if a.startswith("--config=")]
     if not named:
+        orphans = [a for a in spaced if a.startswith("--config.")]
+        if orphans:
+            raise UserError(
+                f"{orphans[0].partition('=')[0]} needs a --config=FILE beside it, the "
+                "one that the weights were trained with"
+            )
         return
     path, _, variant = named[-1].partition(":")
     if not pathlib.Path(path).is_file():
@@ -317,6 +340,9 @@ def _parse_flags(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; a user's mistake ends in one line."""
+    if {"--help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        _say(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
+        return 0
     try:
         _parse_flags(argv)
         _set_up_logging()

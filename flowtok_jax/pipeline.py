@@ -65,6 +65,16 @@ class SampleOptions(NamedTuple):
         return self
 
 
+def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
+    unknown = sorted(set(changes) - set(SampleOptions._fields))
+    if unknown:
+        raise UserError(
+            f"no option {', '.join(unknown)}; wanted some of "
+            f"{', '.join(SampleOptions._fields)}"
+        )
+    return options._replace(**changes).check()
+
+
 def _start(
     posterior: Posterior, key: Key, rows: Int[Array, " b"], source: str
 ) -> Tokens:
@@ -233,8 +243,10 @@ class FlowTok:
         Args:
             options: of SampleOptions, instead of those the object was made with.
         """
-        chosen = self.sample._replace(**options).check()
+        chosen = _replace(self.sample, options)
         self._need("t2i", "text to image")
+        if isinstance(prompts, str):
+            raise UserError(f"prompts are {prompts!r}; wanted a list of captions")
         if not len(prompts):
             raise UserError("no prompts; wanted at least one")
         ids = self.vocabulary.encode(prompts)
@@ -246,7 +258,7 @@ class FlowTok:
         Args:
             options: of SampleOptions, instead of those the object was made with.
         """
-        chosen = self.caption._replace(**options).check()
+        chosen = _replace(self.caption, options)
         self._need("i2t", "image to text")
         images = self._checked(images)
         ids = self._in_batches(self._image_to_text, images, seed, chosen)
@@ -270,6 +282,10 @@ class FlowTok:
             raise UserError(
                 f"images are {images.dtype}; wanted floats in [0, 1]: divide uint8 by "
                 "255"
+            )
+        if not (images.min() >= -0.01 and images.max() <= 1.01):
+            raise UserError(
+                f"images go from {images.min():g} to {images.max():g}; wanted [0, 1]"
             )
         return images.astype(np.float32)
 

@@ -63,13 +63,30 @@ def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted
     )
     with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path.resolve()).item_metadata.tree
+        try:
+            stored = checkpointer.metadata(path.resolve()).item_metadata.tree
+        except AttributeError as error:
+            reason = ValueError("its metadata cannot be read")
+            raise _damaged(path, reason) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
         got, wanted = (
             {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
             for t in (stored, wanted)
         )
         check_shapes(f"{path} does not fit the config", got, wanted)
-        return checkpointer.restore(path.resolve(), target)
+        try:
+            return checkpointer.restore(path.resolve(), target)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return UserError(
+        f"{path} is damaged ({reason}); move {path.parent} away to use the checkpoint "
+        "before it"
+    )
 
 
 @contextlib.contextmanager

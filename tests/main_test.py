@@ -262,3 +262,65 @@ def test_a_pattern_that_matches_nothing_is_refused(cli, demo, tmp_path):
     )
     assert outcome.status == 2
     assert f"--images={tmp_path}/*.png matches no file" in outcome.complaint
+
+
+def test_help_lists_the_flags(cli):
+    outcome = cli("--help")
+    assert outcome.status == 0
+    assert "--prompts_file" in outcome.stdout
+
+
+def test_an_override_without_its_config_says_what_is_missing(cli, demo):
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--prompts={SCENE}",
+        "--config.sample.scale=3",
+    )
+    assert outcome.status == 2
+    assert "--config.sample.scale needs a --config=FILE" in outcome.complaint
+
+
+def test_prompts_from_two_places_are_refused(cli, demo, tmp_path):
+    (tmp_path / "prompts").write_text(SCENE)
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--prompts={SCENE}",
+        f"--prompts_file={tmp_path}/prompts",
+    )
+    assert outcome.status == 2
+    assert "give one of them" in outcome.complaint
+
+
+def test_a_workdir_that_cannot_be_made_is_named(cli, demo, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={tmp_path}/file",
+        f"--prompts={SCENE}",
+    )
+    assert outcome.status == 2
+    assert f"{tmp_path}/file/samples" in outcome.complaint
+
+
+def test_a_damaged_checkpoint_is_named(cli, demo, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(demo.workdir, workdir)
+    (item,) = workdir.glob("checkpoints/t2i/*/ema")
+    for path in item.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    outcome = cli("--mode=sample", f"--checkpoint={workdir}", f"--prompts={SCENE}")
+    assert outcome.status == 2
+    assert f"{item} is damaged" in outcome.complaint
+
+
+def test_a_refused_mistake_leaves_no_workdir_behind(cli, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = run.command(workdir, "tokenizer", **{"train.batch_size": 0})
+    outcome = cli(*arguments)
+    assert outcome.status == 2
+    assert "batch_size is 0" in outcome.complaint
+    assert not workdir.exists()

@@ -189,3 +189,11 @@ def test_a_direction_without_weights_is_refused_and_the_other_works(
     with pytest.raises(UserError, match=f"{group}.* train stage {group} first"):
         refused(wanted)
     assert len(works(given)) == 1
+
+
+def test_wrong_options_and_values_are_refused_by_name(flowtok):
+    with pytest.raises(UserError, match="no option sclae.*scale"):
+        flowtok.text_to_image(["a red circle"], sclae=3)
+    side = flowtok.nets.tokenizer.image_size
+    with pytest.raises(UserError, match=r"go from 200 to 200; wanted \[0, 1\]"):
+        flowtok.image_to_text(np.full((1, side, side, 3), 200.0))

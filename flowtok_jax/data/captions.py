@@ -6,6 +6,7 @@ as in transformers. CLIP's vocabulary has a start token, a trained one has none.
 
 import logging
 import pathlib
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from flowtok_jax.errors import UserError
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 PAD_ID = 0
 FILE = "vocabulary.json"
+SHOWN = 200  # characters of a caption in a warning
 
 
 class Vocabulary:
@@ -87,15 +89,15 @@ class Vocabulary:
                     "caption has %d tokens and was cut to %d: %r",
                     len(encoding.ids),
                     room,
-                    caption,
+                    textwrap.shorten(caption, SHOWN),
                 )
             if self.unknown_id in encoding.ids:
                 spans = zip(encoding.ids, encoding.offsets, strict=True)
                 words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
                 logging.warning(
                     "caption has words that the vocabulary lacks, %s: %r",
-                    ", ".join(words),
-                    caption,
+                    textwrap.shorten(", ".join(words), SHOWN),
+                    textwrap.shorten(caption, SHOWN),
                 )
             tokens = start + encoding.ids[:room] + [self.end_id]
             row[: len(tokens)] = tokens

@@ -96,6 +96,16 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     )
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses what can be told wrong before anything is written or computed.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check(config, sharding.make_mesh(**config.mesh))
+    make_schedule(**config.schedule, num_steps=config.train.num_steps)
+
+
 def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     for name in ("num_steps", "batch_size", "steps_per_call"):
         if config.train[name] < 1:
