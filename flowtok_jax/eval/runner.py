@@ -206,7 +206,8 @@ def _summarize_tokenizer(flowtok: FlowTok, held_out: Examples, seen: Examples):
     }
     rows = [_rows(pictures.to_uint8(x), 1)[0] for x in (held_out.floats, images, wrong)]
     labels = ["image", "decoded", "decoded under a wrong caption"]
-    grid = pictures.grid(rows, labels=labels, side=96)
+    footer = f"Images held out of training; {RANDOM_TOWER}."
+    grid = pictures.grid(rows, labels=labels, side=96, footer=footer)
     return scalars, {"reconstructions": grid}
 
 
