@@ -227,8 +227,9 @@ def _caption(config: ConfigDict | None) -> int:
         raise UserError("no images named; wanted --images='photos/*.png'")
     flowtok = _flowtok(config)
     failed = commands.caption(flowtok, IMAGES.value, SEED.value, JSON.value, _say)
-    if _tower_note():
-        logging.info(_tower_note())
+    note = _tower_note()
+    if note:
+        logging.info(note)
     return 1 if failed else 0
 
 

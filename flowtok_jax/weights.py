@@ -142,9 +142,10 @@ def load_group(
 def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
     """What training of a group starts from: its parameters in `init_from`, if any."""
     place = _init_from(config)
-    if place is None or group not in groups_of(place):
-        if place is not None:
-            logging.info("%s starts afresh: %s does not have it", group, place)
+    if place is None:
+        return None
+    if group not in groups_of(place):
+        logging.info("%s starts afresh: %s does not have it", group, place)
         return None
     logging.info("%s starts from %s", group, place)
     return read_group(place, nets, group, is_start=True)

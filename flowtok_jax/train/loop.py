@@ -54,7 +54,7 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
         UserError: where the config has a number that cannot be.
     """
     mesh = sharding.make_mesh(**config.mesh)
-    _check(config, mesh)
+    check(config)
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
 
@@ -102,11 +102,8 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the key.
     """
-    _check(config, sharding.make_mesh(**config.mesh))
     make_schedule(**config.schedule, num_steps=config.train.num_steps)
-
-
-def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    mesh = sharding.make_mesh(**config.mesh)
     for name in ("num_steps", "batch_size", "steps_per_call"):
         if config.train[name] < 1:
             raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
