@@ -84,6 +84,9 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "ema_decay": 0.9999,
             "steps_per_call": 1,  # steps in one call to the device
+            # Steps with a loss or gradient that is not finite are skipped and counted;
+            # so many in a row end the run.
+            "max_skipped_in_a_row": 20,
         }
     )
     config.schedule = ConfigDict(
@@ -144,6 +147,7 @@ def get_config() -> ConfigDict:
         {
             "every": 5000,  # steps; 0: at the end only
             "keep": 2,  # newest checkpoints of a stage
+            "keep_every": 0,  # steps; those of its multiples stay too; 0: none
         }
     )
     config.log = ConfigDict(

@@ -4,51 +4,31 @@
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
 
-Exit status: 0; 1 where some input files could not be read; 2 for a mistake of the
-user's, with one line that says what to do; 130 where interrupted.
+Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
+input files could not be read; 2 for a mistake of the user's, with one line that says
+what to do; 130 where interrupted.
 """
 
 import contextlib
 import inspect
 import io
-import json
 import logging
 import os
 import pathlib
 import runpy
 import sys
-import textwrap
 import warnings
-from typing import Any
 
-import rich.console
-import rich.table
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import commands, pictures
-from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.data.sources import make_source
+from flowtok_jax import commands, processes, stages
 from flowtok_jax.errors import UserError
 from flowtok_jax.eval import runner
-from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.train import loop
-from flowtok_jax.train.steps import TASKS
-from flowtok_jax.weights import load_group, load_start, store_random_clip
-from flowtok_jax.workdir import (
-    CONFIG,
-    SAMPLES,
-    SUMMARY,
-    drop_overridden,
-    for_stage,
-    open_workdir,
-    read_config,
-    read_json,
-    write_json,
-)
+from flowtok_jax.train.loop import PreemptedError
+from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
-WRAP = {"subsequent_indent": "    ", "break_long_words": False}
 MODES = ("train", "sample", "caption")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
@@ -71,114 +51,26 @@ PROMPTS_FILE = flags.DEFINE_string(
 IMAGES = flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
 JSON = flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise in sampling.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0 of several that train together; on Slurm, Open MPI, GKE "
+    "and Cloud TPU they find one another without it.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many there are, beside --coordinator."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0, beside --coordinator."
+)
+CLUSTER_TIMEOUT = flags.DEFINE_integer(
+    "cluster_timeout", 60, "Seconds that a process waits for the others at the start."
+)
 
 
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _inline(value: Any) -> str:
-    """A JSON value as `key=value, section(key=value)`, for reading."""
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    parts = (
-        f"{k}({_inline(v)})" if isinstance(v, dict) else f"{k}={_inline(v)}"
-        for k, v in value.items()
-    )
-    return ", ".join(parts)
-
-
-def train(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains every stage of the config that is not finished, then sums up."""
-    for stage in config.stages:
-        if stage not in TASKS:
-            raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
-        _check_stage(for_stage(config, stage))
-    known_workdir = (workdir / CONFIG).is_file()
-    vocabulary = open_workdir(workdir, config)
-    if not known_workdir:
-        for section, values in read_json(workdir / CONFIG).items():
-            _say(textwrap.fill(f"{section}: {_inline(values)}", 88, **WRAP))
-    store_random_clip(config, make_nets(config), workdir)
-    results = {}
-    for stage in config.stages:
-        results[stage] = _train_stage(
-            for_stage(config, stage), stage, workdir, vocabulary
-        )
-    summary = {
-        "seconds": {s: round(r.seconds, 1) for s, r in results.items()},
-        "params_sha256": {s: r.sha256 for s, r in results.items()},
-    }
-    _summarize(config, workdir, summary)
-
-
-def _check_stage(config: ConfigDict) -> None:
-    """Finds mistakes before the workdir is made this config's."""
-    loop.check(config)
-    for spec in (config.data.train, config.data.eval):
-        make_source(
-            spec, image_size=config.tokenizer.image_size, seed=config.train.seed
-        )
-
-
-def _train_stage(
-    config: ConfigDict, stage: str, workdir: pathlib.Path, vocabulary: Vocabulary
-) -> loop.Result:
-    result = loop.finished(config, stage, workdir)
-    if result is not None:
-        return result
-    nets = make_nets(config)
-    frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
-    return loop.train(
-        config,
-        stage,
-        workdir,
-        nets=nets,
-        frozen=frozen,
-        vocabulary=vocabulary,
-        evaluate=runner.make_preview(config, stage, vocabulary, frozen),
-        load_start=lambda: load_start(stage, nets, config),
-    )
-
-
-def _summarize(config: ConfigDict, workdir: pathlib.Path, summary: dict) -> None:
-    """Writes summary.json and the pictures, unless those of these weights are there."""
-    path = workdir / SUMMARY
-    stored = read_json(path) if path.is_file() else {}
-    digests = stored.get("params_sha256", {}) | summary["params_sha256"]
-    if digests != stored.get("params_sha256"):
-        seconds = stored.get("seconds", {}) | summary["seconds"]
-        summary = {"params_sha256": digests, "seconds": seconds}
-        if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
-            flowtok = FlowTok.from_workdir(workdir, config)
-            values, grids = runner.summarize_scenes(
-                flowtok, samples=config.eval.samples, seed=config.train.seed
-            )
-            for name, grid in grids.items():
-                pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
-            summary = values | summary
-        write_json(path, summary)
-    _show(read_json(path), workdir)
-
-
-def _show(summary: dict, workdir: pathlib.Path) -> None:
-    """The summary as a table."""
-    table = rich.table.Table(title=str(workdir / SUMMARY))
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            for stage, part in value.items():
-                text = part[:12] if isinstance(part, str) else f"{part:.1f}"
-                table.add_row(f"{name} {stage}", text)
-        else:
-            text = f"{value:.4f}" if isinstance(value, float) else str(value)
-            table.add_row(name, text)
-    console = rich.console.Console()
-    console.print(table)
-    for path in sorted((workdir / SAMPLES).glob("*.png")):
-        console.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 
 def _flowtok(config: ConfigDict | None) -> FlowTok:
@@ -256,7 +148,23 @@ def run() -> int:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
     if CHECKPOINT.value:
         _start_from_checkpoint(config)
-    train(config, pathlib.Path(WORKDIR.value))
+    processes.start(
+        COORDINATOR.value,
+        NUM_PROCESSES.value,
+        PROCESS_ID.value,
+        CLUSTER_TIMEOUT.value,
+    )
+    if not processes.is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    workdir = pathlib.Path(WORKDIR.value)
+    try:
+        stages.train(config, workdir)
+    except PreemptedError as error:
+        logging.warning(
+            "asked to end: saved at step %d (%s); the same command goes on",
+            error.args[0],
+            workdir / PREEMPTED,
+        )
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -21,9 +22,10 @@ from flowtok_jax import pretrained
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.errors import UserError
 from flowtok_jax.flow import samplers
+from flowtok_jax.mesh import put, replicated
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.shapes import CaptionIds, Image, Key, Params, TextFeatures, Tokens
+from flowtok_jax.shapes import ROWS, CaptionIds, Image, Params, TextFeatures, Tokens
 from flowtok_jax.weights import groups_of, load_group, read_group
 from flowtok_jax.workdir import open_vocabulary, read_config
 
@@ -76,12 +78,12 @@ def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
 
 
 def _start(
-    posterior: Posterior, key: Key, rows: Int[Array, " b"], source: str
+    posterior: Posterior, key_data: Array, rows: Int[Array, " b"], source: str
 ) -> Tokens:
     """The flow's source; the noise of a row depends on its number, not on the batch."""
     if source == "mean":
         return posterior.mean
-    shape = posterior.mean.shape[1:]
+    key, shape = jax.random.wrap_key_data(key_data), posterior.mean.shape[1:]
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
     return posterior.mean + posterior.std * noise(rows)
 
@@ -99,6 +101,9 @@ class FlowTok:
 
     `params` maps a group of models/build.py to its parameters; a direction whose group
     (t2i or i2t) is absent is refused with a UserError when it is asked for.
+
+    With a `mesh` the rows of a batch are split over its devices, parameters are copied
+    to all, and each process, which has to make the same calls, gets all the results.
     """
 
     def __init__(
@@ -110,20 +115,27 @@ class FlowTok:
         sample: SampleOptions = SampleOptions(),  # noqa: B008 - immutable
         caption: SampleOptions = SampleOptions(scale=1.0),  # noqa: B008
         text_scale: float = 1.0,
+        mesh: Mesh | None = None,
     ):
         if len(vocabulary) > nets.clip.vocab_size:
             raise UserError(
                 f"the vocabulary has {len(vocabulary)} tokens, more than the "
                 f"{nets.clip.vocab_size} of clip.vocab_size: it is another model's"
             )
-        self.nets, self.params, self.vocabulary = nets, params, vocabulary
+        self.nets, self.vocabulary = nets, vocabulary
+        self.mesh = mesh
+        self.params = put(params, replicated(mesh)) if mesh else jax.device_put(params)
         self.sample, self.caption = sample.check(), caption.check()
         self.text_scale = text_scale
         self._programs: dict[tuple, Callable] = {}
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, params: Params, vocabulary: Vocabulary
+        cls,
+        config: ConfigDict,
+        params: Params,
+        vocabulary: Vocabulary,
+        mesh: Mesh | None = None,
     ) -> "FlowTok":
         """With the networks and the sampling options of a config."""
         return cls(
@@ -133,16 +145,21 @@ class FlowTok:
             sample=SampleOptions(**config.sample),
             caption=SampleOptions(**config.caption),
             text_scale=config.loss.i2t.text_scale,
+            mesh=mesh,
         )
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | pathlib.Path, config: ConfigDict | None = None
+        cls,
+        workdir: str | pathlib.Path,
+        config: ConfigDict | None = None,
+        mesh: Mesh | None = None,
     ) -> "FlowTok":
         """The newest EMA weights of every stage trained in a workdir.
 
         Args:
             config: instead of the workdir's own, to sample with other options.
+            mesh: the devices to work on, as of the class.
 
         Raises:
             UserError: where the directory holds no trained flow.
@@ -160,7 +177,8 @@ class FlowTok:
         if "i2t" in trained:
             needed.add("text_tokenizer")
         params = {g: load_group(g, nets, config, workdir) for g in sorted(needed)}
-        return cls.from_config(config, params, open_vocabulary(workdir, config))
+        vocabulary = open_vocabulary(workdir, config)
+        return cls.from_config(config, params, vocabulary, mesh)
 
     @classmethod
     def from_pretrained(
@@ -227,7 +245,7 @@ class FlowTok:
     def decode_image(self, tokens: ArrayLike, prompts: Sequence[str]) -> Image:
         """Images [b, s, s, 3] in [0, 1] of raw tokens [b, n, c], guided by captions."""
         ids = self.vocabulary.encode(prompts)
-        return self._run(self._decode, jnp.asarray(tokens), ids)
+        return self._run(self._decode, tokens, ids)
 
     def reconstruct_text(self, prompts: Sequence[str]) -> list[str]:
         """Captions through the text tokenizer and back."""
@@ -293,10 +311,24 @@ class FlowTok:
         """The compiled function; one for each choice of static arguments."""
         key = (function.__name__, *static.values())
         if key not in self._programs:
-            self._programs[key] = jax.jit(functools.partial(function, **static))
+            out = replicated(self.mesh) if self.mesh else None
+            program = jax.jit(functools.partial(function, **static), out_shardings=out)
+            self._programs[key] = program
         return self._programs[key]
 
+    @property
+    def _row_parts(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+
+    def _put(self, rows: np.ndarray) -> Array:
+        """An input on the device, or split over the mesh where that divides it."""
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        splits = len(rows) % self._row_parts == 0
+        return put(rows, NamedSharding(self.mesh, ROWS if splits else PartitionSpec()))
+
     def _run(self, function: Callable, *inputs):
+        inputs = (self._put(np.asarray(x)) for x in inputs)
         return self._program(function)(self.params, *inputs)
 
     def _in_batches(
@@ -304,12 +336,13 @@ class FlowTok:
     ) -> np.ndarray:
         """Runs all the inputs through one program, the last batch filled up."""
         program = self._program(function, options=options)
-        count, size = len(inputs), min(options.batch_size, len(inputs))
+        parts, count = self._row_parts, len(inputs)
+        size = -(-min(options.batch_size, count) // parts) * parts
         rows = np.arange(-(-count // size) * size)
-        key, results = jax.random.key(seed), []
+        key, results = np.asarray(jax.random.key_data(jax.random.key(seed))), []
         for part in rows.reshape(-1, size):
-            batch = jnp.asarray(inputs[np.minimum(part, count - 1)])
-            results.append(program(self.params, batch, key, jnp.asarray(part)))
+            batch = self._put(inputs[np.minimum(part, count - 1)])
+            results.append(program(self.params, batch, key, self._put(part)))
         return np.concatenate([np.asarray(r) for r in results])[:count]
 
     # What the programs compute.

@@ -167,7 +167,7 @@ def read_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
 
 
 def read_group(directory: pathlib.Path, nets: Nets, group: str) -> Params:
-    """The parameters of a group, on the default device.
+    """The parameters of a group, in this machine's memory.
 
     Raises:
         UserError: where they are not there, are damaged or do not fit the networks.
@@ -181,7 +181,7 @@ def read_group(directory: pathlib.Path, nets: Nets, group: str) -> Params:
         {name: leaf.shape for name, leaf in wanted.items()},
     )
     # A copy: the file may go away under a mapped array.
-    leaves = {name: jnp.array(x, jnp.float32) for name, x in arrays.items()}
+    leaves = {name: np.array(x, np.float32) for name, x in arrays.items()}
     return unflatten_dict(leaves, sep="/")
 
 

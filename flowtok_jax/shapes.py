@@ -18,11 +18,19 @@ Units
 Time
     t is 0 at the source and 1 at the target. Text-to-image has text tokens as source
     and image tokens as target; image-to-text the other way round.
+
+Mesh
+    Devices form a grid with axes data (copies of the parameters), fsdp (parts of them)
+    and tensor (parts of a layer); rows of a batch are split over the first two.
 """
 
 from typing import Any
 
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+MESH_AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))
 
 Params = dict[str, Any]
 Key = PRNGKeyArray | UInt32[Array, " 2"]

@@ -3,17 +3,20 @@ CHECKPOINTS/GROUP/STEP, or a directory of pretrained weights.
 """
 
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax import pretrained
 from flowtok_jax.errors import UserError
+from flowtok_jax.mesh import replicated
 from flowtok_jax.models.build import GROUPS, Nets, abstract_group, init_group
 from flowtok_jax.shapes import Params
 from flowtok_jax.tensors import check_shapes
@@ -39,7 +42,7 @@ def groups_of(place: pathlib.Path) -> list[str]:
 def read_group(
     place: pathlib.Path, nets: Nets, group: str, *, is_start: bool = False
 ) -> Params:
-    """A group's parameters, of a run the newest EMA ones.
+    """A group's parameters in this machine's memory, of a run the newest EMA ones.
 
     Args:
         is_start: as of `pretrained.check_unseen`.
@@ -58,10 +61,7 @@ def read_group(
 
 def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
     wanted = abstract_group(nets, group)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted
-    )
+    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
     with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(path.resolve()).item_metadata.tree
@@ -162,7 +162,10 @@ def store_random_clip(config: ConfigDict, nets: Nets, workdir: pathlib.Path) -> 
     place = _init_from(config)
     if place is not None and "clip" in groups_of(place):
         return
-    params = init_group(nets, "clip", jax.random.key(config.text.seed))
+    everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
+    init = functools.partial(init_group, nets, "clip")
+    init = jax.jit(init, out_shardings=everywhere)
+    params = init(jax.random.key(config.text.seed))
     folder = (workdir / CHECKPOINTS / "clip").resolve()
     with ocp.CheckpointManager(folder) as manager:
         manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))

@@ -15,6 +15,7 @@ from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.errors import UserError
 
 CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
+PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
 
 # What may differ between runs in one workdir: it changes no trained weight, or extends
 # a run.
@@ -31,6 +32,7 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "train.num_steps",
+    "train.max_skipped_in_a_row",
 )
 
 

@@ -9,6 +9,7 @@ PACKAGE = "flowtok_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
 LEVELS = (
     ("shapes", "errors"),
+    ("processes", "mesh"),
     ("models", "flow", "data"),
     ("workdir", "pictures", "tensors"),
     ("pretrained",),
@@ -16,7 +17,7 @@ LEVELS = (
     ("convert",),
     ("pipeline",),
     ("train", "eval", "commands"),
-    ("convert.checks",),
+    ("convert.checks", "stages"),
     ("main", "convert.__main__", "convert.parity"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowtok_jax import pictures
@@ -86,9 +87,9 @@ def captions_right(
 
 
 def make_preview(
-    config: ConfigDict, task: str, vocabulary: Vocabulary, frozen: Params
-) -> Callable[[Params], tuple[Scalars, Pictures]]:
-    """A function of the EMA parameters of a task: scalars and picture grids.
+    config: ConfigDict, task: str, vocabulary: Vocabulary, mesh: Mesh
+) -> Callable[[Params, Params], tuple[Scalars, Pictures]]:
+    """A function of a task's EMA and frozen parameters: scalars and picture grids.
 
     The names of sampled scalars say how many samples they rest on.
     """
@@ -99,10 +100,10 @@ def make_preview(
         image_size=config.tokenizer.image_size,
         seed=config.train.seed,
     )
-    flowtok = FlowTok.from_config(config, dict(frozen), vocabulary)
+    flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
 
-    def preview(ema: Params) -> tuple[Scalars, Pictures]:
-        flowtok.params[task] = ema
+    def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
+        flowtok.params = {**frozen, task: ema}  # where they lie
         return PREVIEWS[task](flowtok, examples, f"_n{len(examples.captions)}")
 
     return preview

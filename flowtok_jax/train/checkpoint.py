@@ -1,10 +1,12 @@
 """Checkpoints of one stage: items state, ema, data and meta, written by Orbax.
 
 A checkpoint appears under its final name only when it is whole. `ema` is an item of its
-own, so that sampling reads nothing else.
+own, so that sampling reads nothing else. `meta` holds checksums of every array: one
+that is damaged is told from one that is whole, and the one before it is used.
 """
 
 import contextlib
+import logging
 import pathlib
 import signal
 import threading
@@ -12,10 +14,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
-from flowtok_jax.train.state import TrainState
+from flowtok_jax import processes
+from flowtok_jax.errors import UserError
+from flowtok_jax.train.state import TrainState, checksums
 from flowtok_jax.weights import CHECKPOINTS
+
+DAMAGED = "damaged"
 
 
 @contextlib.contextmanager
@@ -37,60 +45,154 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Checkpoints:
-    """Saves and restores the states of one stage; a context manager."""
+    """Saves and restores the states of one stage; a context manager.
 
-    def __init__(self, workdir: pathlib.Path, stage: str, *, keep: int):
-        folder = (workdir / CHECKPOINTS / stage).resolve()
+    Args:
+        keep: how many of the newest stay.
+        keep_every: those of multiples of this step stay too; 0 for none.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, stage: str, *, keep: int, keep_every: int = 0
+    ):
+        self._workdir, self._stage = workdir, stage
+        self._folder = (workdir / CHECKPOINTS / stage).resolve()
+        if processes.is_first():
+            self._report_half_written()
+        policies = [checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        with uninterrupted():
+    def __exit__(self, kind, *exception) -> None:
+        with uninterrupted(), self._complaining():
             self._manager.close()
 
+    def _report_half_written(self) -> None:
+        if self._folder.is_dir():
+            for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                logging.warning("%s was never finished; it is removed", path)
+
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Turns a failure to write, of this save or of the one before, into a line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            whole = sorted(ocp.utils.checkpoint_steps(self._folder))
+            rest = f"that of step {whole[-1]} is whole" if whole else "there is none"
+            raise UserError(
+                f"a checkpoint of {self._stage} could not be written to {self._folder}"
+                f" ({_reason(error)}); {rest}; make room, and the same command goes on"
+            ) from error
+
     def save(self, state: TrainState, meta: dict[str, Any], examples: int) -> None:
-        """Starts writing; the caller may go on at once."""
+        """Starts writing; the caller may go on at once.
+
+        Raises:
+            UserError: where this one or the one before could not be written.
+        """
+        sums = np.asarray(checksums(_items(state))).tolist()
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_without_ema(state)),
+            state=ocp.args.StandardSave(_items(state)["state"]),
             ema=ocp.args.StandardSave(state.ema),
             data=ocp.args.JsonSave({"examples_seen": examples}),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave({**meta, "checksums": sums}),
         )
-        with uninterrupted():
-            self._manager.save(int(state.step), args=items)
+        with uninterrupted(), self._complaining():
+            self._manager.save(int(state.step), args=items, force=True)
 
     def read_meta(self) -> dict[str, Any] | None:
-        """The meta of the newest whole checkpoint; None where there is none."""
+        """The meta of the newest checkpoint; None where there is none to read."""
         step = self._manager.latest_step()
-        if step is None:
-            return None
+        try:
+            return None if step is None else self._read_meta(step)
+        except (OSError, ValueError):
+            return None  # `restore` says so
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
         only = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with uninterrupted():
             return self._manager.restore(step, args=only).meta
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """The newest state, laid out as `abstract` says."""
-        wanted = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_without_ema(abstract)),
-            ema=ocp.args.StandardRestore(abstract.ema),
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+        """The newest whole state, laid out as `abstract` says, and its meta.
+
+        One that is damaged is reported and put aside, and the one before it used.
+
+        Returns:
+            None where there never was one.
+
+        Raises:
+            UserError: where there are some and all are damaged.
+        """
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = self._restore(step, abstract)
+            except Exception as error:  # what a damaged file raises is anybody's guess
+                damaged[step] = _reason(error)
+                logging.warning("checkpoint %s: %s", self._folder / str(step), error)
+                continue
+            self._put_aside(damaged)
+            return found
+        if not damaged:
+            return None
+        raise UserError(
+            f"no checkpoint in {self._folder} can be read: step {max(damaged)} "
+            f"({damaged[max(damaged)]}); move the folder away to train from the start"
         )
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+        wanted = {
+            name: ocp.args.StandardRestore(tree)
+            for name, tree in _items(abstract).items()
+        }
+        meta = self._read_meta(step)
         with uninterrupted():
-            items = self._manager.restore(self._manager.latest_step(), args=wanted)
-        return TrainState(**items.state, ema=items.ema)
+            items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        state = TrainState(**items.state, ema=items.ema)
+        if np.asarray(checksums(_items(state))).tolist() != meta["checksums"]:
+            raise ValueError("its arrays are not those that were saved")
+        return state, meta
+
+    def _put_aside(self, damaged: dict[int, str]) -> None:
+        """Moves damaged checkpoints out of the way of those that will come."""
+        if not damaged:
+            return
+
+        def move():
+            for step in damaged:
+                place = self._workdir / DAMAGED / self._stage / str(step)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (self._folder / str(step)).rename(place)
+                logging.warning(
+                    "checkpoint of %s step %d is damaged, moved to %s; the one before "
+                    "it is used",
+                    self._stage,
+                    step,
+                    place,
+                )
+
+        processes.first_does(move)
+        self._manager.reload()
 
 
-def _without_ema(state: TrainState) -> dict[str, Any]:
-    return {
-        "step": state.step,
-        "key": state.key,
-        "params": state.params,
-        "opt_state": state.opt_state,
-    }
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state by item; in the same order for a state of shapes."""
+    fields = {f: getattr(state, f) for f in TrainState.__dataclass_fields__}
+    return {"ema": fields.pop("ema"), "state": fields}
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:

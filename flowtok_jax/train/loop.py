@@ -1,6 +1,7 @@
 """The one training loop: shapes, shardings, restore or start, then step by step."""
 
 import functools
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.loader import Batch, make_loader
 from flowtok_jax.errors import UserError
+from flowtok_jax.mesh import from_local_rows, local_rows, put, replicated
 from flowtok_jax.models.build import Nets, init_group
+from flowtok_jax.processes import Preemption, is_first
 from flowtok_jax.shapes import Params
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
@@ -25,8 +28,12 @@ from flowtok_jax.train.state import TrainState, make_state, params_sha256
 from flowtok_jax.train.steps import TASKS, train_steps
 from flowtok_jax.weights import steps_of
 
-# Of EMA parameters: scalars, and pictures [h, w, 3] uint8.
-Evaluate = Callable[[Params], tuple[dict[str, float], dict[str, np.ndarray]]]
+# Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
+Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarray]]]
+
+
+class PreemptedError(Exception):
+    """The run was asked to end, and saved at the step that is its argument."""
 
 
 class Result(NamedTuple):
@@ -44,7 +51,7 @@ class Run(NamedTuple):
     abstract: TrainState
     frozen: Params
     schedule: optax.Schedule
-    batch_sharding: jax.sharding.Sharding
+    mesh: jax.sharding.Mesh
 
 
 def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
@@ -70,10 +77,9 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
 
     def start(params):
         if params is not None:
-            params = jax.device_put(params, places.params)
+            params = put(params, places.params)
         return make(params)
 
-    batch_place = sharding.batch_sharding(mesh)
     frozen_places = sharding.shardings(mesh, frozen)
     step = functools.partial(
         train_steps,
@@ -86,13 +92,13 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
         step=jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(places, frozen_places, batch_place),
-            out_shardings=(places, None),
+            in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
+            out_shardings=(places, replicated(mesh)),
         ),
         abstract=with_shardings(abstract, places),
-        frozen=jax.device_put(frozen, frozen_places),
+        frozen=put(frozen, frozen_places),
         schedule=schedule,
-        batch_sharding=batch_place,
+        mesh=mesh,
     )
 
 
@@ -104,7 +110,7 @@ def check(config: ConfigDict) -> None:
     """
     make_schedule(**config.schedule, num_steps=config.train.num_steps)
     mesh = sharding.make_mesh(**config.mesh)
-    for name in ("num_steps", "batch_size", "steps_per_call"):
+    for name in ("num_steps", "batch_size", "steps_per_call", "max_skipped_in_a_row"):
         if config.train[name] < 1:
             raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -128,21 +134,29 @@ def _next_stop(step: int, config: ConfigDict) -> int:
     return min(stops)
 
 
-def _stack(loader: Iterator[Batch], count: int, place) -> dict[str, jax.Array]:
+def _stack(
+    loader: Iterator[Batch], count: int, mesh: jax.sharding.Mesh, batch_size: int
+) -> dict[str, jax.Array]:
+    """The next batches as one of global arrays [count, batch_size, ...]."""
     batches = [next(loader) for _ in range(count)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
-    return jax.tree.map(
-        lambda a: jax.make_array_from_process_local_data(place, a), stacked
-    )
+    return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
 
 
 def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | None:
     """The result of a stage that has nothing left to train; None for another."""
     if max(steps_of(workdir, task), default=-1) < config.train.num_steps:
         return None
-    with Checkpoints(workdir, task, keep=config.checkpoint.keep) as checkpoints:
+    with _checkpoints(config, task, workdir) as checkpoints:
         meta = checkpoints.read_meta()
+    if meta is None or "params_sha256" not in meta:
+        return None
     return Result(meta["seconds"], meta["params_sha256"])
+
+
+def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkpoints:
+    keep, every = config.checkpoint.keep, config.checkpoint.keep_every
+    return Checkpoints(workdir, task, keep=keep, keep_every=every)
 
 
 def train(
@@ -158,90 +172,165 @@ def train(
 ) -> Result:
     """Trains one stage to its end, from its newest checkpoint or from the start.
 
+    Every process of the run calls it; process 0 writes metrics, all write checkpoints.
+
     Args:
         frozen: the parameters of the groups that the task needs.
         load_start: gives the parameters to start from, None for random ones; called
             only where there is no checkpoint.
+
+    Raises:
+        PreemptedError: after saving, where SIGTERM came.
+        UserError: where checkpoints cannot be read or written, or too many steps in a
+            row had a loss or gradient that is not finite.
     """
-    with Checkpoints(workdir, task, keep=config.checkpoint.keep) as checkpoints:
-        meta = checkpoints.read_meta()
+    with _checkpoints(config, task, workdir) as checkpoints, Preemption() as preemption:
         run = make_run(config, task, nets, frozen)
-        if meta is None:
-            state = run.start(load_start())
-        else:
-            state = checkpoints.restore(run.abstract)
-        start_step, first = int(state.step), jax.process_index() == 0
-        loader = make_loader(config, vocabulary, start_step)
+        state, meta = checkpoints.restore(run.abstract) or (
+            run.start(load_start()),
+            {"seconds": 0.0},
+        )
+        start_step, first = int(state.step), is_first()
+        loader = make_loader(
+            config,
+            vocabulary,
+            start_step,
+            local_rows(run.mesh, config.train.batch_size),
+        )
         with (
             Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
             Progress(task, start_step, config.train.num_steps, first) as progress,
         ):
-            meta = _run_steps(
+            report = _Report(
+                config,
+                run.schedule,
+                metrics,
+                progress,
+                start_step=start_step,
+                seconds=meta["seconds"],
+            )
+            return _run_steps(
                 config,
                 run,
                 state,
-                loader,
-                seconds=meta["seconds"] if meta else 0.0,
+                report,
+                loader=loader,
                 checkpoints=checkpoints,
-                metrics=metrics,
-                progress=progress,
+                preemption=preemption,
                 evaluate=evaluate,
             )
-    return Result(meta["seconds"], meta["params_sha256"])
 
 
 def _run_steps(
     config: ConfigDict,
     run: Run,
     state: TrainState,
-    loader: Iterator[Batch],
+    report: "_Report",
     *,
-    seconds: float,
+    loader: Iterator[Batch],
     checkpoints: Checkpoints,
-    metrics: Metrics,
-    progress: Progress,
+    preemption: Preemption,
     evaluate: Evaluate,
-) -> dict[str, Any]:
+) -> Result:
     """The loop proper. The device computes a call while the host reads the last one's
     scalars and loads the next one's batches.
     """
-    step, begun = int(state.step), time.monotonic()
-    pending, last, meta = None, (step, begun), {}
-
-    def report() -> None:
-        nonlocal last
-        at, scalars = pending
-        values = {name: float(v) for name, v in jax.device_get(scalars).items()}
-        now = time.monotonic()
-        images = (at - last[0]) * config.train.batch_size
-        values["perf/images_per_sec"] = images / (now - last[1])
-        values["lr"] = float(run.schedule(at - 1))
-        last = (at, now)
-        progress.update(at, values)
-        if at == config.train.num_steps or _is_due(at, config.log.every):
-            metrics.scalars(at, values)
-
+    step = int(state.step)
     while step < config.train.num_steps:
-        stop = _next_stop(step, config)
-        batches = _stack(loader, stop - step, run.batch_sharding)
+        before, step = step, _next_stop(step, config)
+        batches = _stack(loader, step - before, run.mesh, config.train.batch_size)
         state, scalars = run.step(state, run.frozen, batches)
-        if pending:
-            report()
-        step, pending = stop, (stop, scalars)
+        report.call(step, scalars)
         done = step == config.train.num_steps
-        saves = done or _is_due(step, config.checkpoint.every)
+        ends = preemption.asked(before, step) and not done
+        saves = done or ends or _is_due(step, config.checkpoint.every)
         if saves:  # its line goes first: a run that resumes here does not write it
-            report()
-            pending = None
-        if done or _is_due(step, config.log.preview_every):
-            values, grids = evaluate(state.ema)
-            metrics.scalars(step, values)
-            metrics.images(step, grids)
+            report.flush()
+        if done or (_is_due(step, config.log.preview_every) and not ends):
+            report.values(step, *evaluate(state.ema, run.frozen))
         if saves:
-            meta = {
-                "step": step,
-                "seconds": seconds + time.monotonic() - begun,
-                "params_sha256": params_sha256(state.params),
-            }
+            meta = {"step": step, "seconds": report.seconds}
+            if done:
+                meta["params_sha256"] = params_sha256(state.params)
             checkpoints.save(state, meta, step * config.train.batch_size)
-    return meta
+        if done:
+            return Result(meta["seconds"], meta["params_sha256"])
+        if ends:
+            raise PreemptedError(step)
+    return Result(report.seconds, params_sha256(state.params))  # nothing was left
+
+
+class _Report:
+    """What the host says of the steps: it reads a call's scalars one call later."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        schedule: optax.Schedule,
+        metrics: Metrics,
+        progress: Progress,
+        *,
+        start_step: int,
+        seconds: float,
+    ):
+        self._config, self._schedule = config, schedule
+        self._metrics, self._progress = metrics, progress
+        self._pending, self._skipped = None, None
+        self._last = (start_step, time.monotonic())
+        self._begun = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the stage so far, earlier runs included."""
+        return time.monotonic() - self._begun
+
+    def call(self, step: int, scalars: dict[str, Any]) -> None:
+        """Notes the call that ends at a step, and reads the one before."""
+        before, self._pending = self._pending, (step, scalars)
+        if before:
+            self._read(*before)
+
+    def flush(self) -> None:
+        """Reads the newest call too, which waits for the device."""
+        if self._pending:
+            self._read(*self._pending)
+            self._pending = None
+
+    def values(self, step: int, scalars: dict, pictures: dict) -> None:
+        """Notes what an evaluation found."""
+        self._metrics.scalars(step, scalars)
+        self._metrics.images(step, pictures)
+
+    def _read(self, step: int, scalars: dict[str, Any]) -> None:
+        values = {name: float(v) for name, v in jax.device_get(scalars).items()}
+        in_a_row = int(values.pop("skipped_in_a_row"))
+        now, (last, then) = time.monotonic(), self._last
+        images = (step - last) * self._config.train.batch_size
+        values["perf/images_per_sec"] = images / (now - then)
+        values["lr"] = float(self._schedule(step - 1))
+        self._last = (step, now)
+        self._progress.update(step, values)
+        end = self._config.train.num_steps
+        if step == end or _is_due(step, self._config.log.every):
+            self._metrics.scalars(step, values)
+        self._check_skipped(step, int(values["skipped"]), in_a_row)
+
+    def _check_skipped(self, step: int, skipped: int, in_a_row: int) -> None:
+        new = skipped - (self._skipped or 0)
+        if new and self._skipped is not None or in_a_row:
+            logging.warning(
+                "by step %d %d steps were skipped, %d in a row at the end: loss or "
+                "gradient was not finite",
+                step,
+                skipped,
+                in_a_row,
+            )
+        self._skipped = skipped
+        if in_a_row >= self._config.train.max_skipped_in_a_row:
+            raise UserError(
+                f"loss or gradient was not finite in the {in_a_row} steps up to {step} "
+                "(train.max_skipped_in_a_row = "
+                f"{self._config.train.max_skipped_in_a_row}); the weights are those of "
+                f"step {step - in_a_row}; the last checkpoint stays; lower schedule.lr "
+                "or set optimizer.clip_norm"
+            )

@@ -13,9 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flowtok_jax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+from flowtok_jax.shapes import MESH_AXES, ROWS
 
 RULES = (
     (r"(qkv|fc1|w12|modulation|embed\w*)/kernel$", ("fsdp", "tensor")),
@@ -31,7 +29,7 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
         UserError: where the product is not the number of devices.
     """
     sizes, count = [data, fsdp, tensor], jax.device_count()
-    named = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+    named = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -41,7 +39,7 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
             f"{named} does not cover {count} devices; wanted sizes with product "
             f"{count}, each one of {divisors}, or one of them -1 for the rest"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -68,4 +66,4 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of batches stacked by step: [steps, rows, ...], rows split."""
-    return NamedSharding(mesh, PartitionSpec(None, *BATCH))
+    return NamedSharding(mesh, PartitionSpec(None, *ROWS))

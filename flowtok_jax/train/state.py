@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
+from jaxtyping import Array, UInt32
 
 from flowtok_jax.shapes import Params
 
@@ -16,11 +18,14 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes; float32 but for `step` and `key`.
 
     `key` never changes: a step folds its number in. `ema` is the running average of
-    `params` that samples are drawn with. Shapes and shardings take this form too, hence
-    fields of any type.
+    `params` that samples are drawn with. `skipped` counts the steps that changed
+    nothing because loss or gradient was not finite, `skipped_in_a_row` the newest of
+    them. Shapes and shardings take this form too, hence fields of any type.
     """
 
     step: Any
+    skipped: Any
+    skipped_in_a_row: Any
     key: Any
     params: Any
     ema: Any
@@ -33,6 +38,8 @@ def make_state(
     """A state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
         params=params,
         ema=jax.tree.map(jnp.copy, params),  # a copy, or both could not be donated
@@ -40,11 +47,37 @@ def make_state(
     )
 
 
+@jax.jit
+def checksums(tree: Any) -> UInt32[Array, " leaves"]:
+    """A sum of bits and places of each array: the same wherever its parts lie.
+
+    Integers, so that no order of summing changes it; computed where the arrays are.
+    """
+
+    def checksum(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        width = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+        place = jnp.uint32(1)
+        for axis, size in enumerate(leaf.shape):
+            place = place * jnp.uint32(size)
+            place = place + 2 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        return (bits * place).sum(dtype=jnp.uint32)
+
+    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def params_sha256(params: Params) -> str:
-    """A digest of all the names, shapes and bits of a tree of arrays."""
+    """A digest of all the names, shapes and bits of a tree of arrays.
+
+    Every process has to call it: arrays that lie on several are gathered, one by one.
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(jax.device_get(leaf))
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

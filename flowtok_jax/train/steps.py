@@ -240,19 +240,32 @@ def train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
 ) -> tuple[TrainState, Scalars]:
-    """One optimiser step, and the scalars of its loss."""
+    """One optimiser step, and the scalars of its loss.
+
+    Where the loss or the gradient is not finite, the step only counts itself.
+    """
     key = jax.random.fold_in(state.key, state.step)
     grad = jax.value_and_grad(loss, has_aux=True)
     (value, scalars), grads = grad(state.params, frozen, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    new = {
+        "params": params,
+        "ema": optax.incremental_update(params, state.ema, 1 - ema_decay),
+        "opt_state": opt_state,
+    }
+    old = {name: getattr(state, name) for name in new}
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     state = state.replace(
+        **kept,
         step=state.step + 1,
-        params=params,
-        ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
-        opt_state=opt_state,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-    scalars |= {"loss/total": value, "grad_norm": optax.tree.norm(grads)}
+    scalars |= {"loss/total": value, "grad_norm": norm}
+    scalars |= {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
     return state, scalars
 
 

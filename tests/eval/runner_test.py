@@ -7,7 +7,9 @@ from flowtok_jax.data import scenes
 from flowtok_jax.data.scenes import Object
 from flowtok_jax.data.sources import Shapes
 from flowtok_jax.eval import runner
+from flowtok_jax.mesh import put, replicated
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.train.sharding import make_mesh
 from flowtok_jax.train.steps import TASKS
 from flowtok_jax.workdir import read_config
 
@@ -158,8 +160,11 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
     config = read_config(demo.workdir)
     config.log.preview_samples = 5
     frozen = {group: flowtok.params[group] for group in TASKS[task].frozen}
-    preview = runner.make_preview(config, task, flowtok.vocabulary, frozen)
-    scalars, grids = preview(flowtok.params[task])
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    preview = runner.make_preview(config, task, flowtok.vocabulary, mesh)
+    scalars, grids = preview(
+        put(flowtok.params[task], replicated(mesh)), put(frozen, replicated(mesh))
+    )
     names = {
         "tokenizer": {"eval/psnr_db_n5", "eval/attribute_accuracy_n5"},
         "text_tokenizer": {"eval/exact_match_n5"},

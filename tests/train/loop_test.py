@@ -32,7 +32,7 @@ def config(demo) -> ConfigDict:
 def train(flowtok, config):
     """Trains the stage in a folder, with overrides; the result."""
 
-    def function(workdir, evaluate=lambda ema: ({}, {}), **overrides):
+    def function(workdir, evaluate=lambda ema, frozen: ({}, {}), **overrides):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(overrides)
         return loop.train(
@@ -66,9 +66,9 @@ def test_a_run_stopped_and_gone_on_equals_an_uninterrupted_one(
 ):
     starts, make_loader = [], loop.make_loader
 
-    def watched(config, vocabulary, start_step):
+    def watched(config, vocabulary, start_step, rows):
         starts.append(start_step)
-        return make_loader(config, vocabulary, start_step)
+        return make_loader(config, vocabulary, start_step, rows)
 
     monkeypatch.setattr(loop, "make_loader", watched)
     half = train(tmp_path, **{"train.num_steps": 2})
@@ -96,7 +96,7 @@ def test_the_state_is_restored_bit_by_bit(flowtok, config, whole):
     frozen = {"clip": flowtok.params["clip"]}
     made = loop.make_run(config, TASK, flowtok.nets, frozen)
     with Checkpoints(whole[0], TASK, keep=2) as checkpoints:
-        meta, state = checkpoints.read_meta(), checkpoints.restore(made.abstract)
+        state, meta = checkpoints.restore(made.abstract)
     assert meta["step"] == int(state.step) == 4
     assert params_sha256(state.params) == meta["params_sha256"] == whole[1].sha256
     assert params_sha256(state.ema) != meta["params_sha256"]
@@ -130,7 +130,7 @@ def test_saving_logging_and_previews_come_at_their_steps_and_at_the_end(
 ):
     seen = []
 
-    def evaluate(ema):
+    def evaluate(ema, frozen):
         seen.append(ema)
         return {"eval/value": 0.5}, {"grid": np.zeros((4, 4, 3), np.uint8)}
 
@@ -195,7 +195,7 @@ def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
             for group in ("clip", "tokenizer")
         },
         vocabulary=open_vocabulary(demo.workdir, config),
-        evaluate=lambda ema: ({}, {}),
+        evaluate=lambda ema, frozen: ({}, {}),
     )
     wanted = [x for x in demo.metrics if x["stage"] == "t2i" and "lr" in x]
     got = [x for x in run.read_metrics(tmp_path) if "lr" in x]

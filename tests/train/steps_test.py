@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from configs import default
+from flowtok_jax import shapes
 from flowtok_jax.models.build import init_group
 from flowtok_jax.train import sharding
 from flowtok_jax.train.state import make_state, params_sha256
@@ -111,7 +112,7 @@ def test_eight_devices_compute_what_one_does(task, sizes):
     data, fsdp, tensor = sizes
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
     places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen)
-    rows = jax.NamedSharding(mesh, sharding.BATCH)
+    rows = jax.NamedSharding(mesh, shapes.ROWS)
     spread = jax.jit(step, in_shardings=(*places, rows))
     got = spread(*jax.device_put((state, frozen, batch()), (*places, rows)))
     # Adam's first step has the size of the rate whatever the gradient's, so that

@@ -1,0 +1,159 @@
+"""Training all the stages of a config in one workdir, and the summary at the end."""
+
+import json
+import pathlib
+import sys
+import textwrap
+from typing import Any
+
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
+
+from flowtok_jax import pictures
+from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.sources import make_source
+from flowtok_jax.errors import UserError
+from flowtok_jax.eval import runner
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.processes import first_does, is_first
+from flowtok_jax.train import loop
+from flowtok_jax.train.sharding import make_mesh
+from flowtok_jax.train.steps import TASKS
+from flowtok_jax.weights import load_group, load_start, store_random_clip
+from flowtok_jax.workdir import (
+    CONFIG,
+    PREEMPTED,
+    SAMPLES,
+    SUMMARY,
+    for_stage,
+    open_vocabulary,
+    open_workdir,
+    read_json,
+    write_json,
+)
+
+WRAP = {"subsequent_indent": "    ", "break_long_words": False}
+
+
+def _inline(value: Any) -> str:
+    """A JSON value as `key=value, section(key=value)`, for reading."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    parts = (
+        f"{k}({_inline(v)})" if isinstance(v, dict) else f"{k}={_inline(v)}"
+        for k, v in value.items()
+    )
+    return ", ".join(parts)
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains every stage of the config that is not finished, then sums up."""
+    for stage in config.stages:
+        if stage not in TASKS:
+            raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
+        _check_stage(for_stage(config, stage))
+    first_does(lambda: _open(config, workdir))
+    vocabulary = open_vocabulary(workdir, config)
+    store_random_clip(config, make_nets(config), workdir)
+    results = {}
+    for stage in config.stages:
+        results[stage] = _train_stage(
+            for_stage(config, stage), stage, workdir, vocabulary
+        )
+    summary = {
+        "seconds": {s: round(r.seconds, 1) for s, r in results.items()},
+        "params_sha256": {s: r.sha256 for s, r in results.items()},
+    }
+    _summarize(config, workdir, summary)
+
+
+def _open(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the workdir this config's, and says so where it is new."""
+    known_workdir = (workdir / CONFIG).is_file()
+    open_workdir(workdir, config)
+    (workdir / PREEMPTED).unlink(missing_ok=True)
+    if not known_workdir:
+        for section, values in read_json(workdir / CONFIG).items():
+            sys.stdout.write(
+                textwrap.fill(f"{section}: {_inline(values)}", 88, **WRAP) + "\n"
+            )
+
+
+def _check_stage(config: ConfigDict) -> None:
+    """Finds mistakes before the workdir is made this config's."""
+    loop.check(config)
+    for spec in (config.data.train, config.data.eval):
+        make_source(
+            spec, image_size=config.tokenizer.image_size, seed=config.train.seed
+        )
+
+
+def _train_stage(
+    config: ConfigDict, stage: str, workdir: pathlib.Path, vocabulary: Vocabulary
+) -> loop.Result:
+    result = loop.finished(config, stage, workdir)
+    if result is not None:
+        return result
+    nets, mesh = make_nets(config), make_mesh(**config.mesh)
+    frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
+    try:
+        return loop.train(
+            config,
+            stage,
+            workdir,
+            nets=nets,
+            frozen=frozen,
+            vocabulary=vocabulary,
+            evaluate=runner.make_preview(config, stage, vocabulary, mesh),
+            load_start=lambda: load_start(stage, nets, config),
+        )
+    except loop.PreemptedError as error:
+        where = {"stage": stage, "step": error.args[0]}
+        first_does(lambda: write_json(workdir / PREEMPTED, where))
+        raise
+
+
+def _summarize(config: ConfigDict, workdir: pathlib.Path, summary: dict) -> None:
+    """Writes summary.json and the pictures, unless those of these weights are there."""
+    path = workdir / SUMMARY
+    stored = read_json(path) if path.is_file() else {}
+    digests = stored.get("params_sha256", {}) | summary["params_sha256"]
+    if digests != stored.get("params_sha256"):
+        seconds = stored.get("seconds", {}) | summary["seconds"]
+        summary = {"params_sha256": digests, "seconds": seconds}
+        grids = {}
+        if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
+            mesh = make_mesh(**config.mesh)
+            values, grids = runner.summarize_scenes(
+                FlowTok.from_workdir(workdir, config, mesh),
+                samples=config.eval.samples,
+                seed=config.train.seed,
+            )
+            summary = values | summary
+        if is_first():
+            for name, grid in grids.items():
+                pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
+            write_json(path, summary)
+    if is_first():
+        _show(read_json(path), workdir)
+
+
+def _show(summary: dict, workdir: pathlib.Path) -> None:
+    """The summary as a table."""
+    table = rich.table.Table(title=str(workdir / SUMMARY))
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            for stage, part in value.items():
+                text = part[:12] if isinstance(part, str) else f"{part:.1f}"
+                table.add_row(f"{name} {stage}", text)
+        else:
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            table.add_row(name, text)
+    console = rich.console.Console()
+    console.print(table)
+    for path in sorted((workdir / SAMPLES).glob("*.png")):
+        console.print(f"picture: {path}", soft_wrap=True, highlight=False)
