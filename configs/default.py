@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
             "batch_size": 4096,  # of all the devices together
             "seed": 0,
             "ema_decay": 0.9999,
+            "accumulate": 1,  # parts of a batch that the network sees one by one
             "steps_per_call": 1,  # steps in one call to the device
             # Steps with a loss or gradient that is not finite are skipped and counted;
             # so many in a row end the run.
@@ -103,6 +104,7 @@ def get_config() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.03,  # on all parameters
             "clip_norm": placeholder(float),  # global norm; None: no clipping
+            "moments": "float32",  # of Adam, as kept; bfloat16: 4 bytes a value less
         }
     )
     # KL forms: FORM_REDUCTION, see flow/losses.py.

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from flowtok_jax.errors import UserError
-from flowtok_jax.shapes import CaptionIds, Logits, Tokens
+from flowtok_jax.shapes import CaptionIds, Image, Logits, Tokens
 
 
 def velocity_loss(predicted: Tokens, velocity: Tokens) -> Float[Array, " b"]:
@@ -32,23 +32,31 @@ def release_kl(mean: Tokens, logvar: Tokens) -> Tokens:
 
 
 KL = {"gaussian": gaussian_kl, "release": release_kl}
+# Of a KL [rows, n, c], those of a whole batch or of a part of it.
 REDUCTIONS = {
-    "batch_sum": jnp.sum,  # over everything: grows with the batch
-    "sample_mean": lambda kl: kl.sum((1, 2)).mean(),
-    "element_mean": jnp.mean,
+    # over everything: grows with the batch
+    "batch_sum": lambda kl, batch: kl.sum() * (batch / kl.shape[0]),
+    "sample_mean": lambda kl, batch: kl.sum((1, 2)).mean(),
+    "element_mean": lambda kl, batch: kl.mean(),
 }
 KL_FORMS = tuple(f"{form}_{how}" for form in KL for how in REDUCTIONS)
 
 
-def kl_loss(mean: Tokens, logvar: Tokens, form: str) -> Float[Array, ""]:
+def kl_loss(
+    mean: Tokens, logvar: Tokens, form: str, batch: int | None = None
+) -> Float[Array, ""]:
     """A KL by the name of its form and reduction, one of KL_FORMS.
 
     The paper's is "gaussian", the release's "release_batch_sum".
+
+    Args:
+        batch: rows of the whole batch where these are a part of it; the mean over equal
+            parts is then the loss of the whole.
     """
     if form not in KL_FORMS:
         raise UserError(f"KL form is {form!r}; wanted one of {KL_FORMS}")
     name, how = form.split("_", 1)
-    return REDUCTIONS[how](KL[name](mean, logvar))
+    return REDUCTIONS[how](KL[name](mean, logvar), batch or mean.shape[0])
 
 
 def contrastive_alignment(
@@ -82,14 +90,14 @@ def cosine_alignment(z: Tokens, target: Tokens, margin: float) -> Float[Array, "
     ).mean()
 
 
-def reconstruction_loss(image: Array, target: Array) -> Float[Array, ""]:
-    """Squared error of [0, 1] images, mean over everything."""
-    return jnp.square(image - target).mean()
+def reconstruction_loss(image: Image, target: Image) -> Float[Array, " b"]:
+    """Squared error of [0, 1] images, mean over pixels: one value a row."""
+    return jnp.square(image - target).mean((1, 2, 3))
 
 
-def caption_loss(logits: Logits, caption_ids: CaptionIds) -> Float[Array, ""]:
-    """Cross-entropy of every position, padding included, mean over positions."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, caption_ids).mean()
+def caption_loss(logits: Logits, caption_ids: CaptionIds) -> Float[Array, " b"]:
+    """Cross-entropy of every position, padding included: one mean a row."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, caption_ids).mean(1)
 
 
 def caption_is_exact(logits: Logits, caption_ids: CaptionIds) -> Bool[Array, " b"]:

@@ -23,6 +23,10 @@ class Posterior(flax.struct.PyTreeNode):
     def std(self) -> Tokens:
         return jnp.exp(0.5 * self.logvar)
 
+    def at(self, noise: Tokens) -> Tokens:
+        """mean + std * noise: a sample, where the noise is one of N(0, 1)."""
+        return self.mean + self.std * noise
+
     def sample(self, key: Key) -> Tokens:
         """mean + std * noise, by reparameterisation."""
-        return self.mean + self.std * jax.random.normal(key, self.mean.shape)
+        return self.at(jax.random.normal(key, self.mean.shape))

@@ -83,7 +83,12 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     frozen_places = sharding.shardings(mesh, frozen)
     step = functools.partial(
         train_steps,
-        loss=functools.partial(TASKS[task].loss, nets=nets, **config.loss[task]),
+        loss=functools.partial(
+            TASKS[task].loss,
+            nets=nets,
+            parts=config.train.accumulate,
+            **config.loss[task],
+        ),
         optimizer=optimizer,
         ema_decay=config.train.ema_decay,
     )
@@ -108,16 +113,19 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the key.
     """
-    make_schedule(**config.schedule, num_steps=config.train.num_steps)
+    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
+    make_optimizer(schedule, **config.optimizer)
     mesh = sharding.make_mesh(**config.mesh)
-    for name in ("num_steps", "batch_size", "steps_per_call", "max_skipped_in_a_row"):
+    counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
+    for name in (*counts, "max_skipped_in_a_row"):
         if config.train[name] < 1:
             raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     if config.train.batch_size % parts:
         raise UserError(
             f"train.batch_size is {config.train.batch_size}; wanted a multiple of "
-            f"{parts}, the parts into which mesh.data and mesh.fsdp split it"
+            f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
+            "split it"
         )
 
 

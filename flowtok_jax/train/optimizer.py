@@ -3,10 +3,13 @@
 lr(step) = peak * min(1, step / warmup_steps), then constant or cosine to lr_end
 """
 
+import jax.numpy as jnp
 import optax
 
 from flowtok_jax.errors import UserError
 
+MOMENTS = ("float32", "bfloat16")
+MAX_BETA_BFLOAT16 = 0.99
 SCHEDULES = ("constant", "cosine")
 
 
@@ -36,9 +39,44 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
     clip_norm: float | None,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW, with decay on all parameters; `clip_norm` bounds the global norm first."""
+    """AdamW, with decay on all parameters; `clip_norm` bounds the global norm first.
+
+    `moments` is the dtype in which both moments are kept between steps.
+    """
     adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay)
+    if moments not in MOMENTS:
+        raise UserError(
+            f"optimizer.moments is {moments!r}; wanted one of {', '.join(MOMENTS)}"
+        )
+    if moments != "float32":
+        if betas[1] > MAX_BETA_BFLOAT16:
+            raise UserError(
+                f"optimizer.moments is {moments} with betas[1] = {betas[1]}, whose "
+                f"small changes its 8 bits lose; wanted at most {MAX_BETA_BFLOAT16}, "
+                "or float32"
+            )
+        adamw = _with_moments(adamw, jnp.dtype(moments))
     if clip_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def _with_moments(
+    adam: optax.GradientTransformation, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """Adam that computes in float32 and keeps its moments in another dtype."""
+
+    def kept_as(state, dtype):
+        moments = {name: optax.tree.get(state, name) for name in ("mu", "nu")}
+        return optax.tree.set(state, **optax.tree.cast(moments, dtype))
+
+    def init(params):
+        return kept_as(adam.init(params), dtype)
+
+    def update(grads, state, params):
+        updates, state = adam.update(grads, kept_as(state, jnp.float32), params)
+        return updates, kept_as(state, dtype)
+
+    return optax.GradientTransformation(init, update)

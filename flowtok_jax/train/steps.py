@@ -6,7 +6,9 @@
     i2t             flow from image tokens to text tokens, everything else frozen
 
 A loss maps (trained, frozen, batch, key) to a value and named scalars. `trained` are
-the networks of the task's own group; `frozen` those of the groups it needs.
+the networks of the task's own group; `frozen` those of the groups it needs. With
+`parts` above 1 the trained network (of t2i its DiT) sees the rows part by part, see
+train/accumulate.py.
 """
 
 import functools
@@ -23,6 +25,7 @@ from flowtok_jax.flow import losses, paths
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.shapes import Key, Params, TextFeatures, Tokens
+from flowtok_jax.train.accumulate import accumulate
 from flowtok_jax.train.state import TrainState
 
 Batch = dict[str, Array]
@@ -53,6 +56,11 @@ def _project(nets: Nets, params: Params, text_feats: Array, key: Key | None):
     )
 
 
+def _noise(nets: Nets, key: Key, rows: int) -> Tokens:
+    """For samples of a posterior, drawn for the whole batch."""
+    return jax.random.normal(key, (rows, nets.dit.tokens, nets.dit.channels))
+
+
 def _latent_scalars(prefix: str, posterior: Posterior) -> Scalars:
     return {
         f"{prefix}/sigma": posterior.std.mean(),
@@ -70,29 +78,39 @@ def tokenizer_loss(
     kl: str,
     kl_weight: float,
     caption_dropout: float,
+    parts: int = 1,
 ) -> tuple[Float[Array, ""], Scalars]:
     """Reconstruction + KL; some rows decode without caption: tokens must carry all.
 
-    Perceptual and adversarial terms join `terms` with their weights.
+    Perceptual and adversarial terms join the value of `rows_loss` with their weights.
     """
     keys = dict(zip(("drop", "sample"), jax.random.split(key), strict=True))
     text_feats = _text_features(nets, frozen, batch)
     rows = text_feats.shape[0]
     kept = jax.random.bernoulli(keys["drop"], 1 - caption_dropout, (rows, 1, 1))
-    posterior = _image_posterior(nets, trained["tokenizer"], batch)
-    image = nets.tokenizer.apply(
-        {"params": trained["tokenizer"]},
-        posterior.sample(keys["sample"]),
-        jnp.where(kept, text_feats, 0),
-        method="decode",
+
+    def rows_loss(params, _, rest, key):
+        posterior = _image_posterior(nets, params, rest)
+        tokens = posterior.at(rest["noise"])
+        decode = functools.partial(nets.tokenizer.apply, method="decode")
+        image = decode({"params": params}, tokens, rest["text_feats"])
+        target = rest["image"].astype(jnp.float32) / 255
+        mse = losses.reconstruction_loss(image, target)
+        divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
+        return mse.mean() + kl_weight * divergence, (mse, posterior)
+
+    rest = {
+        "image": batch["image"],
+        "text_feats": jnp.where(kept, text_feats, 0),
+        "noise": _noise(nets, keys["sample"], rows),
+    }
+    loss, (mse, posterior) = accumulate(rows_loss, parts)(
+        trained["tokenizer"], (), rest, key
     )
-    target = batch["image"].astype(jnp.float32) / 255
-    mse = losses.reconstruction_loss(image, target)
-    divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl)
-    terms = {"reconstruction": mse, "kl": kl_weight * divergence}
-    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    mse, divergence = mse.mean(), losses.kl_loss(posterior.mean, posterior.logvar, kl)
+    scalars = {"loss/reconstruction": mse, "loss/kl": kl_weight * divergence}
     scalars |= {"psnr_db": -10 * jnp.log10(mse)} | _latent_scalars("latent", posterior)
-    return sum(terms.values()), scalars
+    return loss, scalars
 
 
 def text_tokenizer_loss(
@@ -104,26 +122,41 @@ def text_tokenizer_loss(
     nets: Nets,
     kl: str,
     kl_weight: float,
+    parts: int = 1,
 ) -> tuple[Float[Array, ""], Scalars]:
     """Cross-entropy of the caption's ids from its own tokens, + KL."""
-    names = ("projector", "sample", "decoder")
-    keys = dict(zip(names, jax.random.split(key, 3), strict=True))
+    keys = dict(zip(("nets", "sample"), jax.random.split(key), strict=True))
     text_feats = _text_features(nets, frozen, batch)
-    posterior = _project(nets, trained["projector"], text_feats, keys["projector"])
-    logits = nets.text_decoder.apply(
-        {"params": trained["text_decoder"]},
-        posterior.sample(keys["sample"]),
-        deterministic=False,
-        rngs={"dropout": keys["decoder"]},
-    )
-    terms = {
-        "caption": losses.caption_loss(logits, batch["caption_ids"]),
-        "kl": kl_weight * losses.kl_loss(posterior.mean, posterior.logvar, kl),
+    rows = text_feats.shape[0]
+
+    def rows_loss(params, _, rest, key):
+        projector_key, decoder_key = jax.random.split(key)
+        posterior = _project(
+            nets, params["projector"], rest["text_feats"], projector_key
+        )
+        logits = nets.text_decoder.apply(
+            {"params": params["text_decoder"]},
+            posterior.at(rest["noise"]),
+            deterministic=False,
+            rngs={"dropout": decoder_key},
+        )
+        caption = losses.caption_loss(logits, rest["caption_ids"])
+        divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
+        exact = losses.caption_is_exact(logits, rest["caption_ids"])
+        return caption.mean() + kl_weight * divergence, (caption, exact, posterior)
+
+    rest = {
+        "caption_ids": batch["caption_ids"],
+        "text_feats": text_feats,
+        "noise": _noise(nets, keys["sample"], rows),
     }
-    exact = losses.caption_is_exact(logits, batch["caption_ids"])
-    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    loss, (caption, exact, posterior) = accumulate(rows_loss, parts)(
+        trained, (), rest, keys["nets"]
+    )
+    divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl)
+    scalars = {"loss/caption": caption.mean(), "loss/kl": kl_weight * divergence}
     scalars |= {"exact": exact.mean()} | _latent_scalars("latent", posterior)
-    return sum(terms.values()), scalars
+    return loss, scalars
 
 
 def _flow_loss(
@@ -135,15 +168,23 @@ def _flow_loss(
     *,
     null_rate: float,
     time_location: float,
+    parts: int,
 ) -> Float[Array, ""]:
-    """Velocity loss, mean over the batch, at random times and with null rows."""
+    """Velocity loss, mean over the batch, at random times and with null rows.
+
+    The DiT sees the rows in `parts`, one after the other.
+    """
     keys = dict(zip(("time", "null"), jax.random.split(key), strict=True))
     t = paths.sample_time(keys["time"], z_src.shape[0], time_location)
     chosen = jax.random.bernoulli(keys["null"], null_rate, t.shape)
     z_tgt, null = paths.null_row_targets(z_tgt, chosen)
-    z_t, velocity = paths.straight_path(z_src, z_tgt, t)
-    predicted = nets.dit.apply({"params": dit}, z_t, t, null)
-    return losses.velocity_loss(predicted, velocity).mean()
+
+    def rows_loss(params, inputs, rest, key):
+        predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
+        return losses.velocity_loss(predicted, inputs[1]).mean(), ()
+
+    path = paths.straight_path(z_src, z_tgt, t)
+    return accumulate(rows_loss, parts)(dit, path, (t, null), key)[0]
 
 
 def t2i_loss(
@@ -161,6 +202,7 @@ def t2i_loss(
     align_weight: float,
     align_margin: float,
     align_groups: int,
+    parts: int = 1,
 ) -> tuple[Float[Array, ""], Scalars]:
     """L_flow + align_weight * L_align + kl_weight * L_kl (FlowTok section 3.3)."""
     names = ("image", "projector", "source", "flow")
@@ -178,7 +220,7 @@ def t2i_loss(
         alignment = losses.cosine_alignment(z_txt, target, align_margin)
     else:
         raise UserError(f"loss.t2i.align is {align!r}; wanted one of {ALIGNMENTS}")
-    flow = {"null_rate": null_rate, "time_location": time_location}
+    flow = dict(null_rate=null_rate, time_location=time_location, parts=parts)
     terms = {
         "flow": _flow_loss(nets, trained["dit"], z_txt, z_img, keys["flow"], **flow),
         "align": align_weight * alignment,
@@ -199,6 +241,7 @@ def i2t_loss(
     time_location: float,
     target: str,
     text_scale: float,
+    parts: int = 1,
 ) -> tuple[Float[Array, ""], Scalars]:
     """L_flow from image tokens to the frozen text tokens * text_scale."""
     names = ("image", "text", "flow")
@@ -210,7 +253,7 @@ def i2t_loss(
     if target not in TARGETS:
         raise UserError(f"loss.i2t.target is {target!r}; wanted one of {TARGETS}")
     z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
-    flow = {"null_rate": null_rate, "time_location": time_location}
+    flow = dict(null_rate=null_rate, time_location=time_location, parts=parts)
     loss = _flow_loss(nets, trained["dit"], z_img, z_txt, keys["flow"], **flow)
     scalars = {"loss/flow": loss, "target/std": z_txt.std(), "source/std": z_img.std()}
     return loss, scalars

@@ -40,3 +40,44 @@ def test_weight_decay_acts_on_every_leaf_and_clipping_bounds_the_norm():
     _, state = clipped.update(huge, clipped.init(params), params)
     moment = optax.tree.get(state, "mu")["kernel"]
     np.testing.assert_allclose(np.linalg.norm(moment), 0.1, rtol=1e-5)
+
+
+OPTIONS = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.03, "clip_norm": 1.0}
+
+
+def test_bfloat16_moments_take_half_the_memory_and_move_weights_nearly_as_far():
+    rng = np.random.default_rng(0)
+    start = {"kernel": jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)}
+    gradients = [
+        {"kernel": jnp.asarray(rng.normal(0.5, 1, (16, 16)), jnp.float32)}
+        for _ in range(40)
+    ]
+    moved = {}
+    for moments in ("float32", "bfloat16"):
+        optimizer = make_optimizer(
+            optax.constant_schedule(1e-2), **OPTIONS, moments=moments
+        )
+        params, state = start, optimizer.init(start)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        for name in ("mu", "nu"):
+            assert optax.tree.get(state, name)["kernel"].dtype == moments
+        moved[moments] = params["kernel"] - start["kernel"]
+    error = np.linalg.norm(moved["bfloat16"] - moved["float32"])
+    assert 0 < error < 0.02 * np.linalg.norm(moved["float32"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"moments": "float16"}, "optimizer.moments is 'float16'; wanted one of"),
+        (
+            {"moments": "bfloat16", "betas": (0.9, 0.999)},
+            r"betas\[1\] = 0.999.*wanted at most 0.99",
+        ),
+    ],
+)
+def test_moments_that_cannot_be_kept_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(optax.constant_schedule(1e-2), **{**OPTIONS, **options})
