@@ -97,19 +97,21 @@ def tokenizer_loss(
         target = rest["image"].astype(jnp.float32) / 255
         mse = losses.reconstruction_loss(image, target)
         divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
-        return mse.mean() + kl_weight * divergence, (mse, posterior)
+        moments = posterior.mean, posterior.logvar
+        return mse.mean() + kl_weight * divergence, (mse, moments)
 
     rest = {
         "image": batch["image"],
         "text_feats": jnp.where(kept, text_feats, 0),
         "noise": _noise(nets, keys["sample"], rows),
     }
-    loss, (mse, posterior) = accumulate(rows_loss, parts)(
+    loss, (mse, moments) = accumulate(rows_loss, parts)(
         trained["tokenizer"], (), rest, key
     )
-    mse, divergence = mse.mean(), losses.kl_loss(posterior.mean, posterior.logvar, kl)
+    mse, divergence = mse.mean(), losses.kl_loss(*moments, kl)
     scalars = {"loss/reconstruction": mse, "loss/kl": kl_weight * divergence}
-    scalars |= {"psnr_db": -10 * jnp.log10(mse)} | _latent_scalars("latent", posterior)
+    scalars |= {"psnr_db": -10 * jnp.log10(mse)}
+    scalars |= _latent_scalars("latent", Posterior(*moments))
     return loss, scalars
 
 
@@ -143,19 +145,21 @@ def text_tokenizer_loss(
         caption = losses.caption_loss(logits, rest["caption_ids"])
         divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
         exact = losses.caption_is_exact(logits, rest["caption_ids"])
-        return caption.mean() + kl_weight * divergence, (caption, exact, posterior)
+        moments = posterior.mean, posterior.logvar
+        return caption.mean() + kl_weight * divergence, (caption, exact, moments)
 
     rest = {
         "caption_ids": batch["caption_ids"],
         "text_feats": text_feats,
         "noise": _noise(nets, keys["sample"], rows),
     }
-    loss, (caption, exact, posterior) = accumulate(rows_loss, parts)(
+    loss, (caption, exact, moments) = accumulate(rows_loss, parts)(
         trained, (), rest, keys["nets"]
     )
-    divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl)
+    divergence = losses.kl_loss(*moments, kl)
     scalars = {"loss/caption": caption.mean(), "loss/kl": kl_weight * divergence}
-    scalars |= {"exact": exact.mean()} | _latent_scalars("latent", posterior)
+    scalars |= {"exact": exact.mean()}
+    scalars |= _latent_scalars("latent", Posterior(*moments))
     return loss, scalars
 
 
