@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2, without a traceback.
     """
+
+
+class WriteError(UserError):
+    """What cannot be written: no room, a quota, a disk that fails."""

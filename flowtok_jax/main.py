@@ -10,6 +10,7 @@ what to do; 130 where interrupted.
 """
 
 import contextlib
+import errno
 import inspect
 import io
 import logging
@@ -18,12 +19,13 @@ import pathlib
 import runpy
 import sys
 import warnings
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowtok_jax import commands, processes, stages
-from flowtok_jax.errors import UserError
+from flowtok_jax.errors import UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.train.loop import PreemptedError
@@ -182,8 +184,11 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("absl", "jax", "orbax", "grain", "httpx", "huggingface_hub"):
+    for name in ("jax", "grain", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What Orbax logs as an error it raises as well, and we report.
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Of transformers, which advises everyone to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
@@ -247,6 +252,13 @@ def _parse_flags(argv: list[str]) -> None:
         drop_overridden(CONFIG_FLAG.value, overrides)
 
 
+def _end_without_room(text: str) -> NoReturn:
+    """Ends at once: what libraries do at exit is to write, and to complain again."""
+    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.flush()
+    os._exit(2)
+
+
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; a user's mistake ends in one line."""
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
@@ -256,9 +268,15 @@ def main(argv: list[str]) -> int:
         _parse_flags(argv)
         _set_up_logging()
         return run()
+    except WriteError as error:
+        _end_without_room(str(error))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _end_without_room(f"{error}; make room, and the same command goes on")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         return 130

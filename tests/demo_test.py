@@ -1,5 +1,6 @@
 """The whole demo, tiny, through the command line."""
 
+import json
 import math
 import re
 import signal
@@ -154,9 +155,16 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_same_weights(demo, tmp_pat
     assert "interrupted; the same command goes on" in stderr
     assert "Traceback" not in stderr
     assert interrupt(signal.SIGKILL)[0] == -signal.SIGKILL
+    status, stderr = interrupt(signal.SIGTERM)
+    assert status == 0, stderr
+    step = steps_of(tmp_path, "text_tokenizer")[-1]
+    assert f"asked to end: saved at step {step}" in stderr
+    marker = json.loads((tmp_path / "preempted.json").read_text())
+    assert marker == {"stage": "text_tokenizer", "step": step}
     process = run.start(arguments)
     assert process.wait(300) == 0, process.stderr.read()
     process.communicate()
+    assert not (tmp_path / "preempted.json").exists()
     resumed = run.Demo(tmp_path, None)
     assert resumed.summary["params_sha256"] == {
         "text_tokenizer": demo.summary["params_sha256"]["text_tokenizer"]

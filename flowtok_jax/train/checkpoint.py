@@ -6,7 +6,9 @@ that is damaged is told from one that is whole, and the one before it is used.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import pathlib
 import signal
 import threading
@@ -19,7 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flowtok_jax import processes
-from flowtok_jax.errors import UserError
+from flowtok_jax.errors import UserError, WriteError
 from flowtok_jax.train.state import TrainState, checksums
 from flowtok_jax.weights import CHECKPOINTS
 
@@ -71,7 +73,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, *exception) -> None:
         with uninterrupted(), self._complaining():
             self._manager.close()
 
@@ -88,7 +90,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             whole = sorted(ocp.utils.checkpoint_steps(self._folder))
             rest = f"that of step {whole[-1]} is whole" if whole else "there is none"
-            raise UserError(
+            raise WriteError(
                 f"a checkpoint of {self._stage} could not be written to {self._folder}"
                 f" ({_reason(error)}); {rest}; make room, and the same command goes on"
             ) from error
@@ -97,7 +99,7 @@ class Checkpoints:
         """Starts writing; the caller may go on at once.
 
         Raises:
-            UserError: where this one or the one before could not be written.
+            WriteError: where this one or the one before could not be written.
         """
         sums = np.asarray(checksums(_items(state))).tolist()
         items = ocp.args.Composite(
@@ -186,7 +188,10 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text:
+        return os.strerror(errno.ENOSPC)
+    return text[:160]
 
 
 def _items(state: TrainState) -> dict[str, Any]:

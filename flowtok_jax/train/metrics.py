@@ -1,6 +1,8 @@
 """Scalars and pictures of a run: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
+import math
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -39,15 +41,18 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         if self._file:
-            self._file.close()
-            self._board.close()
+            # On a full disk closing fails too, and its cause is on its way.
+            with contextlib.suppress(*[OSError] if kind else []):
+                self._file.close()
+                self._board.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, one point of each curve."""
+        """One line of metrics.jsonl, with null for NaN, and one point of each curve."""
         if self._file:
-            line = {"stage": self._stage, "step": step, **values}
+            known = {n: v if math.isfinite(v) else None for n, v in values.items()}
+            line = {"stage": self._stage, "step": step, **known}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             for name, value in values.items():

@@ -49,7 +49,7 @@ def make_state(
 
 @jax.jit
 def checksums(tree: Any) -> UInt32[Array, " leaves"]:
-    """A sum of bits and places of each array: the same wherever its parts lie.
+    """A sum of hashed bits and places of each array, the same wherever its parts lie.
 
     Integers, so that no order of summing changes it; computed where the arrays are.
     """
@@ -59,11 +59,14 @@ def checksums(tree: Any) -> UInt32[Array, " leaves"]:
             leaf = jax.random.key_data(leaf)
         width = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-        place = jnp.uint32(1)
+        place = jnp.uint32(0)
         for axis, size in enumerate(leaf.shape):
             place = place * jnp.uint32(size)
-            place = place + 2 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return (bits * place).sum(dtype=jnp.uint32)
+            place = place + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        mixed = bits ^ (place * jnp.uint32(0x9E3779B9))
+        for factor in (0x85EBCA6B, 0xC2B2AE35):  # as MurmurHash3 ends
+            mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(factor)
+        return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
 
     return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
 

@@ -95,6 +95,30 @@ def test_a_step_is_compiled_once():
     assert compiled._cache_size() == 1
 
 
+def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted():
+    def loss(params, frozen, batch, key):
+        # A gradient may be infinite where the loss is finite.
+        return (batch["x"] * params["w"] + jnp.sqrt(params["w"] * batch["y"])).sum(), {}
+
+    optimizer = optax.adamw(0.1)
+    step = jax.jit(
+        functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.5)
+    )
+    state = make_state({"w": jnp.ones(2)}, optimizer, seed=0)
+    counts, moved = [], []
+    for x, y in ((1, 1), (jnp.nan, 1), (1, 0), (jnp.inf, 1), (2, 1)):
+        batch = {"x": jnp.full(2, x, jnp.float32), "y": jnp.full(2, y, jnp.float32)}
+        old = state
+        state, scalars = step(old, {}, batch)
+        trained = [{"all": (s.params, s.ema, s.opt_state)} for s in (old, state)]
+        moved.append(params_sha256(trained[0]) != params_sha256(trained[1]))
+        counts.append((int(scalars["skipped"]), int(scalars["skipped_in_a_row"])))
+    assert counts == [(0, 0), (1, 1), (2, 2), (3, 3), (3, 0)]
+    assert moved == [True, False, False, False, True]
+    assert int(state.step) == 5
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
 def test_noise_differs_from_step_to_step():
     state, frozen, step = setting("t2i")
     _, first = jax.jit(step)(state, frozen, batch())
