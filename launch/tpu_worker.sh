@@ -18,11 +18,16 @@ cd "$root"
 place=runs/worker
 boot_id=$(cat /proc/sys/kernel/random/boot_id)
 
+# Whether a process is there and is this script's: numbers are used again.
+lives() { # NUMBER SCRIPT
+  grep -qs "launch/$2" "/proc/$1/cmdline"
+}
+
 state() {
   local what pid boot
   read -r what pid boot 2> /dev/null < "$place/state" || { echo none && return; }
   if [[ $what == running ]]; then
-    [[ $boot == "$boot_id" ]] && kill -0 "$pid" 2> /dev/null || what=lost
+    [[ $boot == "$boot_id" ]] && lives "$pid" tpu_worker.sh || what=lost
   fi
   echo "$what"
 }
@@ -61,16 +66,17 @@ supervise() {
 }
 
 stop() {
-  [[ $(state) == running ]] || return 0
-  local pid second
+  local pid end=$((SECONDS + ${STOP_SECONDS:-90}))
+  pid=$(cat "$place/pid" 2> /dev/null) || return 0
+  lives "$pid" process.sh || return 0
   touch "$place/stop"
-  pid=$(cat "$place/pid")
   kill -TERM "$pid" 2> /dev/null || true
-  for ((second = 0; second < ${STOP_SECONDS:-90}; second++)); do
-    [[ $(state) == running ]] || return 0
-    sleep 1
+  while lives "$pid" process.sh || [[ $(state) == running ]]; do
+    if ((SECONDS > end)); then
+      pkill -KILL -P "$pid" || true
+    fi
+    sleep 0.2
   done
-  pkill -KILL -P "$pid" || true
 }
 
 start() {

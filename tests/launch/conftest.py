@@ -1,4 +1,4 @@
-"""Fake gcloud, kubectl, sbatch and the like: they record and answer, and call nothing."""
+"""Fake gcloud, kubectl, sbatch and the like, which record and answer."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-# All that the launchers could reach the world with; none of the machine's own is called.
+# All that reaches the world: none of the machine's own is ever called.
 NAMES = ("gcloud", "git", "kubectl", "sbatch", "scontrol", "squeue", "srun")
 FAKE = """#!{python} -SE
 import json, pathlib, sys
@@ -50,7 +50,7 @@ class Fakes:
         return path
 
     def answer(self, answers: dict[str, list[str | int]]) -> None:
-        """What calls that contain a key say, or exit with, in turn; the last one stays."""
+        """What calls with a key in them say, or exit with, in turn; the last stays."""
         (self.place / "answers").write_text(json.dumps(list(answers.items())))
 
     @property
