@@ -1,8 +1,10 @@
 """Fake gcloud, kubectl, sbatch and the like, which record and answer."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -74,14 +76,29 @@ class Fakes:
 
     def run(self, script: str, *arguments: str, **variables: str):
         """A launcher's outcome."""
-        return subprocess.run(
+        with self.start(script, *arguments, **variables) as process:
+            stdout, stderr = process.communicate(timeout=20)
+        status = process.returncode
+        return subprocess.CompletedProcess(process.args, status, stdout, stderr)
+
+    @contextlib.contextmanager
+    def start(self, script: str, *arguments: str, **variables: str):
+        """A launcher that runs; nothing of it is left afterwards."""
+        process = subprocess.Popen(
             ["bash", str(LAUNCH / script), *arguments],
             env=self.environment(**variables),
             cwd=ROOT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=20,
+            start_new_session=True,
         )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from tests.launch.conftest import LAUNCH, ROOT
-
 # A main that says its flags, then does what its process should.
 MAIN = """#!/usr/bin/env bash
 trap 'echo saved; exit 0' TERM
@@ -85,25 +83,19 @@ def test_the_others_are_stopped_after_a_failure(cluster):
 )
 def test_signals_reach_all(fakes, number, status):
     python = fakes.add("main", MAIN.format("go_on", "go_on"))
-    process = subprocess.Popen(
-        ["bash", str(LAUNCH / "local_cluster.sh"), "2", "--", "--a=b"],
-        env=fakes.environment(PYTHON=str(python)),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    started = set()
-    while len(started) < 2:
-        line = process.stdout.readline()
-        assert line, "it ended before it was told to"
-        if "devices" in line:
-            started.add(line[:3])
-    if number == signal.SIGINT:  # as from a terminal, to the whole group
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    stdout, _ = process.communicate(timeout=20)
+    arguments = ("local_cluster.sh", "2", "--", "--a=b")
+    with fakes.start(*arguments, PYTHON=str(python)) as process:
+        started = set()
+        while len(started) < 2:
+            line = process.stdout.readline()
+            assert line, "it ended before it was told to"
+            if "devices" in line:
+                started.add(line[:3])
+        if number == signal.SIGINT:  # as from a terminal, to the whole group
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        stdout, _ = process.communicate(timeout=20)
     assert sorted(stdout.splitlines()) == ["[0] saved", "[1] saved"]
     assert process.returncode == status
 
@@ -122,15 +114,10 @@ def test_a_process_that_was_stopped_differs_from_a_finished_one(
     fakes, does, told, status
 ):
     python = fakes.add("main", MAIN.format(does, "true"))
-    process = subprocess.Popen(
-        ["bash", str(LAUNCH / "process.sh"), "gpu", "--a=b"],
-        env=fakes.environment(PYTHON=str(python), JAX_NUM_CPU_DEVICES="1"),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "args -m flowtok_jax.main --a=b\n"
-    if told:
-        process.send_signal(signal.SIGTERM)
-    stdout, _ = process.communicate(timeout=20)
+    with fakes.start("process.sh", "gpu", "--a=b", PYTHON=str(python)) as process:
+        assert process.stdout.readline() == "args -m flowtok_jax.main --a=b\n"
+        if told:
+            process.send_signal(signal.SIGTERM)
+        stdout, _ = process.communicate(timeout=20)
     assert ("saved" in stdout) == told
     assert process.returncode == status
