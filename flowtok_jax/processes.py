@@ -147,7 +147,7 @@ def _impatient(what: str, timeout: int) -> Iterator[None]:
         if not done.wait(timeout - min(SAY_SECONDS, timeout)):
             text = f"error: {what} waited {timeout} s and the others did not come; "
             os.write(2, f"{text}{STARTERS}\n".encode())
-            os._exit(2)
+            os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -10,8 +10,8 @@
 #   --dry-run        print the commands, run nothing
 #
 # Every line of output begins with its process. SIGTERM and Ctrl-C make all of them save
-# and stop; the second one kills them. The exit status is the first one that is not 0, or 130 after Ctrl-C. PYTHON
-# names the interpreter; by default .venv/bin/python.
+# and stop; the second one kills them. The exit status is the first one that is not 0, or
+# 130 after Ctrl-C. PYTHON names the interpreter; by default .venv/bin/python.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/cli.sh
