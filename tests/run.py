@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -56,16 +57,28 @@ def command(workdir: pathlib.Path, stage: str = "", **overrides) -> list[str]:
     return [config, f"--workdir={workdir}", *flags(**overrides)]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def digest(workdir: pathlib.Path, stage: str) -> str:
+    """Of the weights that a finished stage came to."""
+    return json.loads((workdir / "summary.json").read_text())["params_sha256"][stage]
+
+
+def start(arguments: list[str], **environ: str) -> subprocess.Popen:
     """`python -m flowtok_jax.main` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "flowtok_jax.main", *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def wait_for(process: subprocess.Popen, is_there, seconds: float = 300.0) -> None:
