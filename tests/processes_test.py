@@ -130,7 +130,7 @@ def train_two(*arguments, **overrides) -> None:
 
 
 def curve(workdir, stage) -> list[dict]:
-    """What was measured while a stage trained, without times."""
+    """What was measured while a stage trained, without its speed."""
     lines = [line for line in run.read_metrics(workdir) if "lr" in line]
     return [
         {name: line[name] for name in line if name not in ("stage", TIME)}
@@ -145,16 +145,22 @@ def assert_close(curve, wanted):
         assert a == pytest.approx(b, rel=1e-5)
 
 
-def test_two_processes_of_four_devices_learn_what_one_device_does(demo, tmp_path):
+def test_two_processes_and_then_one_of_all_devices_learn_what_one_device_does(
+    demo, tmp_path, cli
+):
     workdir = tmp_path / "run"
     shutil.copytree(demo.workdir, workdir)
     for stage in ("t2i", "i2t"):
         shutil.rmtree(workdir / "checkpoints" / stage)
     for name in ("metrics.jsonl", "summary.json"):
         (workdir / name).unlink()
-    train_two(workdir, "t2i", **{"mesh.fsdp": 4})
+    halves = {"train.num_steps": 2, "checkpoint.every": 0}
+    train_two(workdir, "t2i", **{"mesh.fsdp": 4}, **halves)
+    assert steps_of(workdir, "t2i") == [2]
+    outcome = cli(*run.command(workdir, "t2i", **{"mesh.tensor": 2}))
+    assert outcome.status == 0, outcome.stderr
     assert_close(curve(workdir, "t2i"), curve(demo.workdir, "t2i"))
-    assert steps_of(workdir, "t2i") == [4]
+    assert steps_of(workdir, "t2i") == [2, 4]
 
 
 MESHES = {

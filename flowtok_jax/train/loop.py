@@ -214,7 +214,6 @@ def train(
                 run.schedule,
                 metrics,
                 progress,
-                start_step=start_step,
                 seconds=meta["seconds"],
             )
             return _run_steps(
@@ -252,9 +251,10 @@ def _run_steps(
         done = step == config.train.num_steps
         ends = preemption.asked(before, step) and not done
         saves = done or ends or _is_due(step, config.checkpoint.every)
-        if saves:  # its line goes first: a run that resumes here does not write it
+        shows = done or (_is_due(step, config.log.preview_every) and not ends)
+        if saves or shows:  # its line goes first: a run that resumes does not write it
             report.flush()
-        if done or (_is_due(step, config.log.preview_every) and not ends):
+        if shows:
             report.values(step, *evaluate(state.ema, run.frozen))
         if saves:
             meta = {"step": step, "seconds": report.seconds}
@@ -265,6 +265,8 @@ def _run_steps(
             return Result(meta["seconds"], meta["params_sha256"])
         if ends:
             raise PreemptedError(step)
+        if saves or shows:
+            report.start_clock(step)
     return Result(report.seconds, params_sha256(state.params))  # nothing was left
 
 
@@ -278,13 +280,12 @@ class _Report:
         metrics: Metrics,
         progress: Progress,
         *,
-        start_step: int,
         seconds: float,
     ):
         self._config, self._schedule = config, schedule
         self._metrics, self._progress = metrics, progress
         self._pending, self._skipped = None, None
-        self._last = (start_step, time.monotonic())
+        self._last = None  # step and time from which images are counted
         self._begun = time.monotonic() - seconds
 
     @property
@@ -304,6 +305,10 @@ class _Report:
             self._read(*self._pending)
             self._pending = None
 
+    def start_clock(self, step: int) -> None:
+        """Speed is counted from here: what came before was no training."""
+        self._last = (step, time.monotonic())
+
     def values(self, step: int, scalars: dict, pictures: dict) -> None:
         """Notes what an evaluation found."""
         self._metrics.scalars(step, scalars)
@@ -312,11 +317,12 @@ class _Report:
     def _read(self, step: int, scalars: dict[str, Any]) -> None:
         values = {name: float(v) for name, v in jax.device_get(scalars).items()}
         in_a_row = int(values.pop("skipped_in_a_row"))
-        now, (last, then) = time.monotonic(), self._last
-        images = (step - last) * self._config.train.batch_size
-        values["perf/images_per_sec"] = images / (now - then)
+        if self._last:  # the first call compiles: it tells no speed
+            last, then = self._last
+            images = (step - last) * self._config.train.batch_size
+            values["perf/images_per_sec"] = images / (time.monotonic() - then)
+        self.start_clock(step)
         values["lr"] = float(self._schedule(step - 1))
-        self._last = (step, now)
         self._progress.update(step, values)
         end = self._config.train.num_steps
         if step == end or _is_due(step, self._config.log.every):

@@ -35,8 +35,9 @@ class Progress:
 
     def update(self, step: int, scalars: dict[str, float]) -> None:
         """Shows a step and its scalars."""
-        loss, rate = scalars["loss/total"], scalars["perf/images_per_sec"]
-        text = f"loss {loss:.4f}, {rate:.0f} images/s"
+        text = f"loss {scalars['loss/total']:.4f}"
+        if "perf/images_per_sec" in scalars:
+            text += f", {scalars['perf/images_per_sec']:.0f} images/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
         due = (
