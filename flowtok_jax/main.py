@@ -3,6 +3,7 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
 Exit status: 0; 1 where some input files could not be read; 2 for a mistake of the
 user's, with one line that says what to do; 130 where interrupted.
@@ -26,7 +27,7 @@ import rich.table
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import commands, pictures
+from flowtok_jax import commands, compilation, pictures, topologies
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.errors import UserError
@@ -49,7 +50,7 @@ from flowtok_jax.workdir import (
 )
 
 WRAP = {"subsequent_indent": "    ", "break_long_words": False}
-MODES = ("train", "sample", "caption")
+MODES = ("train", "sample", "caption", "compile")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
@@ -70,6 +71,10 @@ PROMPTS_FILE = flags.DEFINE_string(
 )
 IMAGES = flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
 JSON = flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
+)
+STEP = flags.DEFINE_enum("step", "train", compilation.STEPS, "What to compile.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise in sampling.")
 
 
@@ -233,6 +238,15 @@ def _caption(config: ConfigDict | None) -> int:
     return 1 if failed else 0
 
 
+def _compile(config: ConfigDict) -> int:
+    topologies.prepare()
+    result = compilation.report(config, TOPOLOGY.value, STEP.value)
+    for line in compilation.describe(result):
+        logging.info(line)
+    _say(json.dumps(result))
+    return 0
+
+
 def _start_from_checkpoint(config: ConfigDict) -> None:
     """Makes --checkpoint, in training, what --config.init_from is."""
     if config.init_from not in ("", CHECKPOINT.value):
@@ -252,6 +266,8 @@ def run() -> int:
         return _caption(config)
     if config is None:
         raise UserError("no config named; wanted --config=configs/demo.py, say")
+    if MODE.value == "compile":
+        return _compile(config)
     if not WORKDIR.value:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
     if CHECKPOINT.value:

@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 LEVELS = (
     ("shapes", "errors"),
     ("models", "flow", "data"),
-    ("workdir", "pictures", "tensors"),
+    ("workdir", "pictures", "tensors", "programs", "collectives", "topologies"),
     ("pretrained",),
     ("weights",),
     ("convert",),
     ("pipeline",),
     ("train", "eval", "commands"),
+    ("compilation",),
     ("convert.checks",),
     ("main", "convert.__main__", "convert.parity"),
 )

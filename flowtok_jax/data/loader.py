@@ -31,6 +31,17 @@ def make_vocabulary(config: ConfigDict, seed: int) -> Vocabulary:
     return Vocabulary.train(captions, config.clip.vocab_size, context)
 
 
+def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global batch; what `latents` stores needs no images."""
+    rows, latent = config.train.batch_size, config.latent
+    side = config.tokenizer.image_size
+    batch = {"caption_ids": jax.ShapeDtypeStruct((rows, latent.tokens), np.int32)}
+    if config.data.train.startswith("latents:"):
+        shape = rows, latent.tokens, 2 * latent.channels
+        return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
+    return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}
+
+
 def make_loader(
     config: ConfigDict, vocabulary: Vocabulary, start_step: int
 ) -> Iterator[Batch]:

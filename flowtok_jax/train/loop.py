@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,8 +53,21 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     Raises:
         UserError: where the config has a number that cannot be.
     """
-    mesh = sharding.make_mesh(**config.mesh)
-    check(config)
+    run = plan_run(config, task, nets, frozen)
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.frozen)
+    return run._replace(frozen=jax.device_put(frozen, places))
+
+
+def plan_run(
+    config: ConfigDict,
+    task: str,
+    nets: Nets,
+    frozen: Params,
+    devices: Sequence[jax.Device] | None = None,
+) -> Run:
+    """The same with shapes only in `frozen`: for devices that need not be there."""
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    check(config, devices)
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
 
@@ -84,26 +97,26 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     return Run(
         start=start,
         step=jax.jit(
-            step,
+            sharding.in_mesh(mesh, step),
             donate_argnums=0,
             in_shardings=(places, frozen_places, batch_place),
             out_shardings=(places, None),
         ),
         abstract=with_shardings(abstract, places),
-        frozen=jax.device_put(frozen, frozen_places),
+        frozen=with_shardings(frozen, frozen_places),
         schedule=schedule,
         batch_sharding=batch_place,
     )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> None:
     """Refuses what can be told wrong before anything is written or computed.
 
     Raises:
         UserError: naming the key.
     """
     make_schedule(**config.schedule, num_steps=config.train.num_steps)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
     for name in ("num_steps", "batch_size", "steps_per_call"):
         if config.train[name] < 1:
             raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")

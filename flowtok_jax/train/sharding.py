@@ -5,7 +5,9 @@ splits the parameters within a layer. Rules are data: the first pattern found in
 parameter's path names the mesh axes of its last dimensions.
 """
 
+import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +15,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flowtok_jax.errors import UserError
+from flowtok_jax.models.layers import ROW_AXES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROW_AXES)
 
 RULES = (
     (r"(qkv|fc1|w12|modulation|embed\w*)/kernel$", ("fsdp", "tensor")),
@@ -24,13 +27,20 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all the devices; one of the three may be -1, the rest of them.
+def make_mesh(
+    *,
+    data: int,
+    fsdp: int,
+    tensor: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh over these devices, else all; one of the three may be -1, the rest.
 
     Raises:
         UserError: where the product is not the number of devices.
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
@@ -41,7 +51,19 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
             f"{named} does not cover {count} devices; wanted sizes with product "
             f"{count}, each one of {divisors}, or one of them -1 for the rest"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+
+
+def in_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """The function with the mesh around it, so that networks pin their rows."""
+
+    @functools.wraps(function)
+    def wrapped(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return wrapped
 
 
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
