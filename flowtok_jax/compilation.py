@@ -95,7 +95,7 @@ def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -
     )
     count = flops.image_to_text if captions else flops.text_to_image
     run = {k: getattr(options, k) for k in ("num_steps", "scale", "solver")}
-    cost = flops.StepFlops(count(nets, size, **run), 0.0)
+    cost = flops.StepFlops(count(nets, size, **run), 0)
     program = jax.jit(sharding.in_mesh(mesh, function), out_shardings=places)
     return Step(program, arguments, size, cost)
 

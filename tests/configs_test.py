@@ -56,7 +56,7 @@ SPLATTED = {
     "align_head": (AlignHead, {"channels"} | MODULE),
     "dit": (DiT, {"mlp_ratio"} | LATENT),  # 4 at every size
     "text_decoder": (TextDecoder, {"vocab_size", "width"} | MODULE),
-    "mesh": (make_mesh, set()),
+    "mesh": (make_mesh, {"devices"}),
     "schedule": (make_schedule, {"num_steps"}),
     "optimizer": (make_optimizer, {"schedule"}),
     "sample": (SampleOptions, set()),

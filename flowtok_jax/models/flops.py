@@ -29,34 +29,34 @@ class Forward(NamedTuple):
     only added to something.
     """
 
-    blocks: dict[str, float]
-    outside: float
+    blocks: dict[str, int]
+    outside: int
     unneeded: tuple[str, ...] = ()
 
     @property
-    def total(self) -> float:
+    def total(self) -> int:
         return sum(self.blocks.values()) + self.outside
 
-    def recomputed(self, remat: str) -> float:
+    def recomputed(self, remat: str) -> int:
         """What a policy computes again in the backward pass."""
         kept = REMAT[remat]
         if kept is None:
-            return 0.0
+            return 0
         again = {
             name: flops
             for name, flops in self.blocks.items()
             if name not in kept and name not in self.unneeded
         }
         if "attention" in kept:  # its weights are computed again, its values not
-            again["attention"] = 0.5 * self.blocks["attention"]
+            again["attention"] = self.blocks["attention"] // 2
         return sum(again.values())
 
 
-def _blocks(depth: int, tokens: int, width: int, **mlp: float) -> dict[str, float]:
+def _blocks(depth: int, tokens: int, width: int, **mlp: int) -> dict[str, int]:
     """Attention, and the MLP's layers by name: weights of each."""
     weights = {"qkv": 3 * width**2, "proj": width**2, **mlp}
-    parts = {name: 2.0 * tokens * count for name, count in weights.items()}
-    parts["attention"] = 4.0 * tokens**2 * width
+    parts = {name: 2 * tokens * count for name, count in weights.items()}
+    parts["attention"] = 4 * tokens**2 * width
     return {name: depth * flops for name, flops in parts.items()}
 
 
@@ -65,19 +65,19 @@ def dit(net: DiT) -> Forward:
     n, d, c = net.tokens, net.width, net.channels
     hidden = net.mlp_ratio * d
     blocks = _blocks(net.depth, n, d, fc1=d * hidden, fc2=d * hidden)
-    blocks["modulation"] = net.depth * 2.0 * d * 6 * d
-    time = 2.0 * d * (256 + d)
-    return Forward(blocks, 2.0 * n * c * d * 2 + time + 2.0 * d * 2 * d)
+    blocks["modulation"] = net.depth * 2 * d * 6 * d
+    time = 2 * d * (256 + d)
+    return Forward(blocks, 2 * n * c * d * 2 + time + 2 * d * 2 * d)
 
 
 def clip(net: ClipText) -> Forward:
     """The text tower."""
     d = net.width
     blocks = _blocks(net.depth, net.context, d, fc1=4 * d * d, fc2=4 * d * d)
-    return Forward(blocks, 0.0, unneeded=("fc2",))
+    return Forward(blocks, 0, unneeded=("fc2",))
 
 
-def _post_norm(depth: int, tokens: int, width: int, hidden: int) -> dict[str, float]:
+def _post_norm(depth: int, tokens: int, width: int, hidden: int) -> dict[str, int]:
     return _blocks(depth, tokens, width, fc1=width * hidden, fc2=width * hidden)
 
 
@@ -85,25 +85,25 @@ def projector(nets: Nets) -> Forward:
     """Text features to moments."""
     net, n, e = nets.projector, nets.dit.tokens, nets.clip.width
     blocks = _post_norm(net.depth, n, e, net.mlp_width)
-    return Forward(blocks, 2.0 * n * e * 2 * net.channels)
+    return Forward(blocks, 2 * n * e * 2 * net.channels)
 
 
 def align_head(nets: Nets) -> Forward:
     """Text features to what the source is aligned with."""
     net, e = nets.align_head, nets.clip.width
     if net.target != "mlp":
-        return Forward({}, 0.0)
+        return Forward({}, 0)
     weights = e * net.width + net.width**2 + net.width * net.channels
-    return Forward({}, 2.0 * nets.dit.tokens * weights)
+    return Forward({}, 2 * nets.dit.tokens * weights)
 
 
 def text_decoder(net: TextDecoder, tokens: int, channels: int) -> Forward:
     """Text tokens to logits."""
     blocks = _post_norm(net.depth, tokens, net.width, net.mlp_width)
-    return Forward(blocks, 2.0 * tokens * net.width * (channels + net.vocab_size))
+    return Forward(blocks, 2 * tokens * net.width * (channels + net.vocab_size))
 
 
-def _side(net: Tokenizer, side: dict, length: int, outside: float) -> Forward:
+def _side(net: Tokenizer, side: dict, length: int, outside: int) -> Forward:
     d = side["width"]
     hidden = swiglu_width(d)
     blocks = _blocks(side["depth"], length, d, w12=2 * d * hidden, w3=d * hidden)
@@ -114,16 +114,16 @@ def encoder(net: Tokenizer) -> Forward:
     """Images to moments."""
     places, d = (net.image_size // net.patch) ** 2, net.encoder["width"]
     weights = places * 3 * net.patch**2 + net.tokens * 2 * net.channels
-    return _side(net, net.encoder, places + net.tokens, 2.0 * d * weights)
+    return _side(net, net.encoder, places + net.tokens, 2 * d * weights)
 
 
 def decoder(net: Tokenizer, text_width: int) -> Forward:
     """Tokens and text features to images."""
     places, d = (net.image_size // net.patch) ** 2, net.decoder["width"]
     weights = places * 3 * net.patch**2 + net.tokens * (net.channels + text_width)
-    smooth = 2.0 * net.image_size**2 * 3 * 3 * 9
+    smooth = 2 * net.image_size**2 * 3 * 3 * 9
     length = places + 2 * net.tokens
-    return _side(net, net.decoder, length, 2.0 * d * weights + smooth)
+    return _side(net, net.decoder, length, 2 * d * weights + smooth)
 
 
 def forward(nets: Nets) -> dict[str, list[Forward]]:
@@ -145,8 +145,8 @@ def forward(nets: Nets) -> dict[str, list[Forward]]:
 class StepFlops(NamedTuple):
     """Of one training step, all devices together."""
 
-    model: float
-    recomputed: float
+    model: int
+    recomputed: int
 
     @property
     def recompute_fraction(self) -> float:
@@ -164,7 +164,7 @@ def train_step(nets: Nets, task: str, rows: int, has_moments: bool) -> StepFlops
         frozen.append(costs["tokenizer"][0])
     if task == "i2t":
         frozen += costs["projector"]
-    model, again = sum(part.total for part in frozen), 0.0
+    model, again = sum(part.total for part in frozen), 0
     for name in GROUPS[task]:
         for part in costs[name]:
             model += 3 * part.total
@@ -174,7 +174,7 @@ def train_step(nets: Nets, task: str, rows: int, has_moments: bool) -> StepFlops
 
 def text_to_image(
     nets: Nets, rows: int, *, num_steps: int, scale: float, solver: str
-) -> float:
+) -> int:
     """Drawing `rows` images; a guidance scale other than 1 doubles the velocity."""
     costs = forward(nets)
     flow = _flow(costs, num_steps, scale, solver)
@@ -184,7 +184,7 @@ def text_to_image(
 
 def image_to_text(
     nets: Nets, rows: int, *, num_steps: int, scale: float, solver: str
-) -> float:
+) -> int:
     """Describing `rows` images."""
     costs = forward(nets)
     flow = _flow(costs, num_steps, scale, solver)
@@ -192,6 +192,6 @@ def image_to_text(
     return rows * (flow + sum(part.total for part in ends))
 
 
-def _flow(costs: dict, num_steps: int, scale: float, solver: str) -> float:
+def _flow(costs: dict, num_steps: int, scale: float, solver: str) -> int:
     calls = num_steps * {"euler": 1, "heun": 2}[solver] * (1 if scale == 1 else 2)
     return calls * costs["dit"][0].total

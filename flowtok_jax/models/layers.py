@@ -28,21 +28,16 @@ Initializer = jax.nn.initializers.Initializer
 Heads = Float[Array, "b m h k"]
 ATTENTION = ("xla", "cudnn")
 
-_DENSE = ("modulation", "qkv", "proj", "fc1", "w12", "fc2", "w3")
-
-
-def _but(*names: str) -> tuple[str, ...]:
-    return tuple(name for name in _DENSE if name not in names)
-
+_RESIDUAL = ("modulation", "proj", "fc2", "w3")  # what is added, and its scales
 
 # policy -> what of a block's activations is kept for the backward pass beside its
 # input; the rest is computed again. None keeps everything that is needed. "attention"
-# is its weighted values; no policy keeps its weights, which are [b h n n].
+# is its weighted values; no policy keeps its weights, which are [b h m m].
 REMAT = {
     "none": None,
-    "dense": (*_DENSE, "attention"),
-    "dense_but_qkv": (*_but("qkv"), "attention"),
-    "dense_but_fc1": (*_but("fc1", "w12"), "attention"),
+    "dense": (*_RESIDUAL, "attention", "fc1", "w12", "qkv"),
+    "dense_but_qkv": (*_RESIDUAL, "attention", "fc1", "w12"),
+    "residual": _RESIDUAL,
     "full": (),
 }
 # Mesh axes over which a batch is split, where there is a mesh.
