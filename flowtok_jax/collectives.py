@@ -90,6 +90,8 @@ class _Program:
         gives = self._sizes[name]
         if operation.endswith("-start") and gives > reads:
             gives -= reads  # its type holds the operands too
+        if kind == "collective-permute":  # and a context
+            gives = reads
         if "all-reduce-scatter" in computation:  # libtpu's form of it
             kind = "reduce-scatter"
         # libtpu repeats an overlapped collective in several fusions, on one channel

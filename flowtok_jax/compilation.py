@@ -110,7 +110,7 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, float]:
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     total = argument + temp + new + stats.generated_code_size_in_bytes
     sizes = {"argument_gib": argument, "temp_gib": temp, "total_gib": total}
-    return {name: round(size / GIB, 3) for name, size in sizes.items()}
+    return {name: round(size / GIB, 4) for name, size in sizes.items()}
 
 
 def _too_large(error: Exception) -> dict[str, float | None]:

@@ -82,7 +82,8 @@ def prepare() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _need(platform: str) -> None:
+def need(platform: str) -> None:
+    """Raises a UserError where what a platform needs is not installed."""
     for module in MODULES[platform]:
         try:
             found = importlib.util.find_spec(module)
@@ -103,7 +104,7 @@ def devices(name: str) -> Sequence[jax.Device]:
     """
     kind, sizes = parse(name)
     platform = KINDS[kind].platform
-    _need(platform)
+    need(platform)
     if platform == "cuda":
         return _gpus(kind, *sizes)
     try:
