@@ -71,7 +71,14 @@ def get_config() -> ConfigDict:
     config.compute = ConfigDict(
         {
             "dtype": "bfloat16",  # of activations; parameters are float32
-            "remat": "none",  # or full: recompute blocks in the backward pass
+            # What of its blocks a backward pass keeps, REMAT of models/layers.py:
+            # none      everything that it needs, nothing is computed twice
+            # dense     outputs of dense layers and attention; not attention's weights,
+            #           norms and activations, which cost little to compute again
+            # dense_but_qkv  the same without queries, keys and values
+            # residual  what is added to the residual stream
+            # full      the blocks' inputs only: a third more work
+            "remat": "none",
             "attention": "xla",  # or cudnn
         }
     )

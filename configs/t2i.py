@@ -25,6 +25,7 @@ def make_config(size: str, stage: str) -> ConfigDict:
         )
     config = default.get_config()
     config.dit = ConfigDict(dit.SIZES[size])
+    config.compute.remat = "dense"  # recomputes hardly anything; xl and h say more
     config.data.train = f"latents:data/{STAGES[stage]}/*.tar"
     config.data.eval = "latents:data/coco_val/*.tar"
     if stage == "512":

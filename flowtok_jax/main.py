@@ -3,6 +3,7 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
 Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
 input files could not be read; 2 for a mistake of the user's, with one line that says
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import inspect
 import io
+import json
 import logging
 import os
 import pathlib
@@ -24,14 +26,14 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import commands, processes, stages
+from flowtok_jax import commands, compilation, processes, stages, topologies
 from flowtok_jax.errors import UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
-MODES = ("train", "sample", "caption")
+MODES = ("train", "sample", "caption", "compile")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
@@ -52,6 +54,10 @@ PROMPTS_FILE = flags.DEFINE_string(
 )
 IMAGES = flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
 JSON = flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
+)
+STEP = flags.DEFINE_enum("step", "train", compilation.STEPS, "What to compile.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise in sampling.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -127,6 +133,15 @@ def _caption(config: ConfigDict | None) -> int:
     return 1 if failed else 0
 
 
+def _compile(config: ConfigDict) -> int:
+    topologies.prepare()
+    result = compilation.report(config, TOPOLOGY.value, STEP.value)
+    for line in compilation.describe(result):
+        logging.info(line)
+    _say(json.dumps(result))
+    return 0
+
+
 def _start_from_checkpoint(config: ConfigDict) -> None:
     """Makes --checkpoint, in training, what --config.init_from is."""
     if config.init_from not in ("", CHECKPOINT.value):
@@ -146,6 +161,8 @@ def run() -> int:
         return _caption(config)
     if config is None:
         raise UserError("no config named; wanted --config=configs/demo.py, say")
+    if MODE.value == "compile":
+        return _compile(config)
     if not WORKDIR.value:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
     if CHECKPOINT.value:

@@ -4,6 +4,8 @@ A process holds the rows of a batch that its devices hold; what every process ha
 full, such as weights read from a file, goes where a sharding says.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,3 +56,14 @@ def put(tree: Any, places: Any) -> Any:
         return jax.make_array_from_callback(array.shape, place, lambda i: array[i])
 
     return jax.tree.map(one, tree, places)
+
+
+def in_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """The function with the mesh around it, so that networks pin their rows."""
+
+    @functools.wraps(getattr(function, "func", function))  # for its name in profiles
+    def wrapped(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return wrapped

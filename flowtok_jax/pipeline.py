@@ -8,63 +8,25 @@ captions = flowtok.image_to_text(images)
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from flowtok_jax import pretrained
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.errors import UserError
-from flowtok_jax.flow import samplers
-from flowtok_jax.mesh import put, replicated
+from flowtok_jax.mesh import in_mesh, put, replicated
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.shapes import ROWS, CaptionIds, Image, Params, TextFeatures, Tokens
+from flowtok_jax.programs import Programs, SampleOptions
+from flowtok_jax.shapes import ROWS, Image, Params
 from flowtok_jax.weights import groups_of, load_group, read_group
 from flowtok_jax.workdir import open_vocabulary, read_config
-
-SOURCES = ("sample", "mean")
-
-
-class SampleOptions(NamedTuple):
-    """How the flow is run; one of these, and one batch size, is one compiled program.
-
-    `scale` is that of the guidance, 1 for none. `source` starts from a sample of the
-    source's posterior (diversity) or from its mean (one result a caption or image).
-    """
-
-    num_steps: int = 20
-    scale: float = 2.0
-    source: str = "sample"
-    solver: str = "euler"
-    times: str = "release"
-    batch_size: int = 64
-
-    def check(self) -> "SampleOptions":
-        """Itself, or a UserError that names what is wrong."""
-        known = {
-            "source": SOURCES,
-            "solver": tuple(samplers.SOLVERS),
-            "times": samplers.TIMES,
-        }
-        for field, choices in known.items():
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"sample.{field} is {getattr(self, field)!r}; wanted one of "
-                    f"{', '.join(choices)}"
-                )
-        for field in ("num_steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"sample.{field} is {getattr(self, field)}; wanted at least 1"
-                )
-        return self
 
 
 def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
@@ -75,25 +37,6 @@ def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
             f"{', '.join(SampleOptions._fields)}"
         )
     return options._replace(**changes).check()
-
-
-def _start(
-    posterior: Posterior, key_data: Array, rows: Int[Array, " b"], source: str
-) -> Tokens:
-    """The flow's source; the noise of a row depends on its number, not on the batch."""
-    if source == "mean":
-        return posterior.mean
-    key, shape = jax.random.wrap_key_data(key_data), posterior.mean.shape[1:]
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
-    return posterior.mean + posterior.std * noise(rows)
-
-
-def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
-    velocity = samplers.guided(
-        lambda z, t, null: nets.dit.apply({"params": dit}, z, t, null), options.scale
-    )
-    solver = samplers.SOLVERS[options.solver]
-    return solver(velocity, z_src, options.num_steps, options.times)
 
 
 class FlowTok:
@@ -127,7 +70,8 @@ class FlowTok:
         self.params = put(params, replicated(mesh)) if mesh else jax.device_put(params)
         self.sample, self.caption = sample.check(), caption.check()
         self.text_scale = text_scale
-        self._programs: dict[tuple, Callable] = {}
+        self._programs = Programs(nets, text_scale)
+        self._compiled: dict[tuple, Callable] = {}
 
     @classmethod
     def from_config(
@@ -236,21 +180,23 @@ class FlowTok:
     def encode_text(self, prompts: Sequence[str]) -> Posterior:
         """The posterior of the source tokens [b, n, c] of text to image."""
         self._need("t2i", "encoding text")
-        return self._run(self._project_t2i, self.vocabulary.encode(prompts))
+        return self._run(self._programs.project, self.vocabulary.encode(prompts))
 
     def encode_image(self, images: ArrayLike) -> Posterior:
         """The posterior of the raw tokens [b, n, c] of images [b, s, s, 3], [0, 1]."""
-        return self._run(self._encode, self._checked(images))
+        return self._run(self._programs.encode, self._checked(images))
 
     def decode_image(self, tokens: ArrayLike, prompts: Sequence[str]) -> Image:
         """Images [b, s, s, 3] in [0, 1] of raw tokens [b, n, c], guided by captions."""
         ids = self.vocabulary.encode(prompts)
-        return self._run(self._decode, tokens, ids)
+        return self._run(self._programs.decode, tokens, ids)
 
     def reconstruct_text(self, prompts: Sequence[str]) -> list[str]:
         """Captions through the text tokenizer and back."""
         self._need("text_tokenizer", "decoding text")
-        ids = self._run(self._reconstruct_text, self.vocabulary.encode(prompts))
+        ids = self._run(
+            self._programs.reconstruct_text, self.vocabulary.encode(prompts)
+        )
         return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
@@ -268,7 +214,7 @@ class FlowTok:
         if not len(prompts):
             raise UserError("no prompts; wanted at least one")
         ids = self.vocabulary.encode(prompts)
-        return self._in_batches(self._text_to_image, ids, seed, chosen)
+        return self._in_batches(self._programs.text_to_image, ids, seed, chosen)
 
     def image_to_text(self, images: ArrayLike, seed: int = 0, **options) -> list[str]:
         """One caption an image; images are [b, s, s, 3] in [0, 1].
@@ -279,7 +225,7 @@ class FlowTok:
         chosen = _replace(self.caption, options)
         self._need("i2t", "image to text")
         images = self._checked(images)
-        ids = self._in_batches(self._image_to_text, images, seed, chosen)
+        ids = self._in_batches(self._programs.image_to_text, images, seed, chosen)
         return self.vocabulary.decode(ids)
 
     def _need(self, group: str, what: str) -> None:
@@ -310,11 +256,15 @@ class FlowTok:
     def _program(self, function: Callable, **static) -> Callable:
         """The compiled function; one for each choice of static arguments."""
         key = (function.__name__, *static.values())
-        if key not in self._programs:
-            out = replicated(self.mesh) if self.mesh else None
-            program = jax.jit(functools.partial(function, **static), out_shardings=out)
-            self._programs[key] = program
-        return self._programs[key]
+        if key not in self._compiled:
+            function = functools.partial(function, **static)
+            if self.mesh is None:
+                self._compiled[key] = jax.jit(function)
+            else:
+                whole = replicated(self.mesh)
+                function = in_mesh(self.mesh, function)
+                self._compiled[key] = jax.jit(function, out_shardings=whole)
+        return self._compiled[key]
 
     @property
     def _row_parts(self) -> int:
@@ -344,48 +294,3 @@ class FlowTok:
             batch = self._put(inputs[np.minimum(part, count - 1)])
             results.append(program(self.params, batch, key, self._put(part)))
         return np.concatenate([np.asarray(r) for r in results])[:count]
-
-    # What the programs compute.
-
-    def _features(self, params: Params, ids: CaptionIds) -> TextFeatures:
-        return self.nets.clip.apply({"params": params["clip"]["clip"]}, ids)
-
-    def _project(self, params: Params, group: str, ids: CaptionIds) -> Posterior:
-        projector = {"params": params[group]["projector"]}
-        return self.nets.projector.apply(projector, self._features(params, ids))
-
-    def _project_t2i(self, params: Params, ids: CaptionIds) -> Posterior:
-        return self._project(params, "t2i", ids)
-
-    def _encode(self, params: Params, images: Image) -> Posterior:
-        tokenizer = {"params": params["tokenizer"]["tokenizer"]}
-        return self.nets.tokenizer.apply(tokenizer, images, method="encode")
-
-    def _decode(self, params: Params, tokens: Tokens, ids: CaptionIds) -> Image:
-        tokenizer = {"params": params["tokenizer"]["tokenizer"]}
-        text_feats = self._features(params, ids)
-        image = self.nets.tokenizer.apply(
-            tokenizer, tokens, text_feats, method="decode"
-        )
-        return jnp.clip(image, 0.0, 1.0)
-
-    def _decode_text(self, params: Params, tokens: Tokens) -> CaptionIds:
-        decoder = {"params": params["text_tokenizer"]["text_decoder"]}
-        return self.nets.text_decoder.apply(decoder, tokens).argmax(-1)
-
-    def _reconstruct_text(self, params: Params, ids: CaptionIds) -> CaptionIds:
-        posterior = self._project(params, "text_tokenizer", ids)
-        return self._decode_text(params, posterior.mean)
-
-    def _text_to_image(self, params, ids, key, rows, *, options):
-        posterior = self._project_t2i(params, ids)
-        z_txt = _start(posterior, key, rows, options.source)
-        z_img = _flow(self.nets, params["t2i"]["dit"], z_txt, options)
-        return self._decode(params, z_img / self.nets.tokenizer.latent_scale, ids)
-
-    def _image_to_text(self, params, images, key, rows, *, options):
-        posterior = self._encode(params, images)
-        z_img = _start(posterior, key, rows, options.source)
-        z_img = z_img * self.nets.tokenizer.latent_scale
-        z_txt = _flow(self.nets, params["i2t"]["dit"], z_img, options)
-        return self._decode_text(params, z_txt / self.text_scale)

@@ -30,7 +30,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 MESH_AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))
+ROW_AXES = ("data", "fsdp")
+ROWS = PartitionSpec(ROW_AXES)
 
 Params = dict[str, Any]
 Key = PRNGKeyArray | UInt32[Array, " 2"]

@@ -56,7 +56,7 @@ SPLATTED = {
     "align_head": (AlignHead, {"channels"} | MODULE),
     "dit": (DiT, {"mlp_ratio"} | LATENT),  # 4 at every size
     "text_decoder": (TextDecoder, {"vocab_size", "width"} | MODULE),
-    "mesh": (make_mesh, set()),
+    "mesh": (make_mesh, {"devices"}),
     "schedule": (make_schedule, {"num_steps"}),
     "optimizer": (make_optimizer, {"schedule"}),
     "sample": (SampleOptions, set()),
@@ -64,7 +64,7 @@ SPLATTED = {
     **{
         f"loss.{task}": (
             TASKS[task].loss,
-            {"trained", "frozen", "batch", "key", "nets"},
+            {"trained", "frozen", "batch", "key", "nets", "parts"},
         )
         for task in TASKS
     },

@@ -11,13 +11,14 @@ LEVELS = (
     ("shapes", "errors"),
     ("processes", "mesh"),
     ("models", "flow", "data"),
-    ("workdir", "pictures", "tensors"),
+    ("workdir", "pictures", "tensors", "programs", "collectives", "topologies"),
     ("pretrained",),
     ("weights",),
     ("convert",),
     ("pipeline",),
     ("train", "eval", "commands"),
-    ("convert.checks", "stages"),
+    ("compilation", "stages"),
+    ("convert.checks",),
     ("main", "convert.__main__", "convert.parity"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.

@@ -105,7 +105,7 @@ def test_a_program_is_compiled_once_for_all_batches_and_seeds(flowtok, caplog):
     fresh = copy(flowtok)
 
     def compiled():
-        named = "XLA compilation of jit(_text_to_image)"
+        named = "XLA compilation of jit(text_to_image)"
         return sum(named in message for message in caplog.messages)
 
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

@@ -8,6 +8,7 @@ the global batch is the same whatever the number of processes.
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -46,6 +47,17 @@ class _Positions:
     def __getitem__(self, index: int) -> int:
         step, place = divmod(index, len(self._rows))
         return self._order[step * self._batch_size + int(self._rows[place])]
+
+
+def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global batch; what `latents` stores needs no images."""
+    rows, latent = config.train.batch_size, config.latent
+    side = config.tokenizer.image_size
+    batch = {"caption_ids": jax.ShapeDtypeStruct((rows, latent.tokens), np.int32)}
+    if config.data.train.startswith("latents:"):
+        shape = rows, latent.tokens, 2 * latent.channels
+        return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
+    return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}
 
 
 def make_loader(

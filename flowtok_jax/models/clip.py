@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowtok_jax.models.layers import Attention, Mlp, quick_gelu, scan_blocks
+from flowtok_jax.models.layers import (
+    Attention,
+    Mlp,
+    pin_rows,
+    quick_gelu,
+    scan_blocks,
+)
 from flowtok_jax.shapes import CaptionIds, TextFeatures
 
 
@@ -22,7 +28,7 @@ class ClipBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
-        norm = dict(epsilon=1e-5, dtype=jnp.float32)
+        x, norm = pin_rows(x), dict(epsilon=1e-5, dtype=jnp.float32)
         attend = Attention(self.heads, self.dtype, causal=True, name="attention")
         mlp = Mlp(4 * x.shape[-1], quick_gelu, self.dtype, name="mlp")
         x = x + attend(nn.LayerNorm(name="norm1", **norm)(x).astype(self.dtype))

@@ -10,6 +10,7 @@ file `libs/model/flowtok.py`). Initialised as DiT: velocity exactly 0 at the sta
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -19,6 +20,7 @@ from flowtok_jax.models.layers import (
     TimeEmbedding,
     gelu_tanh,
     modulate,
+    pin_rows,
     scan_blocks,
     sincos_positions,
 )
@@ -68,8 +70,9 @@ class DiTBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], k: Float[Array, "#b d"]
     ) -> tuple[Float[Array, "b n d"], None]:
-        width = x.shape[-1]
-        parts = _modulation(width, 6, self.dtype)(nn.silu(k))
+        x, width = pin_rows(x), x.shape[-1]
+        parts = pin_rows(_modulation(width, 6, self.dtype)(nn.silu(pin_rows(k))))
+        parts = checkpoint_name(parts, "modulation")
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(parts, 6, -1)
         norm = _LayerNorm(self.dtype)
         attend = Attention(
@@ -89,9 +92,8 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], k: Float[Array, "#b d"]) -> Tokens:
-        shift, scale = jnp.split(
-            _modulation(x.shape[-1], 2, self.dtype)(nn.silu(k)), 2, -1
-        )
+        parts = pin_rows(_modulation(x.shape[-1], 2, self.dtype)(nn.silu(pin_rows(k))))
+        shift, scale = jnp.split(parts, 2, -1)
         x = modulate(_LayerNorm(self.dtype)(x), shift, scale)
         out = nn.Dense(
             self.channels,
@@ -127,7 +129,10 @@ class DiT(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             name="embed",
         )(z_t)
-        x = x + jnp.asarray(sincos_positions(self.tokens, self.width), x.dtype)[None]
+        x = (
+            pin_rows(x)
+            + jnp.asarray(sincos_positions(self.tokens, self.width), x.dtype)[None]
+        )
         k = TimeEmbedding(self.width, self.dtype, name="time")(t)
         k = k + nn.Embed(
             2,

@@ -4,23 +4,41 @@ Rotary positions turn channel pairs (2i, 2i+1) of a query or key by the angle
 m * theta^(-2i / (k/2)), where m is the row of a patch for the first half of the head's
 channels and its column for the second (FlowTok section 3.2; release file
 `modeling/modules/rope.py`).
+
+Activations that a backward pass may keep have names (`checkpoint_name`), those of the
+layers that make them; REMAT says which of them each policy keeps.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flowtok_jax.errors import UserError
-from flowtok_jax.shapes import Time
+from flowtok_jax.shapes import ROW_AXES, ROWS, Time
 
 Initializer = jax.nn.initializers.Initializer
+Heads = Float[Array, "b m h k"]
 ATTENTION = ("xla", "cudnn")
-REMAT = ("none", "full")
+
+_RESIDUAL = ("modulation", "proj", "fc2", "w3")  # what is added, and its scales
+
+# policy -> what of a block's activations is kept for the backward pass beside its
+# input; the rest is computed again. None keeps everything that is needed. "attention"
+# is its weighted values; no policy keeps its weights, which are [b h m m].
+REMAT = {
+    "none": None,
+    "dense": (*_RESIDUAL, "attention", "fc1", "w12", "qkv"),
+    "dense_but_qkv": (*_RESIDUAL, "attention", "fc1", "w12"),
+    "residual": _RESIDUAL,
+    "full": (),
+}
 
 
 def torch_uniform(fan_in: int) -> Initializer:
@@ -70,9 +88,7 @@ def rope_tables(grid: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(both).astype(np.float32), np.sin(both).astype(np.float32)
 
 
-def apply_rope(
-    x: Float[Array, "b m h k"], cos: Float[Array, "r k"], sin: Float[Array, "r k"]
-) -> Float[Array, "b m h k"]:
+def apply_rope(x: Heads, cos: Float[Array, "r k"], sin: Float[Array, "r k"]) -> Heads:
     """Rotates the first r positions of x and leaves the rest as they are."""
     rotated, rest = x[:, : cos.shape[0]], x[:, cos.shape[0] :]
     pairs = rotated.reshape(*rotated.shape[:-1], -1, 2)  # [b r h k/2 2]
@@ -116,29 +132,33 @@ class Attention(nn.Module):
         dense = dict(
             dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
         )
-        qkv = nn.Dense(3 * width, name="qkv", **dense)(x)
+        qkv = checkpoint_name(nn.Dense(3 * width, name="qkv", **dense)(x), "qkv")
         qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))  # [b m h k]
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if self.dropout and not self.deterministic:
-            # Only this one of the two functions can drop weights.
-            out = nn.dot_product_attention(
-                q,
-                k,
-                v,
-                mask=nn.make_causal_mask(x[..., 0]) if self.causal else None,
-                dropout_rate=self.dropout,
-                dropout_rng=self.make_rng("dropout"),
-                broadcast_dropout=False,
-                deterministic=False,
-                force_fp32_for_softmax=True,
-            )
+            out = self._attend_dropping(q, k, v)
         else:
             out = jax.nn.dot_product_attention(
                 q, k, v, is_causal=self.causal, implementation=self.implementation
             )
-        return nn.Dense(width, name="proj", **dense)(out.reshape(x.shape))
+        out = checkpoint_name(out.reshape(x.shape), "attention")
+        return checkpoint_name(nn.Dense(width, name="proj", **dense)(out), "proj")
+
+    def _attend_dropping(self, q: Heads, k: Heads, v: Heads) -> Heads:
+        """The same with dropout, which jax.nn's function does not have; Flax's
+        multiplies weights and values in float32.
+        """
+        scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type="float32")
+        weights = scores * q.shape[-1] ** -0.5  # [b h m m], float32
+        if self.causal:
+            seen = jnp.tri(q.shape[1], dtype=bool)[None, None]
+            weights = jnp.where(seen, weights, jnp.finfo(weights.dtype).min)
+        kept = 1 - self.dropout
+        keep = jax.random.bernoulli(self.make_rng("dropout"), kept, weights.shape)
+        weights = jnp.where(keep, jax.nn.softmax(weights) / kept, 0)
+        return jnp.einsum("bhqs,bshk->bqhk", weights.astype(v.dtype), v)
 
 
 class Mlp(nn.Module):
@@ -155,8 +175,14 @@ class Mlp(nn.Module):
         dense = dict(
             dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
         )
-        x_hidden = self.activation(nn.Dense(self.hidden, name="fc1", **dense)(x))
-        return nn.Dense(x.shape[-1], name="fc2", **dense)(x_hidden)
+        hidden = checkpoint_name(nn.Dense(self.hidden, name="fc1", **dense)(x), "fc1")
+        out = nn.Dense(x.shape[-1], name="fc2", **dense)(self.activation(hidden))
+        return checkpoint_name(out, "fc2")
+
+
+def swiglu_width(width: int) -> int:
+    """Hidden channels of SwiGLU: two thirds of those of an MLP of ratio 4."""
+    return int(2 / 3 * 4 * width)
 
 
 class SwiGLU(nn.Module):
@@ -168,10 +194,12 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         width = x.shape[-1]
-        hidden = int(2 / 3 * 4 * width)
+        hidden = swiglu_width(width)
         dense = dict(dtype=self.dtype, kernel_init=self.kernel_init)
-        gate, value = jnp.split(nn.Dense(2 * hidden, name="w12", **dense)(x), 2, -1)
-        return nn.Dense(width, name="w3", **dense)(nn.silu(gate) * value)
+        both = checkpoint_name(nn.Dense(2 * hidden, name="w12", **dense)(x), "w12")
+        gate, value = jnp.split(both, 2, -1)
+        out = nn.Dense(width, name="w3", **dense)(nn.silu(gate) * value)
+        return checkpoint_name(out, "w3")
 
 
 class TimeEmbedding(nn.Module):
@@ -186,8 +214,8 @@ class TimeEmbedding(nn.Module):
         angles = t[:, None].astype(jnp.float32) * frequency[None]  # [b 128]
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
         dense = dict(dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
-        x = nn.silu(nn.Dense(self.width, name="fc1", **dense)(x))
-        return nn.Dense(self.width, name="fc2", **dense)(x)
+        x = pin_rows(nn.silu(nn.Dense(self.width, name="fc1", **dense)(pin_rows(x))))
+        return pin_rows(nn.Dense(self.width, name="fc2", **dense)(x))
 
 
 def modulate(
@@ -199,16 +227,29 @@ def modulate(
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
+def pin_rows(x: Array) -> Array:
+    """Holds rows where the batch's are, if the surrounding mesh can split them evenly.
+
+    Without it XLA may move activations instead of the parameters that fsdp splits.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(sizes.get(axis, 0) for axis in ROW_AXES)
+    if not parts or x.shape[0] % parts:
+        return x
+    return jax.lax.with_sharding_constraint(x, ROWS)
+
+
 def scan_blocks(block: type[nn.Module], depth: int, remat: str) -> type[nn.Module]:
     """`depth` blocks as one scanned module: parameters stacked on a leading axis.
 
-    A block maps (x, *shared) to (x, None). With `remat="full"` its activations are
-    computed again in the backward pass.
+    A block maps (x, *shared) to (x, None). `remat` is a policy of REMAT.
     """
     if remat not in REMAT:
-        raise UserError(f"remat is {remat!r}; wanted one of {REMAT}")
-    if remat == "full":
-        block = nn.remat(block, prevent_cse=False)
+        raise UserError(f"compute.remat is {remat!r}; wanted one of {', '.join(REMAT)}")
+    kept = REMAT[remat]
+    if kept is not None:
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        block = nn.remat(block, prevent_cse=False, policy=policy)
     return nn.scan(
         block,
         variable_axes={"params": 0},

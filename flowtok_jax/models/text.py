@@ -11,12 +11,14 @@ Blocks are post-norm with ReLU (FlowTok section 3.2; release file
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flowtok_jax.errors import UserError
 from flowtok_jax.models.layers import (
     Attention,
+    pin_rows,
     scan_blocks,
     torch_dense,
     torch_uniform,
@@ -53,7 +55,7 @@ class PostNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
-        width = x.shape[-1]
+        x, width = pin_rows(x), x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         attend = Attention(
             self.heads,
@@ -66,8 +68,9 @@ class PostNormBlock(nn.Module):
         )
         x = UnbiasedLayerNorm(name="norm1")(x + drop(attend(x)))
         hidden = torch_dense(self.mlp_width, width, dtype=self.dtype, name="fc1")(x)
-        hidden = drop(nn.relu(hidden))
+        hidden = drop(nn.relu(checkpoint_name(hidden, "fc1")))
         out = torch_dense(width, self.mlp_width, dtype=self.dtype, name="fc2")(hidden)
+        out = checkpoint_name(out, "fc2")
         return UnbiasedLayerNorm(name="norm2")(x + drop(out)), None
 
 

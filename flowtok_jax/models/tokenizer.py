@@ -15,7 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flowtok_jax.errors import UserError
-from flowtok_jax.models.layers import Attention, SwiGLU, rope_tables, scan_blocks
+from flowtok_jax.models.layers import (
+    Attention,
+    SwiGLU,
+    pin_rows,
+    rope_tables,
+    scan_blocks,
+)
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.shapes import Image, Moments, TextFeatures, Tokens
 
@@ -62,7 +68,7 @@ class TokenizerBlock(nn.Module):
         x: Float[Array, "b m d"],
         rope: tuple[Float[Array, "r k"], Float[Array, "r k"]],
     ) -> tuple[Float[Array, "b m d"], None]:
-        norm = dict(epsilon=1e-5, dtype=jnp.float32)
+        x, norm = pin_rows(x), dict(epsilon=1e-5, dtype=jnp.float32)
         init = nn.initializers.truncated_normal(self.kernel_std)
         attend = Attention(
             self.heads,

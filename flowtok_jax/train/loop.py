@@ -4,7 +4,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.loader import Batch, make_loader
 from flowtok_jax.errors import UserError
-from flowtok_jax.mesh import from_local_rows, local_rows, put, replicated
+from flowtok_jax.mesh import from_local_rows, in_mesh, local_rows, put, replicated
 from flowtok_jax.models.build import Nets, init_group
 from flowtok_jax.processes import Preemption, is_first
 from flowtok_jax.shapes import Params
@@ -60,8 +60,21 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     Raises:
         UserError: where the config has a number that cannot be.
     """
-    mesh = sharding.make_mesh(**config.mesh)
-    check(config)
+    run = plan_run(config, task, nets, frozen)
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.frozen)
+    return run._replace(frozen=put(frozen, places))
+
+
+def plan_run(
+    config: ConfigDict,
+    task: str,
+    nets: Nets,
+    frozen: Params,
+    devices: Sequence[jax.Device] | None = None,
+) -> Run:
+    """The same with shapes only in `frozen`: for devices that need not be there."""
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    check(config, devices)
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
 
@@ -95,19 +108,19 @@ def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
     return Run(
         start=start,
         step=jax.jit(
-            step,
+            in_mesh(mesh, step),
             donate_argnums=0,
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
         ),
         abstract=with_shardings(abstract, places),
-        frozen=put(frozen, frozen_places),
+        frozen=with_shardings(frozen, frozen_places),
         schedule=schedule,
         mesh=mesh,
     )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> None:
     """Refuses what can be told wrong before anything is written or computed.
 
     Raises:
@@ -115,7 +128,7 @@ def check(config: ConfigDict) -> None:
     """
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     make_optimizer(schedule, **config.optimizer)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
     counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
     for name in (*counts, "max_skipped_in_a_row"):
         if config.train[name] < 1:

@@ -6,6 +6,7 @@ parameter's path names the mesh axes of its last dimensions.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,13 +23,20 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all the devices; one of the three may be -1, the rest of them.
+def make_mesh(
+    *,
+    data: int,
+    fsdp: int,
+    tensor: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh over these devices, else all; one of the three may be -1, the rest.
 
     Raises:
         UserError: where the product is not the number of devices.
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
@@ -39,7 +47,8 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
             f"{named} does not cover {count} devices; wanted sizes with product "
             f"{count}, each one of {divisors}, or one of them -1 for the rest"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
 
 
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:

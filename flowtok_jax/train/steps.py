@@ -41,7 +41,10 @@ def _text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
     return nets.clip.apply(params, batch["caption_ids"])
 
 
-def _image_posterior(nets: Nets, params: Params, batch: Batch) -> Posterior:
+def _image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterior:
+    """That of stored moments where the batch has them, else of its images."""
+    if "moments" in batch:
+        return Posterior.from_moments(batch["moments"], clip=True)
     image = batch["image"].astype(jnp.float32) / 255
     return nets.tokenizer.apply({"params": params}, image, method="encode")
 

@@ -87,39 +87,6 @@ def test_time_and_indicator_of_one_row_serve_the_whole_batch(params, inputs):
         assert tiny.relative_error(other, one) > 1e-3
 
 
-def test_remat_changes_neither_velocity_nor_gradient(params, inputs):
-    def loss(params, remat):
-        dit = tiny.nets(compute=dict(remat=remat)).dit
-        return jnp.square(dit.apply({"params": params}, *inputs)).mean()
-
-    grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (value, gradient), (value_remat, gradient_remat) = (
-        grad(params, remat) for remat in ("none", "full")
-    )
-    np.testing.assert_allclose(value_remat, value, rtol=1e-6)
-    assert value > 0
-    for path, leaf in jax.tree.leaves_with_path(gradient):
-        assert np.abs(leaf).max() > 0, path
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        gradient_remat,
-        gradient,
-    )
-
-
-def test_remat_marks_the_program(params, inputs):
-    programs = {
-        remat: str(
-            jax.make_jaxpr(tiny.nets(compute=dict(remat=remat)).dit.apply)(
-                {"params": params}, *inputs
-            )
-        )
-        for remat in ("none", "full")
-    }
-    assert "remat" in programs["full"]
-    assert "remat" not in programs["none"]
-
-
 def test_bfloat16_computes_near_float32_and_returns_float32(params, inputs):
     wanted, got = (
         jax.jit(tiny.nets(compute=dict(dtype=dtype)).dit.apply)(

@@ -104,28 +104,6 @@ def test_dropout_acts_on_attention_hidden_layer_and_both_residuals(params, monke
     assert drawn == {shape: n * traces for shape, n in wanted.items()}
 
 
-def test_projector_with_remat_drops_the_same(params):
-    feats = tiny.batch()["text_feats"]
-
-    def loss(params, remat):
-        projector = tiny.nets(compute=dict(remat=remat)).projector
-        key = {"dropout": jax.random.key(1)}
-        posterior = projector.apply({"params": params}, feats, False, rngs=key)
-        return jnp.square(posterior.mean).mean() + posterior.logvar.mean()
-
-    grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (value, gradient), (value_remat, gradient_remat) = (
-        grad(params["projector"], remat) for remat in ("none", "full")
-    )
-    np.testing.assert_allclose(value_remat, value, rtol=1e-6, atol=1e-7)
-    assert np.abs(gradient["blocks"]["fc1"]["kernel"]).max() > 1e-3
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        gradient_remat,
-        gradient,
-    )
-
-
 def test_align_target_average_pool_is_the_mean_of_neighbouring_features():
     head = AlignHead(target="average_pool", channels=4)
     feats = tiny.normal(RNG, 2, 3, 8)

@@ -1,0 +1,163 @@
+"""What fits where: compiles FlowTok's sizes for TPUs and A100s, and makes a table.
+
+    python launch/fit_table.py [SIZE@TOPOLOGY ...]
+
+For each it finds the largest batch a device (a multiple of 8 rows) whose train step
+fits. Each compile is one `--mode=compile` in a process of its own and takes minutes on
+a small machine; its JSON line is stored in benchmarks/fit_table.jsonl and not made
+again. From those lines come benchmarks/fit_table.md and the part of launch/README.md
+between `<!-- fit table -->` markers.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flowtok_jax.topologies import KINDS  # noqa: E402 - after the path
+
+LINES = ROOT / "benchmarks" / "fit_table.jsonl"
+TABLE = ROOT / "benchmarks" / "fit_table.md"
+README = ROOT / "launch" / "README.md"
+MARKER = "<!-- fit table -->"
+
+SIZES = ("b", "xl", "h")
+TOPOLOGIES = ("a100:8", "v5e:4x4", "v6e:4x4", "v5p:2x2x4")
+CELLS = tuple(f"{s}@{t}" for t in TOPOLOGIES for s in SIZES)
+# Of single figures that README and issue name: SIZE@TOPOLOGY -> global batch.
+NAMED = {"h@a100:8": 8192, "h@v5e:16x16": 8192, "xl@v5e:4x4": 4096}
+STEP = 8  # rows
+# For a first guess.
+GIB_A_ROW = {"b": 0.0265, "xl": 0.05, "h": 0.072}
+MEMORY = {k: v.hbm_gib * v.part for k, v in KINDS.items()}
+COMPILES = 4  # of one cell at most
+
+Result = dict
+
+
+def stored() -> list[Result]:
+    """Every result so far."""
+    if not LINES.is_file():
+        return []
+    return [json.loads(line) for line in LINES.read_text().splitlines()]
+
+
+def compiled(cell: str, rows: int, devices: int) -> Result:
+    """The result of a cell at a batch, from the file or by compiling."""
+    size, topology = cell.split("@")
+    batch = rows * devices
+    for result in stored():
+        if (result["size"], result["topology"], result["global_batch"]) == (
+            size,
+            topology,
+            batch,
+        ):
+            return result
+    command = [sys.executable, "-m", "flowtok_jax.main", "--mode=compile"]
+    command += [f"--config=configs/{size}.py", f"--topology={topology}"]
+    command += [f"--config.train.batch_size={batch}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    result = {"size": size, **json.loads(done.stdout.splitlines()[-1])}
+    with LINES.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    say(f"{cell} batch {batch}: {result['total_gib']} GiB, fits: {result['fits']}")
+    return result
+
+
+def say(line: str) -> None:
+    """Progress, to stderr."""
+    sys.stderr.write(line + "\n")
+
+
+def largest(cell: str) -> None:
+    """Compiles a cell until the largest batch that fits lies between two results.
+
+    Memory is taken as a straight line in the batch through the last two results.
+    """
+    kind, _, sizes = cell.split("@")[1].partition(":")
+    devices = 1
+    for n in sizes.split("x"):
+        devices *= int(n)
+    known = {0: 1.0}  # rows -> GiB; the state alone is small against activations
+    rows = int(MEMORY[kind] / GIB_A_ROW[cell.partition("@")[0]]) // STEP * STEP
+    for _ in range(COMPILES):
+        result = compiled(cell, rows, devices)
+        if result["total_gib"] is None:
+            rows //= 2
+            continue
+        known[rows] = result["total_gib"]
+        room = MEMORY[kind]
+        (r0, g0), (r1, g1) = sorted(known.items(), key=lambda p: abs(p[1] - room))[:2]
+        aim = r0 + (0.99 * room - g0) * (r1 - r0) / (g1 - g0)
+        following = max(STEP, int(aim) // STEP * STEP)
+        if following == rows or (result["fits"] and following < 1.03 * rows):
+            return
+        rows = following
+
+
+def batch_of(result: Result) -> int:
+    """Rows of all devices together."""
+    return result["global_batch"]
+
+
+def row(result: Result) -> str:
+    """A line of the table."""
+    devices, moved = result["devices"], result["collectives"] or {}
+    gib = sum(entry["bytes"] for entry in moved.values()) / 2**30
+    return (
+        f"| {result['size'].upper()} | {result['topology']} | "
+        f"{result['global_batch'] // devices} | {result['global_batch']} | "
+        f"{result['total_gib']:.1f} of {result['hbm_gib']:g} | {result['remat']} | "
+        f"{100 * result['recompute_fraction']:.1f} % | "
+        f"{result['model_tflops_per_step'] / devices:.0f} | {gib:.1f} |"
+    )
+
+
+def table(results: list[Result]) -> str:
+    """Largest batch of every cell that fits, and the named batches."""
+    best: dict[tuple, Result] = {}
+    for result in results:
+        key = result["size"], result["topology"]
+        if result["fits"]:
+            named = NAMED.get("@".join(key)) == result["global_batch"]
+            if named:
+                best[(*key, "named")] = result
+            best[key] = max(best.get(key, result), result, key=batch_of)
+    lines = [
+        "| size | topology | rows a device | batch | GiB a device | remat | recomputed "
+        "| TFLOP a device and step | GiB moved a device and step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    unique = {json.dumps(r): r for r in best.values()}.values()
+    order = sorted(
+        unique, key=lambda r: (SIZES.index(r["size"]), r["topology"], r["global_batch"])
+    )
+    return "\n".join([*lines, *map(row, order)]) + "\n"
+
+
+def write(text: str) -> None:
+    """Stores the table, and puts it between the README's markers if it has them."""
+    TABLE.write_text(text)
+    if README.is_file() and README.read_text().count(MARKER) == 2:
+        head, _, tail = README.read_text().split(MARKER)
+        README.write_text(f"{head}{MARKER}\n\n{text}\n{MARKER}{tail}")
+
+
+def main(cells: list[str]) -> None:
+    """Compiles what is missing for the cells, all by default, and writes the table."""
+    for cell in cells or CELLS:
+        largest(cell)
+        write(table(stored()))
+    if not cells:
+        for cell, batch in NAMED.items():
+            compiled(cell, batch, 1)
+    write(table(stored()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
