@@ -1,9 +1,7 @@
 """The one training loop: shapes, shardings, restore or start, then step by step."""
 
 import functools
-import logging
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from flowtok_jax.train.metrics import Metrics
 from flowtok_jax.train.optimizer import make_optimizer, make_schedule
 from flowtok_jax.train.progress import Progress
+from flowtok_jax.train.report import Report, is_due
 from flowtok_jax.train.state import TrainState, make_state, params_sha256
 from flowtok_jax.train.steps import TASKS, train_steps
 from flowtok_jax.weights import steps_of
@@ -142,10 +141,6 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
         )
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
 def _next_stop(step: int, config: ConfigDict) -> int:
     """The step at which the host has to look at the state again."""
     stops = [step + config.train.steps_per_call, config.train.num_steps]
@@ -222,12 +217,13 @@ def train(
             Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
             Progress(task, start_step, config.train.num_steps, first) as progress,
         ):
-            report = _Report(
+            report = Report(
                 config,
                 run.schedule,
                 metrics,
                 progress,
                 seconds=meta["seconds"],
+                skipped=int(state.skipped),
             )
             return _run_steps(
                 config,
@@ -245,7 +241,7 @@ def _run_steps(
     config: ConfigDict,
     run: Run,
     state: TrainState,
-    report: "_Report",
+    report: Report,
     *,
     loader: Iterator[Batch],
     checkpoints: Checkpoints,
@@ -263,8 +259,8 @@ def _run_steps(
         report.call(step, scalars)
         done = step == config.train.num_steps
         ends = preemption.asked(before, step) and not done
-        saves = done or ends or _is_due(step, config.checkpoint.every)
-        shows = done or (_is_due(step, config.log.preview_every) and not ends)
+        saves = done or ends or is_due(step, config.checkpoint.every)
+        shows = done or (is_due(step, config.log.preview_every) and not ends)
         if saves or shows:  # its line goes first: a run that resumes does not write it
             report.flush()
         if shows:
@@ -281,83 +277,3 @@ def _run_steps(
         if saves or shows:
             report.start_clock(step)
     return Result(report.seconds, params_sha256(state.params))  # nothing was left
-
-
-class _Report:
-    """What the host says of the steps: it reads a call's scalars one call later."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        schedule: optax.Schedule,
-        metrics: Metrics,
-        progress: Progress,
-        *,
-        seconds: float,
-    ):
-        self._config, self._schedule = config, schedule
-        self._metrics, self._progress = metrics, progress
-        self._pending, self._skipped = None, None
-        self._last = None  # step and time from which images are counted
-        self._begun = time.monotonic() - seconds
-
-    @property
-    def seconds(self) -> float:
-        """Spent on the stage so far, earlier runs included."""
-        return time.monotonic() - self._begun
-
-    def call(self, step: int, scalars: dict[str, Any]) -> None:
-        """Notes the call that ends at a step, and reads the one before."""
-        before, self._pending = self._pending, (step, scalars)
-        if before:
-            self._read(*before)
-
-    def flush(self) -> None:
-        """Reads the newest call too, which waits for the device."""
-        if self._pending:
-            self._read(*self._pending)
-            self._pending = None
-
-    def start_clock(self, step: int) -> None:
-        """Speed is counted from here: what came before was no training."""
-        self._last = (step, time.monotonic())
-
-    def values(self, step: int, scalars: dict, pictures: dict) -> None:
-        """Notes what an evaluation found."""
-        self._metrics.scalars(step, scalars)
-        self._metrics.images(step, pictures)
-
-    def _read(self, step: int, scalars: dict[str, Any]) -> None:
-        values = {name: float(v) for name, v in jax.device_get(scalars).items()}
-        in_a_row = int(values.pop("skipped_in_a_row"))
-        if self._last:  # the first call compiles: it tells no speed
-            last, then = self._last
-            images = (step - last) * self._config.train.batch_size
-            values["perf/images_per_sec"] = images / (time.monotonic() - then)
-        self.start_clock(step)
-        values["lr"] = float(self._schedule(step - 1))
-        self._progress.update(step, values)
-        end = self._config.train.num_steps
-        if step == end or _is_due(step, self._config.log.every):
-            self._metrics.scalars(step, values)
-        self._check_skipped(step, int(values["skipped"]), in_a_row)
-
-    def _check_skipped(self, step: int, skipped: int, in_a_row: int) -> None:
-        new = skipped - (self._skipped or 0)
-        if new and self._skipped is not None or in_a_row:
-            logging.warning(
-                "by step %d %d steps were skipped, %d in a row at the end: loss or "
-                "gradient was not finite",
-                step,
-                skipped,
-                in_a_row,
-            )
-        self._skipped = skipped
-        if in_a_row >= self._config.train.max_skipped_in_a_row:
-            raise UserError(
-                f"loss or gradient was not finite in the {in_a_row} steps up to {step} "
-                "(train.max_skipped_in_a_row = "
-                f"{self._config.train.max_skipped_in_a_row}); the weights are those of "
-                f"step {step - in_a_row}; the last checkpoint stays; lower schedule.lr "
-                "or set optimizer.clip_norm"
-            )
