@@ -7,13 +7,14 @@ import grain
 from array_record.python.array_record_module import ArrayRecordReader
 
 from flowtok_jax.data import files, shards
-from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.errors import UserError
 
+DAMAGE = (RuntimeError, ValueError, KeyError, TypeError)  # of reading and unpacking
 LOOKED_AT = 32  # records that are opened at the start, to tell a wrong source
 
 
-class ArrayRecords:
+class ArrayRecords(Records):
     """Shards of images, or of latents.
 
     Args:
@@ -50,19 +51,15 @@ class ArrayRecords:
     def __getitem__(self, index: int) -> Record:
         try:
             return shards.unpack(self._entries[index])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise BadRecord("unreadable_file", f"{self.pattern}:{index}") from error
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        """Many records in one call, which reads them together.
-
-        Raises:
-            BadRecord: where any of them cannot be read.
-        """
+    def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
+        """See Records; one call reads them all, in parallel."""
         try:
             return [shards.unpack(e) for e in self._entries.__getitems__(indices)]
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise BadRecord("unreadable_file", self.pattern) from error
+        except DAMAGE:  # of one: find out which
+            return super().read_many(indices)
 
     def _check_content(self) -> None:
         shapes, readable = set(), 0

@@ -8,6 +8,7 @@ example that took its place.
 
 import bisect
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ from flowtok_jax.errors import UserError
 # "rejected": what it replaces}; in a batch, arrays with one axis more, a list of
 # captions, and all that was rejected.
 Example = dict[str, Any]
-Transform = Callable[[Record, np.random.Generator], Example]
+Number = int | np.integer
+Numbers = Sequence[int] | np.ndarray
+Transform = Callable[[Record, random.Random], Example]
 
 TRIES = 256  # records in a row before a run stops
 
@@ -34,11 +37,11 @@ class Source:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def read(self, position: int | np.integer, index: int | np.integer) -> Example:
+    def read(self, position: Number, index: Number) -> Example:
         """The example at a position of the stream, whose record has that index."""
         raise NotImplementedError
 
-    def __getitem__(self, index: int | np.integer) -> Example:
+    def __getitem__(self, index: Number) -> Example:
         return self.read(index, index)
 
     def order(self, seed: int) -> grain.MapDataset:
@@ -49,10 +52,14 @@ class Source:
         """(position, index) without end, the arguments of `read` and `read_batch`."""
         return self.order(seed).map_with_index(_pick)
 
-    def read_batch(self, positions: Sequence[int], indices: Sequence[int]) -> Example:
-        """The examples of a batch together."""
+    def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
+        """As `read`, of many."""
         pairs = zip(positions, indices, strict=True)
-        return collate([self.read(position, index) for position, index in pairs])
+        return [self.read(position, index) for position, index in pairs]
+
+    def read_batch(self, positions: Numbers, indices: Numbers) -> Example:
+        """The examples of a batch together."""
+        return collate(self.read_many(positions, indices))
 
 
 def _pick(position: int, index: int) -> tuple[int, int]:
@@ -94,23 +101,35 @@ class Examples(Source):
     def __repr__(self) -> str:
         return f"Examples({self.records!r}, seed={self.seed})"
 
-    def read(self, position: int | np.integer, index: int | np.integer) -> Example:
+    def read(self, position: Number, index: Number) -> Example:
         """See Source.
 
         Raises:
             UserError: where too many records in a row cannot be used.
         """
-        rejected, candidate = [], int(index)
+        return self.read_many([position], [index])[0]
+
+    def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
+        """See Source."""
+        numbers = [int(index) for index in indices]
+        found = zip(positions, numbers, self.records.read_many(numbers), strict=True)
+        return [self._make(int(position), i, record) for position, i, record in found]
+
+    def _make(self, position: int, index: int, found: Record | BadRecord) -> Example:
+        rejected = []
         for attempt in range(self.tries):
-            rng = np.random.default_rng((self.seed, int(position)))
             try:
-                example = self.transform(self.records[candidate], rng)
+                if isinstance(found, BadRecord):
+                    raise found
+                rng = random.Random(self.seed << 64 | position)
+                example = self.transform(found, rng)
             except BadRecord as bad:
                 rejected.append((bad.reason, bad.name))
             else:
-                return {**example, "rejected": tuple(rejected)}
-            again = np.random.default_rng((self.seed, int(index), attempt))
-            candidate = int(again.integers(len(self)))
+                example["rejected"] = tuple(rejected)
+                return example
+            again = np.random.default_rng((self.seed, index, attempt))
+            (found,) = self.records.read_many([int(again.integers(len(self)))])
         reason, name = rejected[0]
         raise UserError(
             f"{self.tries} records in a row cannot be used, the first ({name}) because "
@@ -149,10 +168,23 @@ class Mixture(Source):
     def _start(self, part: int) -> int:
         return self._ends[part] - len(self.parts[part])
 
-    def read(self, position: int | np.integer, index: int | np.integer) -> Example:
+    def read(self, position: Number, index: Number) -> Example:
         """See Source; a record is replaced by one of the same part."""
         part = bisect.bisect_right(self._ends, index)
         return self.parts[part].read(position, index - self._start(part))
+
+    def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
+        """See Source; each part reads its own together."""
+        positions, indices = np.asarray(positions), np.asarray(indices)
+        parts = np.searchsorted(self._ends, indices, side="right")
+        found: list[Example] = [{}] * len(indices)
+        for part in np.unique(parts):
+            (rows,) = np.nonzero(parts == part)
+            inner = indices[rows] - self._start(part)
+            examples = self.parts[part].read_many(positions[rows], inner)
+            for row, example in zip(rows, examples, strict=True):
+                found[row] = example
+        return found
 
     def order(self, seed: int) -> grain.MapDataset:
         """See Source; each part in an order of its own where there are weights."""

@@ -5,6 +5,7 @@ Local files go straight to the operating system, by `pread`; others by range req
 
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import fsspec
@@ -13,6 +14,9 @@ from flowtok_jax.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 WILDCARDS = re.compile(r"[*?\[]")
+
+
+Range = tuple[int, int]  # first byte, and how many
 
 
 class File(NamedTuple):
@@ -85,16 +89,25 @@ def _system(path: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ) from error
 
 
-def read_range(path: str, start: int, size: int) -> bytes:
-    """Bytes of a file; fewer where it ends before."""
-    if is_remote(path):
-        system, inner = fsspec.core.url_to_fs(path)
-        return system.cat_file(inner, start=start, end=start + size)
-    descriptor = os.open(path, os.O_RDONLY)
+def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
+    """Parts of a file, in their order; fewer bytes where it ends before.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
     try:
-        return os.pread(descriptor, size, start)
-    finally:
-        os.close(descriptor)
+        if is_remote(path):
+            system, inner = fsspec.core.url_to_fs(path)
+            starts = [start for start, _ in ranges]
+            ends = [start + size for start, size in ranges]
+            return system.cat_ranges([inner] * len(ranges), starts, ends)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return [os.pread(descriptor, size, start) for start, size in ranges]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def open_file(path: str):

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from flowtok_jax.data import files, images
-from flowtok_jax.data.records import BadRecord, Record, caption_list, decode_text
+from flowtok_jax.data.records import (
+    BadRecord,
+    Record,
+    Records,
+    caption_list,
+    decode_text,
+)
 from flowtok_jax.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -27,7 +33,7 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-class Files:
+class Files(Records):
     """Records of entries, in their order."""
 
     def __init__(self, name: str, entries: list[Entry]):

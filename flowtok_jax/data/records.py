@@ -1,8 +1,8 @@
 """One record of a data set before decoding, and what can be wrong with it."""
 
 import collections
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,12 +72,24 @@ class Record(NamedTuple):
     metadata: Mapping[str, Any] = {}
 
 
-class Records(Protocol):
+class Records:
     """Random access to records; indexing raises BadRecord for one that is broken."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Record:
+        raise NotImplementedError
+
+    def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
+        """Many records, in places of broken ones what is wrong with them."""
+        found: list[Record | BadRecord] = []
+        for index in indices:
+            try:
+                found.append(self[index])
+            except BadRecord as bad:
+                found.append(bad)
+        return found
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -79,7 +79,7 @@ class Shapes(Source):
         return {"image": image, "caption": caption, "rejected": ()}
 
 
-class ShapeRecords:
+class ShapeRecords(Records):
     """Generated scenes as records, with PNG files."""
 
     def __init__(self, shapes: Shapes):

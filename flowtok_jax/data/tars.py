@@ -4,6 +4,7 @@ import bisect
 import itertools
 import json
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
     Record,
+    Records,
     caption_list,
     decode_text,
 )
-from flowtok_jax.data.tar_index import ABSENT, PARTS, read_indices
+from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
 from flowtok_jax.errors import UserError
 
 GAP = 1 << 16  # bytes between members that are read along rather than sought over
 
 
-class Tars:
+class Tars(Records):
     """`KEY.jpg` (png, webp, ...), `KEY.txt`, `KEY.recap_txt`, `KEY.json` of tars; or
     `KEY.token.npy` instead of the image: a raw float16 buffer [2 * c, n].
 
@@ -46,12 +48,25 @@ class Tars:
         self._files = files.find(pattern, pattern)
         self._indices = read_indices(self._files, cache)
         self._ends = list(itertools.accumulate(map(len, self._indices)))
-        wanted = PARTS.index("moments" if moments else "image")
-        if not any((i["size"][:, wanted] != ABSENT).any() for i in self._indices):
-            other = "latents" if moments is None else "tars"
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """Refuses tars of which no record can be what is wanted."""
+        part = "image" if self.moments is None else "moments"
+        column = PARTS.index(part)
+        sizes = {int(x) for i in self._indices for x in np.unique(i["size"][:, column])}
+        sizes.discard(ABSENT)
+        if not sizes:
+            other = "latents" if self.moments is None else "tars"
             raise UserError(
-                f"{pattern}: no tar has a member {'.token.npy' if moments else '.jpg'} "
-                f"or the like; is it a source {other}:{pattern}?"
+                f"{self.pattern} has no {part}; is it a source {other}:{self.pattern}?"
+            )
+        if self.moments and 2 * math.prod(self.moments) not in sizes:
+            tokens, channels = self.moments
+            raise UserError(
+                f"{self.pattern} has members .token.npy of {max(sizes)} bytes; "
+                f"{tokens} tokens of {channels // 2} channels take "
+                f"{2 * math.prod(self.moments)}: made for another config?"
             )
 
     def __len__(self) -> int:
@@ -61,14 +76,37 @@ class Tars:
         return f"Tars({self.pattern!r}, {len(self)} records)"
 
     def __getitem__(self, index: int) -> Record:
-        tar = bisect.bisect_right(self._ends, index)
-        row = self._indices[tar][index - self._ends[tar]]  # counted from the end
-        path = self._files[tar].path
-        key = row["key"].decode(errors="replace")
-        name = f"{path.rpartition('/')[2]}:{key}"
-        if row["fault"]:
-            raise BadRecord(REASONS[row["fault"] - 1], name)
-        parts = _read_parts(path, row["offset"].tolist(), row["size"].tolist())
+        (found,) = self.read_many([index])
+        if isinstance(found, BadRecord):
+            raise found
+        return found
+
+    def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
+        """See Records; each tar is opened once."""
+        found: dict[int, Record | BadRecord] = {}
+        for tar, rows in itertools.groupby(sorted(set(indices)), self._tar):
+            path = self._files[tar].path
+            name = path.rpartition("/")[2]
+            start = self._ends[tar] - len(self._indices[tar])
+            plans = []
+            for index in rows:
+                key, fault, offsets, sizes = self._indices[tar][index - start].tolist()
+                key = f"{name}:{key.decode(errors='replace')}"
+                if fault:
+                    found[index] = BadRecord(REASONS[fault - 1], key)
+                else:
+                    plans.append((index, key, _spans(offsets, sizes)))
+            for index, key, parts in _read_parts(path, plans):
+                try:
+                    found[index] = self._record(parts, key)
+                except BadRecord as bad:
+                    found[index] = bad
+        return [found[index] for index in indices]
+
+    def _tar(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
+
+    def _record(self, parts: dict[str, bytes], name: str) -> Record:
         metadata = _metadata(parts, name)
         captions = ()
         if "caption" in parts:
@@ -118,23 +156,34 @@ def _metadata(parts: dict[str, bytes], name: str) -> dict[str, Any]:
     return found
 
 
-def _read_parts(path: str, offsets: list[int], sizes: list[int]) -> dict[str, bytes]:
-    """The parts that are there; with one read where they stand together."""
-    spans = {
-        part: (offset, size)
-        for part, offset, size in zip(PARTS, offsets, sizes, strict=True)
-        if offset != ABSENT
-    }
-    start = min(offset for offset, _ in spans.values())
-    end = max(offset + size for offset, size in spans.values())
-    if end - start <= GAP + sum(size for _, size in spans.values()):
-        data = memoryview(files.read_range(path, start, end - start))
-        parts = {
-            part: bytes(data[offset - start : offset - start + size])
-            for part, (offset, size) in spans.items()
-        }
-    else:
-        parts = {part: files.read_range(path, *span) for part, span in spans.items()}
-    if any(len(parts[part]) != size for part, (_, size) in spans.items()):
-        raise UserError(f"{path} has become shorter since it was indexed; start again")
-    return parts
+def _spans(offsets: Sequence[int], sizes: Sequence[int]) -> Spans:
+    """The parts that are there."""
+    rows = zip(PARTS, offsets, sizes, strict=True)
+    return {part: (offset, size) for part, offset, size in rows if offset != ABSENT}
+
+
+def _read_parts(
+    path: str, plans: Sequence[tuple[int, str, Spans]]
+) -> Iterator[tuple[int, str, dict[str, bytes]]]:
+    """Records' bytes by part; those that stand together are read together."""
+    ranges: list[files.Range] = []
+    for _, _, spans in plans:
+        start = min(offset for offset, _ in spans.values())
+        end = max(offset + size for offset, size in spans.values())
+        if end - start <= GAP + sum(size for _, size in spans.values()):
+            ranges.append((start, end - start))
+        else:
+            ranges += spans.values()
+    blocks = zip(ranges, files.read_ranges(path, ranges), strict=True)
+    for index, name, spans in plans:
+        parts: dict[str, bytes] = {}
+        while len(parts) < len(spans):
+            (start, size), data = next(blocks)
+            if len(data) != size:
+                raise UserError(
+                    f"{path} has become shorter since it was indexed; start again"
+                )
+            for part, (offset, length) in spans.items():
+                if start <= offset and offset + length <= start + size:
+                    parts[part] = data[offset - start : offset - start + length]
+        yield index, name, parts

@@ -6,13 +6,13 @@ restval, val and test, with five captions an image.
 
 from typing import Any
 
-from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.errors import UserError
 
 CAPTIONS = ("captions", "caption", "text")
 
 
-class Tfds:
+class Tfds(Records):
     """NAME:SPLIT; splits are joined by `+` and cut by `[...]`, as there.
 
     Raises:
