@@ -134,7 +134,7 @@ def _pairs(root: pathlib.Path) -> list[Entry]:
                 continue
             path = pathlib.Path(folder, name)
             key = pathlib.Path(folder, stem).relative_to(root).as_posix()
-            found = fields.setdefault(key, {"name": key})
+            found = fields.setdefault(key, {"name": f"{root}/{key}"})
             if kind in found:
                 found["fault"] = "duplicate_member"
             found[kind] = path
@@ -148,12 +148,13 @@ def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
         return Entry(line, fault="missing_image")
     inner = pathlib.PurePosixPath(name)
     if inner.is_absolute() or ".." in inner.parts:
-        return Entry(name, fault="unsafe_name")
+        return Entry(f"{root}:{name}", fault="unsafe_name")
+    path = root / inner
     text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
     if text is None and any(column in row for column in TEXT_COLUMNS):
-        return Entry(name, fault="empty_caption")
+        return Entry(str(path), fault="empty_caption")
     rest = {k: v for k, v in row.items() if k not in ("file_name", *TEXT_COLUMNS)}
-    return Entry(name, image=root / inner, captions=text, metadata=rest)
+    return Entry(str(path), image=path, captions=text, metadata=rest)
 
 
 def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
@@ -161,7 +162,7 @@ def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            where = f"{path.name}:{number}"
+            where = f"{path}:{number}"
             try:
                 row = json.loads(line)
             except UnicodeDecodeError:
@@ -186,7 +187,7 @@ def _csv_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
                 "file_name and text"
             )
         for row in rows:
-            where = f"{path.name}:{rows.line_num}"
+            where = f"{path}:{rows.line_num}"
             try:
                 "".join(value for value in row.values() if value).encode()
             except (UnicodeEncodeError, TypeError):  # a list: more cells than columns
@@ -229,12 +230,11 @@ def make_karpathy(arguments: str) -> Files:
 
 def _sentences(root: pathlib.Path, row: Mapping[str, Any]) -> Entry:
     inner = pathlib.PurePosixPath(row.get("filepath", ""), row.get("filename", ""))
-    name = inner.as_posix()
     if inner.is_absolute() or ".." in inner.parts:
-        return Entry(name, fault="unsafe_name")
+        return Entry(f"{root}:{inner}", fault="unsafe_name")
     path = root / inner
     if not path.is_file():  # some keep all images in one folder
         path = root / inner.name
     texts = [sentence.get("raw") for sentence in row.get("sentences", ())]
     rest = {key: row[key] for key in ("cocoid", "imgid", "split") if key in row}
-    return Entry(name, image=path, captions=texts, metadata=rest)
+    return Entry(str(path), image=path, captions=texts, metadata=rest)

@@ -86,12 +86,11 @@ class Tars(Records):
         found: dict[int, Record | BadRecord] = {}
         for tar, rows in itertools.groupby(sorted(set(indices)), self._tar):
             path = self._files[tar].path
-            name = path.rpartition("/")[2]
             start = self._ends[tar] - len(self._indices[tar])
             plans = []
             for index in rows:
                 key, fault, offsets, sizes = self._indices[tar][index - start].tolist()
-                key = f"{name}:{key.decode(errors='replace')}"
+                key = f"{path}:{key.decode(errors='replace')}"
                 if fault:
                     found[index] = BadRecord(REASONS[fault - 1], key)
                 else:

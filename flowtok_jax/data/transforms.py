@@ -56,7 +56,7 @@ class Filters(NamedTuple):
         self.check_size(name, *(_column(record, column) for column in ORIGINAL_SIZE))
         return True
 
-    def check_size(self, name: str, width: float, height: float) -> None:
+    def check_size(self, name: str, width: int | float, height: int | float) -> None:
         """Refuses an image by its size in pixels.
 
         Raises:
@@ -169,7 +169,7 @@ class MomentsTransform:
         moments = record.moments
         if moments is None or moments.shape != self.shape:
             raise BadRecord("wrong_shape", record.name)
-        # Without the sign, infinity and NaN are the largest; three times np.isfinite.
+        # Without the sign, infinity and NaN are the largest. np.isfinite is slower.
         if (moments.view(np.uint16) & 0x7FFF).max() >= 0x7C00:
             raise BadRecord("not_finite", record.name)
         return {
