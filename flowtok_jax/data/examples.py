@@ -128,8 +128,9 @@ class Examples(Source):
             else:
                 example["rejected"] = tuple(rejected)
                 return example
-            again = np.random.default_rng((self.seed, index, attempt))
-            (found,) = self.records.read_many([int(again.integers(len(self)))])
+            rng = np.random.default_rng((self.seed, index, attempt))
+            step = int(rng.integers(1, max(2, len(self))))  # never to itself
+            (found,) = self.records.read_many([(index + step) % len(self)])
         reason, name = rejected[0]
         raise UserError(
             f"{self.tries} records in a row cannot be used, the first ({name}) because "
@@ -178,10 +179,10 @@ class Mixture(Source):
         positions, indices = np.asarray(positions), np.asarray(indices)
         parts = np.searchsorted(self._ends, indices, side="right")
         found: list[Example] = [{}] * len(indices)
-        for part in np.unique(parts):
+        for part, source in enumerate(self.parts):
             (rows,) = np.nonzero(parts == part)
             inner = indices[rows] - self._start(part)
-            examples = self.parts[part].read_many(positions[rows], inner)
+            examples = source.read_many(positions[rows], inner)
             for row, example in zip(rows, examples, strict=True):
                 found[row] = example
         return found

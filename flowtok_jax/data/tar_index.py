@@ -4,6 +4,7 @@ Members are grouped as WebDataset does: `KEY.EXTENSION`, split at the first dot 
 file name. A key is a name in messages, never a path: nothing is unpacked.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -78,7 +79,8 @@ def _read_index(file: files.File, place: pathlib.Path) -> np.ndarray:
         part.replace(place)
     except OSError as error:
         logging.warning("the index of %s is not kept: %s", file.path, error)
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return index
 
 

@@ -89,12 +89,13 @@ class Tars(Records):
             start = self._ends[tar] - len(self._indices[tar])
             plans = []
             for index in rows:
-                key, fault, offsets, sizes = self._indices[tar][index - start].tolist()
+                key, fault, offsets, sizes = self._indices[tar][index - start].item()
                 key = f"{path}:{key.decode(errors='replace')}"
                 if fault:
                     found[index] = BadRecord(REASONS[fault - 1], key)
                 else:
-                    plans.append((index, key, _spans(offsets, sizes)))
+                    spans = _spans(offsets.tolist(), sizes.tolist())
+                    plans.append((index, key, spans))
             for index, key, parts in _read_parts(path, plans):
                 try:
                     found[index] = self._record(parts, key)
