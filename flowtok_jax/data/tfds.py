@@ -4,11 +4,14 @@ Reading needs no TensorFlow. For coco_captions the splits are Karpathy's: train,
 restval, val and test, with five captions an image.
 """
 
+import re
 from typing import Any
 
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.errors import UserError
 
+# A version after the name, NAME:1.1.0, begins with a digit, a split does not.
+NAME_AND_SPLIT = re.compile(r"(.+?):([a-zA-Z].*)")
 CAPTIONS = ("captions", "caption", "text")
 
 
@@ -23,10 +26,10 @@ class Tfds(Records):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
         self.arguments = arguments
-        name, _, split = arguments.rpartition(":")
-        source = f"source tfds:{arguments}"
-        if not name:
+        source, found = f"source tfds:{arguments}", NAME_AND_SPLIT.fullmatch(arguments)
+        if not found:
             raise UserError(f"{source}; wanted tfds:NAME:SPLIT")
+        name, split = found.groups()
         cure = (
             "prepare it once, where TensorFlow is installed, with `tfds build "
             f"{name} --file_format=array_record`; TFDS_DATA_DIR says where it lies"

@@ -1,4 +1,4 @@
-"""Image files and tars that tests make."""
+"""Image files, tars and latents that tests make."""
 
 import io
 import pathlib
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
+
+from flowtok_jax.data.records import Record
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -59,3 +61,38 @@ def pairs(count: int, start: int = 0) -> list[tuple[str, bytes]]:
         key = f"{i:05d}"
         members += [(f"{key}.jpg", jpeg(i)), (f"{key}.txt", f"picture {i}".encode())]
     return members
+
+
+# Ten ways to be broken: the members of a key, and what is said of it.
+PLANTED = {
+    "truncated": ({"jpg": jpeg(1)[:300], "txt": b"a"}, "truncated_image"),
+    "html": ({"jpg": b"<html>404</html>", "txt": b"a"}, "not_an_image"),
+    "blank": ({"jpg": jpeg(2), "txt": b" \n"}, "empty_caption"),
+    "alone": ({"jpg": jpeg(3)}, "missing_caption"),
+    "orphan": ({"txt": b"a"}, "missing_image"),
+    "json": ({"jpg": jpeg(4), "txt": b"a", "json": b"{"}, "bad_json"),
+    "zero": ({"jpg": b"", "txt": b"a"}, "empty_file"),
+    "ending": ({"dat": jpeg(5), "txt": b"a"}, "wrong_extension"),
+    "bomb": ({"png": png_header(60_000, 60_000), "txt": b"a"}, "too_large"),
+    "latin": ({"jpg": jpeg(6), "txt": "é".encode("latin-1")}, "bad_text_encoding"),
+    "../../x": ({"jpg": jpeg(7), "txt": b"a"}, "unsafe_name"),
+}
+WHOLE = 60
+
+
+def latents(
+    count: int, start: int = 0, shape: tuple[int, int] = (77, 32)
+) -> list[Record]:
+    """Records of latents; every second one has a recaption as well."""
+    found = []
+    for i in range(start, start + count):
+        rng = np.random.default_rng(i)
+        moments = rng.standard_normal(shape).astype(np.float16)
+        recaptions = (f"The image shows number {i}.",) if i % 2 else ()
+        found.append(Record(f"r{i}", (f"caption {i}",), recaptions, moments=moments))
+    return found
+
+
+def snapshot(root: pathlib.Path) -> set[str]:
+    """All that lies below a folder."""
+    return {str(path.relative_to(root)) for path in root.rglob("*")}

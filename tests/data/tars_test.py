@@ -1,5 +1,4 @@
 import json
-import pathlib
 import tarfile
 
 import numpy as np
@@ -12,52 +11,19 @@ from flowtok_jax.data.tars import Tars
 from flowtok_jax.errors import UserError
 from tests.data import made
 
-# Ten ways to be broken: the members of a key, and what is said of it.
-PLANTED = {
-    "truncated": ({"jpg": made.jpeg(1)[:300], "txt": b"a"}, "truncated_image"),
-    "html": ({"jpg": b"<html>404</html>", "txt": b"a"}, "not_an_image"),
-    "blank": ({"jpg": made.jpeg(2), "txt": b" \n"}, "empty_caption"),
-    "alone": ({"jpg": made.jpeg(3)}, "missing_caption"),
-    "orphan": ({"txt": b"a"}, "missing_image"),
-    "json": ({"jpg": made.jpeg(4), "txt": b"a", "json": b"{"}, "bad_json"),
-    "zero": ({"jpg": b"", "txt": b"a"}, "empty_file"),
-    "ending": ({"dat": made.jpeg(5), "txt": b"a"}, "wrong_extension"),
-    "bomb": ({"png": made.png_header(60_000, 60_000), "txt": b"a"}, "too_large"),
-    "latin": ({"jpg": made.jpeg(6), "txt": "é".encode("latin-1")}, "bad_text_encoding"),
-    "../../x": ({"jpg": made.jpeg(7), "txt": b"a"}, "unsafe_name"),
-}
-WHOLE = 60
-
-
-@pytest.fixture
-def planted(tmp_path):
-    """A set of two tars, in a folder of its own, with every kind of broken record."""
-    folder = tmp_path / "deep" / "er" / "set"
-    folder.mkdir(parents=True)
-    members = made.pairs(WHOLE)
-    for key, (parts, _) in PLANTED.items():
-        members += [(f"{key}.{ending}", data) for ending, data in parts.items()]
-    made.write_tar(folder / "0.tar", members[:50])
-    made.write_tar(folder / "1.tar", members[50:])
-    return folder
-
 
 def tars(folder, **options) -> Tars:
     cache = str(folder / "cache")
     return Tars(f"{folder}/*.tar", cache=cache, **options)
 
 
-def snapshot(root: pathlib.Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*")}
-
-
 def test_an_epoch_counts_what_is_broken_and_writes_nothing_outside(planted, tmp_path):
-    before = snapshot(tmp_path)
+    before = made.snapshot(tmp_path)
     cache = planted / "cache"
     source = make_source(
         f"tars:{planted}/*.tar", image_size=16, seed=0, cache=str(cache)
     )
-    assert len(source) == WHOLE + len(PLANTED)
+    assert len(source) == made.WHOLE + len(made.PLANTED)
     counter = RejectCounter(max_fraction=1.0)
     captions = []
     for position in range(len(source)):
@@ -65,12 +31,12 @@ def test_an_epoch_counts_what_is_broken_and_writes_nothing_outside(planted, tmp_
         counter.add(example["rejected"], 1)
         captions.append(example["caption"])
         assert example["image"].shape == (16, 16, 3)
-    wanted = {reason: 1 for _, reason in PLANTED.values()}
+    wanted = {reason: 1 for _, reason in made.PLANTED.values()}
     assert dict(counter.counts) == wanted
-    for key, (_, reason) in PLANTED.items():
+    for key, (_, reason) in made.PLANTED.items():
         assert counter.names[reason] == [f"{planted}/1.tar:{key}"]
-    assert set(captions) == {f"picture {i}" for i in range(WHOLE)}
-    assert {p for p in snapshot(tmp_path) - before if "cache" not in p} == set()
+    assert set(captions) == {f"picture {i}" for i in range(made.WHOLE)}
+    assert {p for p in made.snapshot(tmp_path) - before if "cache" not in p} == set()
 
 
 def test_a_batch_tells_what_it_replaced(planted):
@@ -83,7 +49,7 @@ def test_a_batch_tells_what_it_replaced(planted):
     assert len(batch["caption"]) == len(every)
     singly = [pair for i in every for pair in source[i]["rejected"]]
     assert list(batch["rejected"]) == singly
-    assert len(singly) >= len(PLANTED)
+    assert len(singly) >= len(made.PLANTED)
 
 
 def test_records_hold_the_bytes_of_their_members(tmp_path):
@@ -151,7 +117,7 @@ def test_odd_members(tmp_path):
 
 
 def test_every_reason_is_a_known_one():
-    assert {reason for _, reason in PLANTED.values()} <= set(BROKEN)
+    assert {reason for _, reason in made.PLANTED.values()} <= set(BROKEN)
     with pytest.raises(AssertionError):
         BadRecord("because", "x")
 
