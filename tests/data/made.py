@@ -87,7 +87,7 @@ def latents(
     found = []
     for i in range(start, start + count):
         rng = np.random.default_rng(i)
-        moments = rng.standard_normal(shape).astype(np.float16)
+        moments = rng.standard_normal((77, 32)).astype(np.float16)
         recaptions = (f"The image shows number {i}.",) if i % 2 else ()
         found.append(Record(f"r{i}", (f"caption {i}",), recaptions, moments=moments))
     return found

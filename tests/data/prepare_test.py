@@ -134,10 +134,9 @@ def test_latents_keep_their_values(run, tmp_path):
     shards.write_release_tar(tmp_path / "x.tar", made.latents(5))
     _, result, _ = run(f"latents:{tmp_path}/x.tar")
     assert result == {"records": 5, "rejected": {}}
-    source = open_latents(f"{tmp_path}/out/*.arrayrecord", tmp_path)
-    for wanted, found in zip(
-        records(5), source.records.read_many(range(5)), strict=True
-    ):
+    source = make_source(f"latents:{tmp_path}/out/*.array*", image_size=8, seed=0)
+    every = source.records.read_many(range(5))
+    for wanted, found in zip(made.latents(5), every, strict=True):
         assert (found.moments == wanted.moments).all()
         assert found.recaptions == wanted.recaptions
 
