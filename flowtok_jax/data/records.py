@@ -106,6 +106,10 @@ def caption_list(value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
         raise BadRecord("missing_caption", name)
     found = tuple(text.strip() for text in texts if text.strip())
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as "\\ud800"
+        raise BadRecord("bad_text_encoding", name) from error
     if not found:
         raise BadRecord("empty_caption" if texts else "missing_caption", name)
     return found

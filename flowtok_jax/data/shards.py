@@ -2,9 +2,9 @@
 
 A shard has its final name only when it is whole, and a manifest counts what is there.
 
-One ArrayRecord entry is a msgpack map: `name`, `captions`, `recaptions`, `metadata`,
-and `image` (the bytes of a file) or `moments` (float16, little endian, row by row)
-with their `shape` [n, 2 * c].
+One ArrayRecord entry is a msgpack map: `name`, `captions`, `recaptions`, `metadata` as
+JSON, and `image` (the bytes of a file) or `moments` (float16, little endian, row by
+row) with their `shape` [n, 2 * c].
 """
 
 import hashlib
@@ -39,10 +39,10 @@ class Shard(NamedTuple):
 def pack(record: Record) -> bytes:
     """A record as one entry of an ArrayRecord file."""
     fields: dict[str, Any] = {
-        "name": record.name,
+        "name": record.name.encode(errors="backslashreplace").decode(),
         "captions": record.captions,
         "recaptions": record.recaptions,
-        "metadata": dict(record.metadata),
+        "metadata": json.dumps(dict(record.metadata)),
     }
     if record.image is not None:
         fields["image"] = record.image
@@ -66,7 +66,7 @@ def unpack(entry: bytes) -> Record:
         name=fields["name"],
         captions=tuple(fields["captions"]),
         recaptions=tuple(fields["recaptions"]),
-        metadata=fields["metadata"],
+        metadata=json.loads(fields["metadata"]),
         image=fields.get("image"),
         moments=moments,
     )

@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 
 import pytest
@@ -76,6 +77,34 @@ def test_the_report_says_what_the_data_is_like(run, tmp_path):
     assert max(map(len, stderr.splitlines())) <= 80
 
 
+def test_rejects_of_one_name_are_counted_each(run, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(made.jpeg())
+    names = ["0.jpg", "no.jpg", "no.jpg", "no.jpg"]
+    rows = [json.dumps({"file_name": name, "text": "a"}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    _, result, _ = run(f"folder:{folder}")
+    assert result == {"records": 1, "rejected": {"missing_image": 3}}
+
+
+def test_odd_metadata_survives(run, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    name = b"caf\xe9"  # no UTF-8
+    (folder / os.fsdecode(name + b".jpg")).write_bytes(made.jpeg())
+    (folder / os.fsdecode(name + b".txt")).write_text("a")
+    _, result, _ = run(f"folder:{folder}")
+    assert result == {"records": 1, "rejected": {}}
+    row = {"file_name": "0.jpg", "text": "a", "id": 10**30, "odd": "\ud800", "x": [{}]}
+    (folder / "0.jpg").write_bytes(made.jpeg())
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    run(f"folder:{folder}", out=tmp_path / "b")
+    source = make_source(f"arrayrecord:{tmp_path}/b/*.array*", image_size=8, seed=0)
+    metadata = {"id": 10**30, "odd": "\ud800", "x": [{}]}
+    assert source.records[0].metadata == metadata
+
+
 def test_records_that_came_before_are_dropped_if_wanted(run, tmp_path):
     members = made.pairs(3) + [("9.jpg", made.jpeg(1)), ("9.txt", b"again")]
     made.write_tar(tmp_path / "x.tar", members)
@@ -148,7 +177,8 @@ def test_mistakes_end_in_one_line_and_leave_nothing(run, tmp_path, capsys):
     before = made.snapshot(tmp_path)
     spec = f"tars:{tmp_path}/bad.tar"
     assert "no record that can be used: not_an_image 1" in complaint(run(spec))
-    assert "not empty" in complaint(run("shapes", out=tmp_path / "full"))
+    full = run("shapes", "--limit=1", out=tmp_path / "full")
+    assert "not empty" in complaint(full)
     assert "has weights" in complaint(run("shapes@2"))
     assert "is not there" in complaint(run(f"tars:{tmp_path}/no.tar"))
     assert "wanted one of" in complaint(run("webdata:x"))

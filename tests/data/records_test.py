@@ -69,6 +69,7 @@ def test_captions_of_json(value, wanted):
         (["a", 7], "missing_caption"),
         ("", "empty_caption"),
         ([" "], "empty_caption"),
+        (["a", "\ud800"], "bad_text_encoding"),
     ],
 )
 def test_what_is_no_caption(value, reason):

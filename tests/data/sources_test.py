@@ -100,6 +100,20 @@ def test_weights_set_the_proportions_and_each_part_has_its_epochs():
         assert 28 <= sum(i < 10 for i in indices[start : start + 40]) <= 32
 
 
+def test_orders_differ_by_seed_and_part():
+    mixed = Mixture([examples(50), examples(50, name="s")], [1.0, 1.0])
+
+    def orders(seed):
+        indices = [mixed.picks(seed)[i][1] for i in range(100)]
+        return [i for i in indices if i < 50], [i - 50 for i in indices if i >= 50]
+
+    first, second = orders(0)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert first != orders(9)[0]
+    assert (first, second) == orders(0)
+
+
 def test_weights_that_are_no_whole_numbers():
     mixed = Mixture([examples(100), examples(100), examples(100)], [0.7, 0.2, 0.1])
     picks = mixed.picks(0)

@@ -87,6 +87,18 @@ def test_members_of_a_key_may_stand_apart(tmp_path):
     assert (record.image, record.captions) == (b"image", ("text",))
 
 
+def test_a_record_is_one_read_and_a_tar_is_opened_once(tmp_path, monkeypatch):
+    for i in range(2):
+        made.write_tar(tmp_path / f"{i}.tar", made.pairs(5, start=5 * i))
+    source, reads = tars(tmp_path), []
+    read = files.read_ranges
+    monkeypatch.setattr(
+        files, "read_ranges", lambda *a: reads.append((a[0], len(a[1]))) or read(*a)
+    )
+    source.read_many([7, 2, 0, 9, 1])
+    assert reads == [(f"{tmp_path}/0.tar", 3), (f"{tmp_path}/1.tar", 2)]
+
+
 def test_the_order_of_what_is_asked_is_kept(tmp_path):
     made.write_tar(tmp_path / "0.tar", made.pairs(5))
     made.write_tar(tmp_path / "1.tar", made.pairs(5, start=5))

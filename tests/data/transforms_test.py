@@ -56,6 +56,10 @@ def test_random_crops_reach_both_ends():
 def test_half_of_the_images_are_mirrored_if_wanted():
     plain = ImageTransform(16)(record(), random.Random(0))["image"]
     assert (plain != plain[:, ::-1]).any()
+    never = ImageTransform(16)
+    for i in range(30):
+        image = never(record(), random.Random(i))["image"]
+        np.testing.assert_array_equal(image, plain)
     flip = ImageTransform(16, flip=True)
     images = [flip(record(), random.Random(i))["image"] for i in range(200)]
     mirrored = sum((image == plain[:, ::-1]).all() for image in images)
