@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from flowtok_jax.data import files, images
+from flowtok_jax.data import files
 from flowtok_jax.data.records import REASONS
 from flowtok_jax.errors import UserError
 
 PARTS = ("image", "moments", "caption", "recaption", "metadata")
+# The images' are those that the release reads; the content need not match.
 EXTENSIONS = {
-    **{extension: "image" for extension in images.EXTENSIONS},
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
     "token.npy": "moments",
     "txt": "caption",
     "recap_txt": "recaption",

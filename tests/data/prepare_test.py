@@ -147,7 +147,7 @@ def test_several_sources_become_one(run, tmp_path):
 def test_shards_have_their_size_and_the_same_bytes_each_time(run, tmp_path):
     members = []
     for i in range(5):  # of 0.6 MB each
-        members.append((f"{i}.bmp", made.encode(made.picture(500, 400, i), "BMP")))
+        members.append((f"{i}.jpg", made.encode(made.picture(500, 400, i), "BMP")))
         members.append((f"{i}.txt", b"a"))
     made.write_tar(tmp_path / "x.tar", members)
     for name in "ab":

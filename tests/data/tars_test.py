@@ -73,6 +73,16 @@ def test_records_hold_the_bytes_of_their_members(tmp_path):
     assert second.captions == ("schön",)
 
 
+def test_the_content_decides_what_an_image_is(tmp_path):
+    png = made.encode(made.picture())
+    members = [("a.jpg", png), ("a.txt", b"a"), ("b.gif", png), ("b.txt", b"b")]
+    made.write_tar(tmp_path / "x.tar", members)
+    cache = str(tmp_path / "cache")
+    source = make_source(f"tars:{tmp_path}/x.tar", image_size=8, seed=0, cache=cache)
+    assert source[0]["rejected"] == ()
+    assert source[1]["rejected"] == (("wrong_extension", f"{tmp_path}/x.tar:b"),)
+
+
 def test_a_caption_may_stand_in_the_json(tmp_path):
     caption = json.dumps({"caption": ["one", "two"]}).encode()
     made.write_tar(tmp_path / "x.tar", [("a.jpg", b"x"), ("a.json", caption)])
