@@ -42,6 +42,8 @@ class Source:
         raise NotImplementedError
 
     def __getitem__(self, index: Number) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self.read(index, index)
 
     def order(self, seed: int) -> grain.MapDataset:

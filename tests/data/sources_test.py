@@ -180,6 +180,14 @@ def test_a_batch_is_its_examples_stacked():
     assert batch["rejected"] == singly[4]["rejected"]
 
 
+def test_a_source_ends():
+    assert [e["caption"] for e in examples(3)] == ["r0", "r1", "r2"]
+    with pytest.raises(IndexError):
+        examples(3)[-1]
+    with pytest.raises(IndexError):
+        Shapes("train", 8, 0, length=5)[5]
+
+
 def test_shapes_go_through_the_same_door():
     source = make_source("shapes", image_size=16, seed=1)
     batch = source.read_batch([5, 6], [3, 4])
@@ -196,6 +204,14 @@ def test_grain_reads_picks_in_threads():
     batch = next(iter(found))
     wanted = [source.read(*picks[i]) for i in range(10, 15)]
     assert batch["caption"] == [e["caption"] for e in wanted]
+
+
+def test_a_mistake_passes_through_grains_threads():
+    source = examples(5, range(5), tries=3)
+    records = source.picks(0).map(lambda pick: source.read(*pick))
+    batches = records.to_iter_dataset().batch(2, batch_fn=collate)
+    with pytest.raises(UserError, match="3 records in a row"):
+        next(iter(batches))
 
 
 def test_a_source_can_go_to_another_process(tmp_path):
