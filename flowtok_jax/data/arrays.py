@@ -34,7 +34,7 @@ class ArrayRecords(Records):
             )
         found = files.find(pattern, pattern)
         for directory in {pathlib.Path(file.path).parent for file in found}:
-            check_manifest(directory)
+            shards.check_manifest(directory)
         counts = [count_records(pathlib.Path(file.path)) for file in found]
         pairs = zip(found, counts, strict=True)
         self._entries = grain.sources.ArrayRecordDataSource(
@@ -99,34 +99,3 @@ def count_records(path: pathlib.Path) -> int:
     count = reader.num_records()
     reader.close()
     return count
-
-
-def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
-    """Compares the shards of a directory with its manifest, if it has one.
-
-    Args:
-        checksums: whether each file is read and its SHA-256 compared as well.
-
-    Raises:
-        UserError: naming a shard that is missing or differs.
-    """
-    try:
-        listed = shards.read_manifest(directory)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory / shards.MANIFEST} is damaged: {error}") from error
-    for shard in listed:
-        path = directory / shard.file
-        if not path.is_file():
-            raise UserError(
-                f"{path} is not there, but {shards.MANIFEST} lists it; fetch it again"
-            )
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise UserError(
-                f"{path} has {size} bytes, {shards.MANIFEST} says {shard.bytes}; fetch "
-                "it again"
-            )
-        if checksums and shards.sha256(path) != shard.sha256:
-            raise UserError(
-                f"{path} differs from its SHA-256 in {shards.MANIFEST}; fetch it again"
-            )

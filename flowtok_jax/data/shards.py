@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from flowtok_jax.data.records import Record
+from flowtok_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 # One record a chunk: random access. JPEG and noise do not get smaller by compression.
@@ -162,3 +163,34 @@ def read_manifest(directory: pathlib.Path) -> list[Shard]:
     if not place.is_file():
         return []
     return [Shard(**shard) for shard in json.loads(place.read_text())["shards"]]
+
+
+def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
+    """Compares the shards of a directory with its manifest, if it has one.
+
+    Args:
+        checksums: whether each file is read and its SHA-256 compared as well.
+
+    Raises:
+        UserError: naming a shard that is missing or differs.
+    """
+    try:
+        listed = read_manifest(directory)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / MANIFEST} is damaged: {error}") from error
+    for shard in listed:
+        path = directory / shard.file
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there, but {MANIFEST} lists it; fetch it again"
+            )
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise UserError(
+                f"{path} has {size} bytes, {MANIFEST} says {shard.bytes}; fetch "
+                "it again"
+            )
+        if checksums and sha256(path) != shard.sha256:
+            raise UserError(
+                f"{path} differs from its SHA-256 in {MANIFEST}; fetch it again"
+            )

@@ -4,6 +4,7 @@ import bisect
 import itertools
 import json
 import math
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from flowtok_jax.data.records import (
     caption_list,
     decode_text,
 )
+from flowtok_jax.data.shards import check_manifest
 from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
 from flowtok_jax.errors import UserError
 
@@ -46,6 +48,9 @@ class Tars(Records):
     ):
         self.pattern, self.moments = pattern, moments
         self._files = files.find(pattern, pattern)
+        if moments and not files.is_remote(pattern):
+            for directory in {pathlib.Path(file.path).parent for file in self._files}:
+                check_manifest(directory)
         self._indices = read_indices(self._files, cache)
         self._ends = list(itertools.accumulate(map(len, self._indices)))
         self._check_content()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import shards
-from flowtok_jax.data.arrays import check_manifest
 from flowtok_jax.data.records import Record
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.errors import UserError
@@ -162,16 +161,16 @@ def test_a_manifest_counts_what_is_there(listed):
         "0.arrayrecord",
         "1.arrayrecord",
     ]
-    check_manifest(listed, checksums=True)
+    shards.check_manifest(listed, checksums=True)
 
 
 def test_shards_that_are_not_as_listed_are_named(listed, tmp_path):
     spec, path = f"{listed}/*.arrayrecord", listed / "1.arrayrecord"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    check_manifest(listed)
+    shards.check_manifest(listed)
     with pytest.raises(UserError, match=r"1\.arrayrecord differs from its SHA-256"):
-        check_manifest(listed, checksums=True)
+        shards.check_manifest(listed, checksums=True)
     path.write_bytes(data + b"x")
     with pytest.raises(UserError, match=r"1\.arrayrecord has \d+ bytes"):
         open_latents(spec, tmp_path)
@@ -181,6 +180,16 @@ def test_shards_that_are_not_as_listed_are_named(listed, tmp_path):
     (listed / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         open_latents(spec, tmp_path)
+
+
+def test_a_tar_of_latents_that_is_listed_and_missing_is_named(tmp_path):
+    paths = [tmp_path / f"{i}.tar" for i in range(2)]
+    written = [shards.write_release_tar(path, made.latents(2)) for path in paths]
+    shards.write_manifest(tmp_path, written)
+    assert len(open_latents(f"{tmp_path}/*.tar", tmp_path)) == 4
+    paths[1].unlink()
+    with pytest.raises(UserError, match=f"{paths[1]} is not there, but manifest"):
+        open_latents(f"{tmp_path}/*.tar", tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])

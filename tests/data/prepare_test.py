@@ -5,7 +5,6 @@ import pathlib
 import pytest
 
 from flowtok_jax.data import prepare, shards
-from flowtok_jax.data.arrays import check_manifest
 from flowtok_jax.data.sources import make_source
 from tests.data import made
 
@@ -40,7 +39,7 @@ def test_a_dirty_set_becomes_clean_shards(run, planted, tmp_path):
     assert result == {"records": made.WHOLE, "rejected": rejected}
     assert all(len(line) <= 80 for line in stderr.splitlines() if "/" not in line)
     out = tmp_path / "out"
-    check_manifest(out, checksums=True)
+    shards.check_manifest(out, checksums=True)
     source = make_source(f"arrayrecord:{out}/*.arrayrecord", image_size=16, seed=0)
     assert len(source) == made.WHOLE
     for i in range(made.WHOLE):
