@@ -58,21 +58,24 @@ class Tars(Records):
     def _check_content(self) -> None:
         """Refuses tars of which no record can be what is wanted."""
         part = "image" if self.moments is None else "moments"
-        column = PARTS.index(part)
-        sizes = {int(x) for i in self._indices for x in np.unique(i["size"][:, column])}
-        sizes.discard(ABSENT)
-        if not sizes:
+        wanted = 2 * math.prod(self.moments) if self.moments else None
+        place, largest = PARTS.index(part), ABSENT
+        for index in self._indices:  # mostly the first one tells
+            sizes = index["size"][:, place]
+            if ((sizes != ABSENT) if wanted is None else (sizes == wanted)).any():
+                return
+            largest = max(largest, *sizes.tolist(), ABSENT)
+        if largest == ABSENT:
             other = "latents" if self.moments is None else "tars"
             raise UserError(
                 f"{self.pattern} has no {part}; is it a source {other}:{self.pattern}?"
             )
-        if self.moments and 2 * math.prod(self.moments) not in sizes:
-            tokens, channels = self.moments
-            raise UserError(
-                f"{self.pattern} has members .token.npy of {max(sizes)} bytes; "
-                f"{tokens} tokens of {channels // 2} channels take "
-                f"{2 * math.prod(self.moments)}: made for another config?"
-            )
+        tokens, channels = self.moments
+        raise UserError(
+            f"{self.pattern} has members .token.npy of up to {largest} bytes; "
+            f"{tokens} tokens of {channels // 2} channels take {wanted}: made for "
+            "another config?"
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
