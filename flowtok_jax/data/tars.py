@@ -64,7 +64,7 @@ class Tars(Records):
             sizes = index["size"][:, place]
             if ((sizes != ABSENT) if wanted is None else (sizes == wanted)).any():
                 return
-            largest = max(largest, *sizes.tolist(), ABSENT)
+            largest = max(largest, int(sizes.max(initial=ABSENT)))
         if largest == ABSENT:
             other = "latents" if self.moments is None else "tars"
             raise UserError(
