@@ -19,10 +19,10 @@ LEVELS = (
     ("train", "eval", "commands"),
     ("compilation", "stages"),
     ("convert.checks",),
-    ("main", "convert.__main__", "convert.parity"),
+    ("main", "convert.__main__", "convert.parity", "data.prepare"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
-DOORS = ("convert.__main__", "convert.checks", "convert.parity")
+DOORS = ("convert.__main__", "convert.checks", "convert.parity", "data.prepare")
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
 

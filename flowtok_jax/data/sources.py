@@ -1,18 +1,46 @@
-"""Captioned images by random access: a source as one string, KIND[:ARGUMENTS].
+"""Captioned images as one string: KIND[:ARGUMENTS][@WEIGHT], several joined by `,`.
 
-    shapes[:SPLIT]   generated scenes; SPLIT is train (default), seen or held_out
+    shapes[:SPLIT]                 generated scenes: train (default), seen or held_out
+    folder:DIR                     a.jpg + a.txt, or metadata.jsonl, metadata.csv
+    tars:GLOB                      WebDataset tars, here or on gs:// and the like
+    arrayrecord:GLOB               shards of `python -m flowtok_jax.data.prepare`
+    latents:GLOB                   pretokenised: our shards, or the release's *.tar
+    tfds:NAME:SPLIT                prepared by TensorFlow Datasets
+    karpathy:JSON:IMAGEDIR:SPLIT   dataset_coco.json and the folder of its images
 
-A record is {"image": uint8 [s, s, 3], "caption": str}.
+GLOB takes `*`, `?`, `[...]` and number ranges `{000..127}`. Without weights one epoch
+sees each record of all the sources once; where any has a weight, those without have 1,
+and each is drawn in proportion.
 """
 
+import io
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
+from PIL import Image
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.arrays import ArrayRecords
+from flowtok_jax.data.examples import Example, Examples, Mixture, Source
+from flowtok_jax.data.folder import make_folder, make_karpathy
+from flowtok_jax.data.records import Record, Records
+from flowtok_jax.data.tars import Tars
+from flowtok_jax.data.tfds import Tfds
+from flowtok_jax.data.transforms import Filters, ImageTransform, MomentsTransform
 from flowtok_jax.errors import UserError
 
+KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
+SEPARATOR = re.compile(r",(?![^{]*\})")  # a comma outside braces
+WEIGHT = re.compile(r"(.*)@([-+.\w]*)")
 
-class Shapes:
+
+class Shapes(Source):
     """Scenes generated from (seed, split, index); the same index, the same record."""
+
+    content = "image"
 
     def __init__(self, split: str, image_size: int, seed: int, length: int = 1 << 20):
         if split not in scenes.SPLITS:
@@ -42,27 +70,165 @@ class Shapes:
         """The scene of a record: what its image shows and its caption says."""
         return self._draw(index)[0]
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
-        scene, rng = self._draw(index)
+    def read(self, position: int | np.integer, index: int | np.integer) -> Example:
+        """See Source; the position plays no part."""
+        scene, rng = self._draw(int(index))
         captions = scenes.captions_of(scene)
         caption = captions[rng.integers(len(captions))]
         image = scenes.render(scene, rng, self.image_size)
-        return {"image": image, "caption": caption}
+        return {"image": image, "caption": caption, "rejected": ()}
 
 
-KINDS = ("shapes",)
+class ShapeRecords(Records):
+    """Generated scenes as records, with PNG files."""
+
+    def __init__(self, shapes: Shapes):
+        self._shapes = shapes
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> Record:
+        example, buffer = self._shapes[index], io.BytesIO()
+        Image.fromarray(example["image"]).save(buffer, format="png")
+        name = f"shapes:{self._shapes.split}:{index}"
+        return Record(name, (example["caption"],), image=buffer.getvalue())
 
 
-def make_source(spec: str, *, image_size: int, seed: int) -> Shapes:
-    """A source from its string.
+class Part(NamedTuple):
+    """One source of a string."""
+
+    kind: str
+    arguments: str
+    weight: float | None
+
+    @property
+    def spec(self) -> str:
+        """The string that it was, without weight."""
+        return f"{self.kind}:{self.arguments}" if self.arguments else self.kind
+
+
+def parse(spec: str) -> list[Part]:
+    """The parts of a source string.
 
     Raises:
-        UserError: for a kind or an argument that is not known.
+        UserError: for a kind that is not known, and a weight that is no number.
     """
-    kind, _, rest = spec.partition(":")
-    if kind == "shapes":
-        return Shapes(rest or "train", image_size, seed)
-    raise UserError(
-        f"source {spec!r} is of kind {kind!r}; wanted one of {', '.join(KINDS)}, "
-        "for example --config.data.train=shapes"
-    )
+    parts = []
+    for text in SEPARATOR.split(spec):
+        weight, found = None, WEIGHT.fullmatch(text)
+        if found:
+            text, weight = found[1], _weight(text, found[2])
+        kind, _, arguments = text.partition(":")
+        if kind not in KINDS:
+            raise UserError(
+                f"source {text!r} is of kind {kind!r}; wanted one of "
+                f"{', '.join(KINDS)}, for example --config.data.train=shapes"
+            )
+        if kind != "shapes" and not arguments:
+            raise UserError(f"source {kind!r} says not of what; wanted {kind}:...")
+        parts.append(Part(kind, arguments, weight))
+    return parts
+
+
+def _weight(text: str, given: str) -> float:
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(
+            f"source {text!r} has the weight {given!r}; wanted a number above 0"
+        )
+    return weight
+
+
+def make_records(
+    part: Part,
+    *,
+    image_size: int,
+    seed: int,
+    moments: tuple[int, int] | None = None,
+    cache: str | None = None,
+) -> Records:
+    """The records of one source, not decoded.
+
+    Args:
+        image_size: of generated scenes.
+        moments: (n, 2 * c) of latents.
+        cache: directory for what is found out about tars; None: the user's.
+
+    Raises:
+        UserError: for what is missing or damaged as a whole, and where nothing is left.
+    """
+    match part.kind:
+        case "shapes":
+            split = part.arguments or "train"
+            records = ShapeRecords(Shapes(split, image_size, seed))
+        case "folder":
+            records = make_folder(part.arguments)
+        case "tars":
+            records = Tars(part.arguments, cache=cache)
+        case "arrayrecord":
+            records = ArrayRecords(part.arguments)
+        case "latents" if part.arguments.endswith(".tar"):
+            records = Tars(part.arguments, moments=moments, cache=cache)
+        case "latents":
+            records = ArrayRecords(part.arguments, moments=moments)
+        case "tfds":
+            records = Tfds(part.arguments)
+        case "karpathy":
+            records = make_karpathy(part.arguments)
+    if not len(records):
+        raise UserError(f"source {part.spec} has no records")
+    return records
+
+
+def make_source(
+    spec: str,
+    *,
+    image_size: int,
+    seed: int,
+    tokens: int = 77,
+    channels: int = 16,
+    transform: Mapping[str, Any] | None = None,
+    filters: Mapping[str, Any] | None = None,
+    cache: str | None = None,
+) -> Source:
+    """A source of training examples from its string.
+
+    Args:
+        tokens, channels: n and c of latents.
+        transform: arguments of `ImageTransform`; of them generated scenes take none,
+            and latents `recaption_rate`.
+        filters: fields of `Filters`, for images.
+        cache: directory for what is found out about tars; None: the user's.
+
+    Raises:
+        UserError: for what cannot be, or is not there.
+    """
+    options, parts = dict(transform or {}), parse(spec)
+    sources: list[Source] = []
+    for part in parts:
+        if part.kind == "shapes":
+            split = part.arguments or "train"
+            sources.append(Shapes(split, image_size, seed))
+            continue
+        moments = (tokens, 2 * channels)
+        records = make_records(
+            part, image_size=image_size, seed=seed, moments=moments, cache=cache
+        )
+        if part.kind == "latents":
+            rate = {k: v for k, v in options.items() if k == "recaption_rate"}
+            make, content = MomentsTransform(moments, **rate), "moments"
+        else:
+            wanted = Filters(**(filters or {}))
+            make = ImageTransform(image_size, **options, filters=wanted)
+            content = "image"
+        sources.append(Examples(records, make, content=content, seed=seed))
+    if len(sources) == 1:
+        return sources[0]
+    weights = [part.weight for part in parts]
+    if all(weight is None for weight in weights):
+        return Mixture(sources, None)
+    return Mixture(sources, [1.0 if w is None else w for w in weights])

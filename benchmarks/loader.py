@@ -1,0 +1,160 @@
+"""How fast examples come: images and latents, against plainer ways, in one run.
+
+    .venv/bin/python benchmarks/loader.py [--images=1000] [--latents=40000]
+
+Writes its own data to a temporary directory: photograph-like JPEGs of 640 x 480, and
+latents [77, 32] with a caption and a recaption each. Every figure is the best of three
+passes, after one that fills the page cache. Images are resized to 256 px.
+"""
+
+import argparse
+import io
+import itertools
+import pathlib
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import flags as absl_flags
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flowtok_jax.data import shards  # noqa: E402 (the path comes first)
+from flowtok_jax.data.examples import collate  # noqa: E402
+from flowtok_jax.data.records import Record  # noqa: E402
+from flowtok_jax.data.sources import Source, make_source  # noqa: E402
+
+SIDE, BATCH, LATENT_BATCH, PASSES = 256, 50, 4096, 3
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def photographs(count: int) -> Iterator[bytes]:
+    """JPEG files of smooth images with some noise, of a photograph's size."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+        image = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), int)
+        noisy = np.clip(image + rng.normal(0, 6, image.shape), 0, 255)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy.astype(np.uint8)).save(buffer, "JPEG", quality=85)
+        yield buffer.getvalue()
+
+
+def write_images(folder: pathlib.Path, count: int) -> None:
+    """The same images as a folder and as two tars."""
+    (folder / "images").mkdir()
+    for i, data in enumerate(photographs(count)):
+        (folder / "images" / f"{i:06d}.jpg").write_bytes(data)
+        (folder / "images" / f"{i:06d}.txt").write_text(f"picture number {i}")
+    files = sorted((folder / "images").iterdir())
+    for i, part in enumerate((files[:count], files[count:])):
+        with tarfile.open(folder / f"{i}.tar", "w") as tar:
+            for path in part:
+                tar.add(path, path.name)
+
+
+def latent_records(count: int, seed: int) -> Iterator[Record]:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        moments = rng.standard_normal((77, 32), np.float32).astype(np.float16)
+        recaption = f"The image shows number {i} of {seed} in somewhat more words."
+        yield Record(f"{seed}_{i}", (f"number {i}",), (recaption,), moments=moments)
+
+
+def plain_loop(folder: pathlib.Path) -> Iterator[int]:
+    """What one would write by hand: one thread, no checks, no batches lost."""
+    rows = []
+    for path in sorted((folder / "images").glob("*.jpg")):
+        path.with_suffix(".txt").read_text()
+        with Image.open(path) as image:
+            scale = SIDE / min(image.size)
+            size = [max(SIDE, int(length * scale)) for length in image.size]
+            image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        left, top = ((length - SIDE) // 2 for length in image.size)
+        rows.append(np.asarray(image.crop((left, top, left + SIDE, top + SIDE))))
+        if len(rows) == BATCH:
+            yield len(np.stack(rows))
+            rows = []
+
+
+def loaded(source: Source, threads: int, workers: int) -> Iterator[int]:
+    """An epoch of images by grain, in threads or in worker processes."""
+    picks = source.picks(0)[: len(source)]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * BATCH)
+    examples = picks.map(lambda pick: source.read(*pick)).to_iter_dataset(options)
+    batches = examples.batch(BATCH, batch_fn=collate, drop_remainder=True)
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(options)
+    return (len(batch["image"]) for batch in batches)
+
+
+def loaded_latents(source: Source) -> Iterator[int]:
+    """An epoch of latents by grain: one thread prefetches whole batches."""
+    picks = source.picks(0)[: len(source)].batch(LATENT_BATCH, drop_remainder=True)
+    batches = picks.map(lambda pick: source.read_batch(*pick))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    return (len(batch["moments"]) for batch in batches.to_iter_dataset(options))
+
+
+def measure(name: str, make: Callable[[], Iterator[int]], workers: int = 0) -> None:
+    """Says the rates of the best pass: by the clock, and by the time that the cores
+    spent, which other work on the machine hardly changes. The first batch, with all
+    that starts up, is left out.
+    """
+    by_clock, by_core = [], []
+    for _ in range(PASSES + 1):
+        counts = iter(make())
+        next(counts)
+        begun, spent = time.perf_counter(), time.process_time()
+        total = sum(counts)
+        by_clock.append(total / (time.perf_counter() - begun))
+        by_core.append(total / (time.process_time() - spent))
+    # Worker processes' own time is not known here.
+    core = "" if workers else f"{max(by_core[1:]):10.0f} a core's second"
+    say(f"{name:36} {max(by_clock[1:]):10.0f} /s {core}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--latents", type=int, default=40_000)
+    flags = parser.parse_args()
+    absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read them
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_images(folder, flags.images)
+        options = dict(image_size=SIDE, seed=0, cache=f"{name}/cache")
+        spec = {"folder": f"folder:{name}/images", "tars": f"tars:{name}/*.tar"}
+        sources = {kind: make_source(s, **options) for kind, s in spec.items()}
+        measure("images: plain PIL loop, one core", lambda: plain_loop(folder))
+        for (kind, source), (threads, workers) in itertools.product(
+            sources.items(), ((16, 0), (1, 2))
+        ):
+            how = f"{workers} workers" if workers else f"{threads} threads"
+            measure(
+                f"images: {kind}, grain, {how}",
+                lambda s=source, t=threads, w=workers: loaded(s, t, w),
+                workers,
+            )
+        for i in range(4):
+            records = list(latent_records(flags.latents // 4, i))
+            shards.write_arrayrecord(folder / f"{i}.arrayrecord", records)
+            shards.write_release_tar(folder / f"latents-{i}.tar", records)
+        for kind in ("*.arrayrecord", "latents-*.tar"):
+            source = make_source(f"latents:{name}/{kind}", **options)
+            measure(f"latents: {kind}", lambda s=source: loaded_latents(s))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Files here or on any file system of fsspec (gs://, s3://, ...): finding, reading.
+
+Local files go straight to the operating system, by `pread`; others by range requests.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import fsspec
+
+from flowtok_jax.errors import UserError
+
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+WILDCARDS = re.compile(r"[*?\[]")
+
+
+Range = tuple[int, int]  # first byte, and how many
+
+
+class File(NamedTuple):
+    """A file, its size in bytes, and a text that changes when it does."""
+
+    path: str
+    size: int
+    version: str
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a file system other than the local one."""
+    return "://" in path
+
+
+def expand(pattern: str) -> list[str]:
+    """Patterns without number ranges: `{000..127}` counts up, keeping its width."""
+    found = RANGE.search(pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    numbers = range(int(first), int(last) + 1)
+    return [p for i in numbers for p in expand(f"{head}{i:0{len(first)}d}{tail}")]
+
+
+def find(pattern: str, what: str) -> list[File]:
+    """The files that a pattern names, sorted by path.
+
+    Args:
+        pattern: a path, with `*`, `?`, `[...]` or number ranges `{000..127}`; each
+            number of a range must be there.
+        what: for messages: the source that wants them.
+
+    Raises:
+        UserError: naming a file that is missing, or a pattern that finds none.
+    """
+    files = []
+    for part in expand(pattern):
+        system, path = _system(part, what)
+        try:
+            has_wildcards = WILDCARDS.search(part) and not system.exists(path)
+            paths = sorted(system.glob(path)) if has_wildcards else [path]
+            infos = [system.info(p) for p in paths]
+        except FileNotFoundError as error:
+            raise UserError(f"source {what}: {part} is not there") from error
+        except OSError as error:
+            raise UserError(f"source {what}: {part} cannot be read: {error}") from error
+        infos = [info for info in infos if info["type"] == "file"]
+        if not infos:
+            raise UserError(
+                f"source {what}: {part} matches no file; wanted a path or a quoted "
+                "pattern such as 'DIR/*.tar' or 'DIR/{000..127}.tar'"
+            )
+        for info in infos:
+            name = info["name"]
+            if is_remote(part):
+                name = system.unstrip_protocol(name)
+            changed = info.get("mtime") or info.get("etag") or info.get("updated")
+            files.append(File(name, info["size"], str(changed)))
+    return files
+
+
+def _system(path: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"source {what}: {path} needs a file system that is not installed: {error}"
+        ) from error
+
+
+def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
+    """Parts of a file, in their order; fewer bytes where it ends before.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
+    try:
+        if is_remote(path):
+            system, inner = fsspec.core.url_to_fs(path)
+            starts = [start for start, _ in ranges]
+            ends = [start + size for start, size in ranges]
+            return system.cat_ranges([inner] * len(ranges), starts, ends)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return [os.pread(descriptor, size, start) for start, size in ranges]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def open_file(path: str):
+    """A file opened for reading, binary and seekable."""
+    if is_remote(path):
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")

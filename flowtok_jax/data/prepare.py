@@ -1,0 +1,234 @@
+"""Any source of captioned images to ArrayRecord shards, with a report of what is there.
+
+    python -m flowtok_jax.data.prepare --source='tars:DIR/*.tar' --out=data/mine
+
+Training reads it as `--config.data.train='arrayrecord:data/mine/*.arrayrecord'`.
+
+The bytes of the images stay as they are; each is decoded once, to find what is broken.
+DIR appears when all of it is written: shards, manifest.json (counts, SHA-256) and
+report.json. The last line of stdout is one JSON object: `records`, and `rejected` by
+reason. Exit status: 0, or 2 for a mistake of the user's, with one line.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import os
+import pathlib
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import tqdm
+
+from flowtok_jax.data import images, shards, sources
+from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.data.report import Report
+from flowtok_jax.data.transforms import Filters
+from flowtok_jax.errors import UserError
+
+CHUNK = 512  # records that are decoded at a time
+
+
+class Checked(NamedTuple):
+    """A record that can be used, and what decoding told."""
+
+    record: Record
+    size: tuple[int, int] | None
+    kind: str
+    digest: bytes
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flowtok_jax.data.prepare",
+        description=f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add, pixels = parser.add_argument, images.MAX_PIXELS
+    add("--source", metavar="SPEC", help="what to read, see below; no weights")
+    add("--out", metavar="DIR", help="directory to write; must be new or empty")
+    add("--dedupe", action="store_true", help="drop images that came before, by bytes")
+    add("--limit", type=int, metavar="N", help="read the first N records only")
+    add("--aspect", default="0,inf", metavar="LO,HI", help="height/width to keep")
+    add("--min_side", type=int, default=0, help="fewest pixels of the longer side")
+    add("--max_pixels", type=int, default=pixels, help="most pixels (%(default)s)")
+    add("--shard_mb", type=int, default=256, help="size of a shard (%(default)s)")
+    add("--image_size", type=int, default=256, help="of shapes (%(default)s)")
+    add("--seed", type=int, default=0, help="of shapes (%(default)s)")
+    add("--tokens", type=int, default=77, help="of latents (%(default)s)")
+    add("--channels", type=int, default=16, help="of latents (%(default)s)")
+    add("--cache", metavar="DIR", help="for indices of tars; default: ~/.cache")
+    return parser
+
+
+def make_filters(flags: argparse.Namespace) -> Filters:
+    """The filters that the flags ask for."""
+    try:
+        low, high = map(float, flags.aspect.split(","))
+    except ValueError as error:
+        raise UserError(
+            f"--aspect={flags.aspect}; wanted the range of height/width, as in 0.5,2"
+        ) from error
+    return Filters(aspect=(low, high), min_side=flags.min_side)
+
+
+def check(records: Records, index: int, filters: Filters, pixels: int) -> Checked:
+    """Reads and decodes a record.
+
+    Raises:
+        BadRecord: where it cannot be used, or is not wanted.
+    """
+    record = records[index]
+    if record.moments is not None:
+        digest = hashlib.sha256(record.moments.tobytes()).digest()
+        return Checked(record, None, "latents", digest)
+    if record.image is None:
+        raise BadRecord("missing_image", record.name)
+    size_is_known = filters.check_metadata(record)
+    kind = images.open_image(record.image, record.name, pixels).format or "unknown"
+    size = images.decode(record.image, record.name, pixels).size
+    if not size_is_known:
+        filters.check_size(record.name, *size)
+    return Checked(record, size, kind, hashlib.sha256(record.image).digest())
+
+
+def wanted_records(
+    found: Iterable[Checked | BadRecord], report: Report, dedupe: bool
+) -> Iterator[Record]:
+    """Records that are kept; the report hears of all."""
+    seen: set[bytes] = set()
+    for item in found:
+        if isinstance(item, Checked) and dedupe:
+            if item.digest in seen:
+                item = BadRecord("duplicate", item.record.name)
+            else:
+                seen.add(item.digest)
+        if isinstance(item, BadRecord):
+            report.rejects.add([(item.reason, item.name)], 0)
+        else:
+            report.add(item.record, item.size, item.kind)
+            yield item.record
+
+
+def check_all(
+    every: Sequence[Records], filters: Filters, pixels: int, limit: int | None
+) -> Iterator[Checked | BadRecord]:
+    """What all records turn out to be, in order."""
+    total = sum(map(len, every))
+    places = ((records, i) for records in every for i in range(len(records)))
+    places = itertools.islice(places, limit)
+
+    def attempt(place: tuple[Records, int]) -> Checked | BadRecord:
+        try:
+            return check(*place, filters, pixels)
+        except BadRecord as bad:
+            return bad
+
+    shown = total if limit is None else min(total, limit)
+    with (
+        ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool,
+        tqdm.tqdm(total=shown, unit="record", disable=None) as bar,
+    ):
+        while chunk := list(itertools.islice(places, CHUNK)):
+            yield from pool.map(attempt, chunk)
+            bar.update(len(chunk))
+
+
+def write_shards(
+    records: Iterator[Record], folder: pathlib.Path, shard_bytes: int
+) -> list[shards.Shard]:
+    """Writes records in shards of about that many bytes."""
+    written: list[shards.Shard] = []
+
+    def fill(first: Record) -> Iterator[Record]:
+        size = 0
+        for record in itertools.chain([first], records):
+            yield record
+            size += len(record.image or b"")
+            size += 0 if record.moments is None else record.moments.nbytes
+            if size >= shard_bytes:
+                return
+
+    for first in records:
+        path = folder / f"data-{len(written):05d}.arrayrecord"
+        written.append(shards.write_arrayrecord(path, fill(first)))
+    return written
+
+
+def prepare(flags: argparse.Namespace) -> Report:
+    """Reads the source and writes the directory.
+
+    Raises:
+        UserError: before anything is written, or with what was written removed.
+    """
+    if not (flags.source and flags.out):
+        raise UserError("wanted --source=SPEC and --out=DIR; --help says what SPEC is")
+    out, filters = pathlib.Path(flags.out), make_filters(flags)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already and not empty; give another --out")
+    parts = sources.parse(flags.source)
+    if any(part.weight is not None for part in parts):
+        raise UserError(
+            f"--source={flags.source} has weights; every record is written once: leave "
+            "them to training"
+        )
+    every = [
+        sources.make_records(
+            part,
+            image_size=flags.image_size,
+            seed=flags.seed,
+            moments=(flags.tokens, 2 * flags.channels),
+            cache=flags.cache,
+        )
+        for part in parts
+    ]
+    report = Report()
+    found = check_all(every, filters, flags.max_pixels, flags.limit)
+    records = wanted_records(found, report, flags.dedupe)
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        written = write_shards(records, part, flags.shard_mb << 20)
+        if not written:
+            raise UserError(
+                f"--source={flags.source} has no record that can be used: "
+                f"{report.rejects.describe()}"
+            )
+        shards.write_manifest(part, written)
+        content = {"source": flags.source, **report.summary()}
+        (part / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return report
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepares a source; a user's mistake ends in one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    flags = make_parser().parse_args(argv)
+    try:
+        report = prepare(flags)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stderr.write(f"{report.table()}\n\nwrote {flags.out}\n")
+    summary = report.summary()
+    outcome = {key: summary[key] for key in ("records", "rejected")}
+    sys.stdout.write(f"{json.dumps(outcome)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

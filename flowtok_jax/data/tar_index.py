@@ -1,0 +1,162 @@
+"""What a tar holds and where: an index of its members, kept in a cache directory.
+
+Members are grouped as WebDataset does: `KEY.EXTENSION`, split at the first dot of the
+file name. A key is a name in messages, never a path: nothing is unpacked.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import secrets
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from flowtok_jax.data import files
+from flowtok_jax.data.records import REASONS
+from flowtok_jax.errors import UserError
+
+PARTS = ("image", "moments", "caption", "recaption", "metadata")
+# The images' are those that the release reads; the content need not match.
+EXTENSIONS = {
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
+    "token.npy": "moments",
+    "txt": "caption",
+    "recap_txt": "recaption",
+    "json": "metadata",
+}
+KEY_BYTES = 200  # of a key in the index
+ABSENT = -1
+THREADS = 8  # that read indices
+VERSION = 1  # of what is in the cache
+
+Spans = dict[str, tuple[int, int]]  # part -> offset and size in bytes
+
+
+def default_cache() -> pathlib.Path:
+    """Where indices are kept if nobody says where."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "flowtok_jax" / "tars"
+
+
+def read_indices(found: Sequence[files.File], cache: str | None) -> list[np.ndarray]:
+    """The index of each tar: from the cache, or made and put there.
+
+    An index is a structured array, one row a key: `key`, `fault` (1 + its place in
+    REASONS, 0: none), and `offset` and `size` of each of PARTS.
+
+    Raises:
+        UserError: naming a tar that is missing, cut short or damaged.
+    """
+    folder = pathlib.Path(cache) if cache else default_cache()
+    places = [folder / f"{_digest(file)}.npy" for file in found]
+    new = sum(not place.is_file() for place in places)
+    if new:
+        logging.info("indexing %d of %d tars; kept in %s", new, len(found), folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(_read_index, found, places))
+
+
+def _digest(file: files.File) -> str:
+    content = json.dumps([VERSION, PARTS, REASONS, *file])
+    return hashlib.sha256(content.encode()).hexdigest()[:40]
+
+
+def _read_index(file: files.File, place: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # none there, or one that is damaged
+        index = make_index(file)
+    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            np.save(out, index, allow_pickle=False)
+        part.replace(place)
+    except OSError as error:
+        logging.warning("the index of %s is not kept: %s", file.path, error)
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return index
+
+
+def make_index(file: files.File) -> np.ndarray:
+    """Reads through the headers of a tar.
+
+    Raises:
+        UserError: where it is no tar, or cut short, or damaged.
+    """
+    groups: dict[str, Spans] = {}
+    faults: dict[str, str] = {}
+    try:
+        with (
+            files.open_file(file.path) as stream,
+            tarfile.open(fileobj=stream, mode="r:") as tar,
+        ):
+            for member in tar:
+                _add_member(member, groups, faults)
+            stream.seek(tar.offset)
+            end = stream.read(tarfile.BLOCKSIZE)
+    except FileNotFoundError as error:
+        raise UserError(f"{file.path} is not there") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"{file.path} is no whole tar ({file.size} bytes; {error}); fetch it again "
+            "(compressed tars must be unpacked: they have no random access)"
+        ) from error
+    # Where something else than the end mark stands, tarfile stops without a word.
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise UserError(
+            f"{file.path} is cut short or damaged: no end mark after its last readable "
+            f"member, at byte {tar.offset} of {file.size}; fetch it again"
+        )
+    return _to_array(groups, faults)
+
+
+def _add_member(
+    member: tarfile.TarInfo, groups: dict[str, Spans], faults: dict[str, str]
+) -> None:
+    folder, _, base = member.name.rpartition("/")
+    if member.isdir() or base.startswith("."):  # hidden files are no data
+        return
+    stem, _, extension = base.partition(".")
+    key = f"{folder}/{stem}" if folder else stem
+    spans = groups.setdefault(key, {})
+    part = EXTENSIONS.get(extension.lower())
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        faults[key] = "unsafe_name"
+    elif not member.isreg():
+        faults.setdefault(key, "not_a_file")
+    elif part in spans:
+        faults.setdefault(key, "duplicate_member")
+    elif part:
+        spans[part] = (member.offset_data, member.size)
+    else:
+        spans["unknown"] = (member.offset_data, member.size)
+
+
+def _to_array(groups: dict[str, Spans], faults: dict[str, str]) -> np.ndarray:
+    keys = [key.encode(errors="surrogateescape")[:KEY_BYTES] for key in groups]
+    width = max(map(len, keys), default=1)
+    cells = (len(PARTS),)
+    index = np.zeros(
+        len(keys),
+        [("key", f"S{width}"), ("fault", "u1"), ("offset", "<i8", cells)]
+        + [("size", "<i8", cells)],
+    )
+    index["key"] = keys
+    for row, (key, spans) in zip(index, groups.items(), strict=True):
+        fault = faults.get(key)
+        if not fault and not ("image" in spans or "moments" in spans):
+            fault = "wrong_extension" if "unknown" in spans else "missing_image"
+        row["fault"] = 1 + REASONS.index(fault) if fault else 0
+        absent = (ABSENT, ABSENT)
+        row["offset"], row["size"] = zip(
+            *(spans.get(part, absent) for part in PARTS), strict=True
+        )
+    return index

@@ -1,0 +1,197 @@
+"""Records in tars, by an index of their members and one read a record."""
+
+import bisect
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowtok_jax.data import files
+from flowtok_jax.data.records import (
+    REASONS,
+    BadRecord,
+    Record,
+    Records,
+    caption_list,
+    decode_text,
+)
+from flowtok_jax.data.shards import check_manifest
+from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
+from flowtok_jax.errors import UserError
+
+GAP = 1 << 16  # bytes between members that are read along rather than sought over
+
+
+class Tars(Records):
+    """`KEY.jpg` (png, webp, ...), `KEY.txt`, `KEY.recap_txt`, `KEY.json` of tars; or
+    `KEY.token.npy` instead of the image: a raw float16 buffer [2 * c, n].
+
+    Args:
+        pattern: see `files.find`.
+        moments: (n, 2 * c) of latents; None: images are wanted.
+        cache: directory for the indices; None: the user's cache directory.
+
+    Raises:
+        UserError: naming a tar that is missing, cut short or damaged.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        moments: tuple[int, int] | None = None,
+        cache: str | None = None,
+    ):
+        self.pattern, self.moments = pattern, moments
+        self._files = files.find(pattern, pattern)
+        if moments and not files.is_remote(pattern):
+            for directory in {pathlib.Path(file.path).parent for file in self._files}:
+                check_manifest(directory)
+        self._indices = read_indices(self._files, cache)
+        self._ends = list(itertools.accumulate(map(len, self._indices)))
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """Refuses tars of which no record can be what is wanted."""
+        part = "image" if self.moments is None else "moments"
+        wanted = 2 * math.prod(self.moments) if self.moments else None
+        place, largest = PARTS.index(part), ABSENT
+        for index in self._indices:  # mostly the first one tells
+            sizes = index["size"][:, place]
+            if ((sizes != ABSENT) if wanted is None else (sizes == wanted)).any():
+                return
+            largest = max(largest, int(sizes.max(initial=ABSENT)))
+        if largest == ABSENT:
+            other = "latents" if self.moments is None else "tars"
+            raise UserError(
+                f"{self.pattern} has no {part}; is it a source {other}:{self.pattern}?"
+            )
+        tokens, channels = self.moments
+        raise UserError(
+            f"{self.pattern} has members .token.npy of up to {largest} bytes; "
+            f"{tokens} tokens of {channels // 2} channels take {wanted}: made for "
+            "another config?"
+        )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __repr__(self) -> str:
+        return f"Tars({self.pattern!r}, {len(self)} records)"
+
+    def __getitem__(self, index: int) -> Record:
+        (found,) = self.read_many([index])
+        if isinstance(found, BadRecord):
+            raise found
+        return found
+
+    def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
+        """See Records; each tar is opened once."""
+        found: dict[int, Record | BadRecord] = {}
+        for tar, rows in itertools.groupby(sorted(set(indices)), self._tar):
+            path = self._files[tar].path
+            start = self._ends[tar] - len(self._indices[tar])
+            plans = []
+            for index in rows:
+                key, fault, offsets, sizes = self._indices[tar][index - start].item()
+                key = f"{path}:{key.decode(errors='replace')}"
+                if fault:
+                    found[index] = BadRecord(REASONS[fault - 1], key)
+                else:
+                    spans = _spans(offsets.tolist(), sizes.tolist())
+                    plans.append((index, key, spans))
+            for index, key, parts in _read_parts(path, plans):
+                try:
+                    found[index] = self._record(parts, key)
+                except BadRecord as bad:
+                    found[index] = bad
+        return [found[index] for index in indices]
+
+    def _tar(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
+
+    def _record(self, parts: dict[str, bytes], name: str) -> Record:
+        metadata = _metadata(parts, name)
+        captions = ()
+        if "caption" in parts:
+            captions = (decode_text(parts["caption"], name),)
+        elif "caption" in metadata:
+            captions = caption_list(metadata["caption"], name)
+        recaptions = ()
+        if "recaption" in parts:
+            recaptions = (decode_text(parts["recaption"], name),)
+        if not captions + recaptions:
+            raise BadRecord("missing_caption", name)
+        if not any(captions + recaptions):
+            raise BadRecord("empty_caption", name)
+        return Record(
+            name=name,
+            captions=tuple(filter(None, captions)),
+            recaptions=tuple(filter(None, recaptions)),
+            metadata=metadata,
+            **self._content(parts, name),
+        )
+
+    def _content(self, parts: dict[str, bytes], name: str) -> dict[str, Any]:
+        if self.moments is None:
+            if "image" not in parts:
+                raise BadRecord("missing_image", name)
+            return {"image": parts["image"]}
+        if "moments" not in parts:
+            raise BadRecord("missing_moments", name)
+        buffer = parts["moments"]
+        if not buffer:
+            raise BadRecord("empty_file", name)
+        if len(buffer) != 2 * math.prod(self.moments):
+            raise BadRecord("wrong_shape", name)
+        channels_first = np.frombuffer(buffer, "<f2").reshape(self.moments[::-1])
+        return {"moments": channels_first.T}
+
+
+def _metadata(parts: dict[str, bytes], name: str) -> dict[str, Any]:
+    if "metadata" not in parts:
+        return {}
+    try:
+        found = json.loads(parts["metadata"])
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise BadRecord("bad_json", name) from error
+    if not isinstance(found, dict):
+        raise BadRecord("bad_json", name)
+    return found
+
+
+def _spans(offsets: Sequence[int], sizes: Sequence[int]) -> Spans:
+    """The parts that are there."""
+    rows = zip(PARTS, offsets, sizes, strict=True)
+    return {part: (offset, size) for part, offset, size in rows if offset != ABSENT}
+
+
+def _read_parts(
+    path: str, plans: Sequence[tuple[int, str, Spans]]
+) -> Iterator[tuple[int, str, dict[str, bytes]]]:
+    """Records' bytes by part; those that stand together are read together."""
+    ranges: list[files.Range] = []
+    for _, _, spans in plans:
+        start = min(offset for offset, _ in spans.values())
+        end = max(offset + size for offset, size in spans.values())
+        if end - start <= GAP + sum(size for _, size in spans.values()):
+            ranges.append((start, end - start))
+        else:
+            ranges += spans.values()
+    blocks = zip(ranges, files.read_ranges(path, ranges), strict=True)
+    for index, name, spans in plans:
+        parts: dict[str, bytes] = {}
+        while len(parts) < len(spans):
+            (start, size), data = next(blocks)
+            if len(data) != size:
+                raise UserError(
+                    f"{path} has become shorter since it was indexed; start again"
+                )
+            for part, (offset, length) in spans.items():
+                if start <= offset and offset + length <= start + size:
+                    parts[part] = data[offset - start : offset - start + length]
+        yield index, name, parts

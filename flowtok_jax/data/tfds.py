@@ -1,0 +1,75 @@
+"""Records of a data set of TensorFlow Datasets, prepared on disk as ArrayRecord.
+
+Reading needs no TensorFlow. For coco_captions the splits are Karpathy's: train,
+restval, val and test, with five captions an image.
+"""
+
+import re
+from typing import Any
+
+from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.errors import UserError
+
+# A version after the name, NAME:1.1.0, begins with a digit, a split does not.
+NAME_AND_SPLIT = re.compile(r"(.+?):([a-zA-Z].*)")
+CAPTIONS = ("captions", "caption", "text")
+
+
+class Tfds(Records):
+    """NAME:SPLIT; splits are joined by `+` and cut by `[...]`, as there.
+
+    Raises:
+        UserError: where there is no such data set or split, or it is not prepared.
+    """
+
+    def __init__(self, arguments: str):
+        import tensorflow_datasets as tfds  # slow to import, and needed only here
+
+        self.arguments = arguments
+        source, found = f"source tfds:{arguments}", NAME_AND_SPLIT.fullmatch(arguments)
+        if not found:
+            raise UserError(f"{source}; wanted tfds:NAME:SPLIT")
+        name, split = found.groups()
+        cure = (
+            "prepare it once, where TensorFlow is installed, with `tfds build "
+            f"{name} --file_format=array_record`; TFDS_DATA_DIR says where it lies"
+        )
+        try:
+            builder = tfds.builder(name)
+            decoders = {"image": tfds.decode.SkipDecoding()}
+            self._rows = builder.as_data_source(split, decoders=decoders)
+        except Exception as error:  # of many kinds, with a page of advice
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise UserError(
+                f"{source} cannot be opened ({type(error).__name__}: {reason}); {cure}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Tfds({self.arguments!r}, {len(self)} records)"
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        name = row.get("image/filename", b"")
+        name = name.decode(errors="replace") or f"{self.arguments}:{index}"
+        if "image" not in row:
+            raise BadRecord("missing_image", name)
+        return Record(name=name, captions=_captions(row, name), image=row["image"])
+
+
+def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    found = next((row[column] for column in CAPTIONS if column in row), None)
+    if isinstance(found, dict):
+        found = found.get("text")
+    texts = [found] if isinstance(found, bytes) else list(found or ())
+    if not texts:
+        raise BadRecord("missing_caption", name)
+    try:
+        captions = tuple(t.decode().strip() for t in texts if t.strip())
+    except UnicodeDecodeError as error:
+        raise BadRecord("bad_text_encoding", name) from error
+    if not captions:
+        raise BadRecord("empty_caption", name)
+    return captions

@@ -1,0 +1,177 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowtok_jax.data import images
+from flowtok_jax.data.records import BadRecord
+from tests.data import made
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(images.decode(data, "it")).astype(int)
+
+
+def reason(data: bytes, **options) -> str:
+    with pytest.raises(BadRecord) as found:
+        images.decode(data, "it", **options)
+    assert found.value.name == "it"
+    return found.value.reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = made.picture()
+    stored = upright
+    if orientation in images.UPRIGHT:
+        undo = {
+            Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+            Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+        }
+        turn = images.UPRIGHT[orientation]
+        stored = upright.transpose(undo.get(turn, turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = made.encode(stored, "PNG", exif=exif)
+    np.testing.assert_array_equal(pixels(data), np.asarray(upright))
+
+
+def test_orientation_6_means_the_top_row_is_on_the_right():
+    # By the EXIF standard: row 0 is the visual right, column 0 the visual top.
+    stored = np.zeros((2, 4, 3), np.uint8)
+    stored[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = pixels(made.encode(Image.fromarray(stored), exif=exif))
+    assert found.shape == (4, 2, 3)
+    assert (found[:, 1] == 255).all()
+    assert (found[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "RGBA", "LA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    grey = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(np.array([[0, 65535], [65535, 0]], np.uint16))
+    else:
+        image = grey.convert(mode)
+    found = pixels(made.encode(image, "TIFF"))
+    assert np.abs(found[..., 0] - np.asarray(grey)).max() <= 1
+    assert (found == found[..., :1]).all()
+
+
+def test_sixteen_bits_keep_their_middle_values():
+    grey = np.array([[0, 257, 32896, 65535]], np.uint16)
+    found = pixels(made.encode(Image.fromarray(grey)))
+    assert found[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_cmyk_jpeg_keeps_its_colours():
+    # Red as ink: no cyan, all magenta, all yellow.
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = pixels(made.encode(ink, "JPEG", quality=95))[8, 8]
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_white_stands_behind_transparent_pixels(kind):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    found = pixels(made.encode(image, kind, lossless=True))
+    assert found[0, 0].tolist() == [0, 0, 255]
+    assert found[0, 7].tolist() == [255, 255, 255]
+
+
+def test_a_transparent_palette_colour_is_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    found = pixels(made.encode(image, "PNG", transparency=1))
+    assert found[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_a_file_cut_short_is_refused(kind):
+    data = made.encode(made.picture(200, 200), kind)
+    images.decode(data, "it")
+    assert reason(data[: int(0.7 * len(data))]) in ("truncated_image", "not_an_image")
+
+
+def test_reasons():
+    assert reason(b"") == "empty_file"
+    assert reason(b"<html><body>404</body></html>") == "not_an_image"
+    assert reason(made.jpeg()[:300]) == "truncated_image"
+    assert reason(made.png_header(60_000, 60_000)) == "too_large"
+    assert reason(made.jpeg(), max_pixels=40 * 30 - 1) == "too_large"
+    floats = Image.fromarray(np.zeros((4, 4), np.float32))
+    assert reason(made.encode(floats, "TIFF")) == "unsupported_image"
+
+
+def test_damaged_pixels_are_no_truncation():
+    data = bytearray(made.encode(made.picture(200, 200)))
+    place = bytes(data).index(b"IDAT") + 30
+    data[place : place + 40] = bytes(40)
+    assert reason(bytes(data)) == "broken_image"
+
+
+def test_no_program_is_run_for_a_page_description():
+    # Pillow would give EPS to Ghostscript.
+    assert reason(made.encode(made.picture(), "EPS")) == "not_an_image"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_cost_the_image():
+    data = made.encode(made.picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert pixels(data).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (64, 64), (641, 427), (20, 333)])
+@pytest.mark.parametrize("side", [32, 17])
+def test_crops_equal_those_of_the_whole_image_resized(size, side):
+    image = made.picture(*size)
+    lengths = [side if x == min(size) else side * x // min(size) for x in size]
+    whole = image.resize(lengths, Image.Resampling.BICUBIC)
+    left, top = (round((length - side) / 2) for length in lengths)
+    wanted = np.asarray(whole.crop((left, top, left + side, top + side))).astype(int)
+    found = images.resize_and_crop(image, side)
+    assert found.shape == (side, side, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found - wanted).max() <= 2  # both passes round
+
+
+def test_shrinking_averages_instead_of_picking():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    found = images.resize_and_crop(Image.fromarray(stripes), 32)
+    assert np.abs(found[:, 2:-2].astype(int) - 127.5).max() < 8
+
+
+def test_places_move_the_crop():
+    ramp = np.tile(np.arange(90, dtype=np.uint8)[:, None], (1, 30))
+    image = Image.fromarray(ramp).convert("RGB")
+    top, bottom = (images.resize_and_crop(image, 30, 0.5, d) for d in (0.0, 1.0))
+    assert top[0, 0, 0] == 0
+    assert bottom[-1, 0, 0] == 89
+    np.testing.assert_array_equal(images.resize_and_crop(image, 30, 0.0, 0.0), top)
+
+
+def test_a_sliver_does_not_fill_the_memory():
+    image = Image.new("RGB", (2, 60_000), "red")
+    found = images.resize_and_crop(image, 256)  # resized whole: 256 x 7,680,000
+    assert (found == (255, 0, 0)).all()
+
+
+def test_opening_reads_no_pixels():
+    data = made.png_header(9000, 9000)
+    assert images.open_image(data, "it").size == (9000, 9000)
+    assert reason(data) in ("truncated_image", "broken_image")
+
+
+def test_formats_match_their_names():
+    for extension in images.EXTENSIONS:
+        kind = Image.registered_extensions()[f".{extension}"]
+        assert kind in images.FORMATS
+        saved = made.encode(made.picture(), kind)
+        assert Image.open(io.BytesIO(saved)).format == kind
