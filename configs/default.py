@@ -147,9 +147,28 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(
         {
             "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
-            "eval": "",
-            "threads": 16,  # that load records
+            "eval": "",  # of previews; "" for data.train
+            "threads": 16,  # that load images
             "prefetch": 4,  # batches loaded ahead
+            # Where indices of tars are kept; None: ~/.cache/flowtok_jax/tars.
+            "cache": placeholder(str),
+            # Share of the records read that may be broken; above it the run stops.
+            "max_rejected": 0.05,
+            "transform": {
+                "crop": "center",  # or random: where the square lies
+                "flip": False,  # mirrors half of the images, whatever captions say
+                # Captions that a recaption replaces, where there is one.
+                "recaption_rate": 0.95,
+                "max_pixels": 89_478_485,  # width * height; larger images are refused
+            },
+            "filters": {
+                "aspect": (0.0, 1e6),  # range of height / width; the paper's 0.5 to 2
+                "min_side": 0,  # pixels of the longer side; the paper's 256
+                "min_aesthetic": placeholder(float),  # None: any
+                "max_watermark": placeholder(float),  # None: any; the paper's 0.5
+                "aesthetic_column": "aesthetic_score",  # of a record's metadata
+                "watermark_column": "pwatermark",
+            },
         }
     )
     config.checkpoint = ConfigDict(

@@ -180,6 +180,13 @@ def first_does(function: Callable[[], object]) -> None:
         raise UserError(text.decode(errors="replace"))
 
 
+def total(values: np.ndarray) -> np.ndarray:
+    """The sum of every process's values; all have to call it."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values).sum(0)
+
+
 class Preemption:
     """Whether the run was asked to end (SIGTERM), the same answer in all processes.
 

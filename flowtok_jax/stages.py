@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax import pictures
 from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.data.sources import make_source
+from flowtok_jax.data.loader import open_source
 from flowtok_jax.errors import UserError
 from flowtok_jax.eval import runner
 from flowtok_jax.models.build import make_nets
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     for stage in config.stages:
         if stage not in TASKS:
             raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
-        _check_stage(for_stage(config, stage))
+        _check_stage(for_stage(config, stage), stage)
     first_does(lambda: _open(config, workdir))
     vocabulary = open_vocabulary(workdir, config)
     store_random_clip(config, make_nets(config), workdir)
@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     summary = {
         "seconds": {s: round(r.seconds, 1) for s, r in results.items()},
         "params_sha256": {s: r.sha256 for s, r in results.items()},
+        "rejected": {s: r.rejected for s, r in results.items() if r.rejected},
     }
     _summarize(config, workdir, summary)
 
@@ -81,13 +82,12 @@ def _open(config: ConfigDict, workdir: pathlib.Path) -> None:
             )
 
 
-def _check_stage(config: ConfigDict) -> None:
+def _check_stage(config: ConfigDict, stage: str) -> None:
     """Finds mistakes before the workdir is made this config's."""
     loop.check(config)
-    for spec in (config.data.train, config.data.eval):
-        make_source(
-            spec, image_size=config.tokenizer.image_size, seed=config.train.seed
-        )
+    for spec in {config.data.train, config.data.eval or config.data.train}:
+        if open_source(config, spec).content != "image" and stage == "tokenizer":
+            raise UserError(f"stage tokenizer needs images; {spec} has their latents")
 
 
 def _train_stage(
@@ -122,7 +122,8 @@ def _summarize(config: ConfigDict, workdir: pathlib.Path, summary: dict) -> None
     digests = stored.get("params_sha256", {}) | summary["params_sha256"]
     if digests != stored.get("params_sha256"):
         seconds = stored.get("seconds", {}) | summary["seconds"]
-        summary = {"params_sha256": digests, "seconds": seconds}
+        rejected = stored.get("rejected", {}) | summary["rejected"]
+        summary = {"params_sha256": digests, "seconds": seconds, "rejected": rejected}
         grids = {}
         if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
             mesh = make_mesh(**config.mesh)
@@ -140,6 +141,13 @@ def _summarize(config: ConfigDict, workdir: pathlib.Path, summary: dict) -> None
         _show(read_json(path), workdir)
 
 
+def _short(value: str | float | dict) -> str:
+    """A digest, seconds, or what was rejected, as a cell of the table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{reason} {n}" for reason, n in value["counts"].items())
+    return value[:12] if isinstance(value, str) else f"{value:.1f}"
+
+
 def _show(summary: dict, workdir: pathlib.Path) -> None:
     """The summary as a table."""
     table = rich.table.Table(title=str(workdir / SUMMARY))
@@ -148,8 +156,7 @@ def _show(summary: dict, workdir: pathlib.Path) -> None:
     for name, value in summary.items():
         if isinstance(value, dict):
             for stage, part in value.items():
-                text = part[:12] if isinstance(part, str) else f"{part:.1f}"
-                table.add_row(f"{name} {stage}", text)
+                table.add_row(f"{name} {stage}", _short(part))
         else:
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
             table.add_row(name, text)

@@ -31,6 +31,8 @@ FREE = (
     "data.eval",
     "data.threads",
     "data.prefetch",
+    "data.cache",
+    "data.max_rejected",
     "train.num_steps",
     "train.max_skipped_in_a_row",
 )
@@ -184,6 +186,6 @@ def open_vocabulary(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
     if config.init_from and start.is_file():
         vocabulary = Vocabulary.load(str(start), config.latent.tokens)
     else:
-        vocabulary = make_vocabulary(config, config.train.seed)
+        vocabulary = make_vocabulary(config)
     vocabulary.save(workdir)
     return vocabulary

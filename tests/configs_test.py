@@ -11,6 +11,7 @@ import pytest
 
 import flowtok_jax
 from configs import default
+from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import GROUPS, abstract_group, make_nets
 from flowtok_jax.models.clip import ClipText
@@ -59,6 +60,8 @@ SPLATTED = {
     "mesh": (make_mesh, {"devices"}),
     "schedule": (make_schedule, {"num_steps"}),
     "optimizer": (make_optimizer, {"schedule"}),
+    "data.transform": (ImageTransform, {"image_size", "filters"}),
+    "data.filters": (Filters, set()),
     "sample": (SampleOptions, set()),
     "caption": (SampleOptions, set()),
     **{

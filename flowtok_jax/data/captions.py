@@ -77,21 +77,21 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def encode(self, captions: Sequence[str]) -> np.ndarray:
+    def encode(self, captions: Sequence[str], *, warns: bool = True) -> np.ndarray:
         """Ids [b, context], int32; warns of captions cut short and of unknown words."""
         ids = np.full((len(captions), self.context), PAD_ID, np.int32)
         encodings = self.tokenizer.encode_batch(captions, add_special_tokens=False)
         start = [] if self.start_id is None else [self.start_id]
         room = self.context - 1 - len(start)
         for row, caption, encoding in zip(ids, captions, encodings, strict=True):
-            if len(encoding.ids) > room:
+            if warns and len(encoding.ids) > room:
                 logging.warning(
                     "caption has %d tokens and was cut to %d: %r",
                     len(encoding.ids),
                     room,
                     textwrap.shorten(caption, SHOWN),
                 )
-            if self.unknown_id in encoding.ids:
+            if warns and self.unknown_id in encoding.ids:
                 spans = zip(encoding.ids, encoding.offsets, strict=True)
                 words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
                 logging.warning(

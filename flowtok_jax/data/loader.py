@@ -13,40 +13,40 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.data.sources import make_source
+from flowtok_jax.data.examples import Example, Source, collate
+from flowtok_jax.data.records import RejectCounter
+from flowtok_jax.data.sources import make_source, parse
 
 Batch = dict[str, np.ndarray]
 
 
-def make_vocabulary(config: ConfigDict, seed: int) -> Vocabulary:
+def open_source(config: ConfigDict, spec: str) -> Source:
+    """The source of a string, with the sizes and the options of a config.
+
+    Raises:
+        UserError: for what cannot be, or is not there.
+    """
+    return make_source(
+        spec,
+        image_size=config.tokenizer.image_size,
+        seed=config.train.seed,
+        tokens=config.latent.tokens,
+        channels=config.latent.channels,
+        transform=config.data.transform.to_dict(),
+        filters=config.data.filters.to_dict(),
+        cache=config.data.cache,
+    )
+
+
+def make_vocabulary(config: ConfigDict) -> Vocabulary:
     """The vocabulary that the config names; "captions" trains one on data.train."""
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
         return Vocabulary.load(config.text.vocabulary, context)
-    source = make_source(
-        config.data.train, image_size=config.tokenizer.image_size, seed=seed
-    )
+    source = open_source(config, config.data.train)
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
     return Vocabulary.train(captions, config.clip.vocab_size, context)
-
-
-class _Positions:
-    """Which record of the source stands at each place of this process's batches.
-
-    Place i is row `rows[i % len(rows)]` of global batch `i // len(rows)`; `order` gives
-    the record of every place of the global sequence.
-    """
-
-    def __init__(self, order: grain.MapDataset, rows: np.ndarray, batch_size: int):
-        self._order, self._rows, self._batch_size = order, rows, batch_size
-
-    def __len__(self) -> int:
-        return len(self._order) // self._batch_size * len(self._rows)
-
-    def __getitem__(self, index: int) -> int:
-        step, place = divmod(index, len(self._rows))
-        return self._order[step * self._batch_size + int(self._rows[place])]
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -54,43 +54,82 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     rows, latent = config.train.batch_size, config.latent
     side = config.tokenizer.image_size
     batch = {"caption_ids": jax.ShapeDtypeStruct((rows, latent.tokens), np.int32)}
-    if config.data.train.startswith("latents:"):
+    if parse(config.data.train)[0].kind == "latents":
         shape = rows, latent.tokens, 2 * latent.channels
         return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
     return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}
 
 
-def make_loader(
-    config: ConfigDict,
-    vocabulary: Vocabulary,
-    start_step: int,
-    rows: np.ndarray | None = None,
-) -> Iterator[Batch]:
-    """This process's rows of the global batches from step `start_step` on.
+class _Places:
+    """(position, index) of what stands at each place of this process's batches.
 
-    A batch is {"image": uint8 [b, s, s, 3], "caption_ids": int32 [b, n]}.
+    Place i is row `rows[i % len(rows)]` of global batch `i // len(rows)`; `picks` gives
+    every place of the global sequence.
+    """
+
+    def __init__(self, picks: grain.MapDataset, rows: np.ndarray, batch_size: int):
+        self._picks, self._rows, self._batch_size = picks, rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._picks) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, place = divmod(index, len(self._rows))
+        return self._picks[step * self._batch_size + int(self._rows[place])]
+
+
+class Loader:
+    """This process's rows of the global batches, without end.
+
+    A batch is {"caption_ids": int32 [b, n]} with "image": uint8 [b, s, s, 3] or
+    "moments": float16 [b, n, 2 * c]. `rejects` counts the records that were replaced,
+    since the loader was made.
 
     Args:
+        start_step: of the first batch.
         rows: of the global batch, ascending; all of them by default.
     """
-    batch_size = config.train.batch_size
-    rows = np.arange(batch_size) if rows is None else rows
-    source = make_source(
-        config.data.train,
-        image_size=config.tokenizer.image_size,
-        seed=config.train.seed,
-    )
 
-    def load(index):
-        record = source[index]
-        ids = vocabulary.encode([record["caption"]])[0]
-        return {"image": record["image"], "caption_ids": ids}
+    def __init__(
+        self,
+        config: ConfigDict,
+        vocabulary: Vocabulary,
+        start_step: int,
+        rows: np.ndarray | None = None,
+    ):
+        batch_size = config.train.batch_size
+        rows = np.arange(batch_size) if rows is None else rows
+        source = open_source(config, config.data.train)
+        places = _Places(source.picks(config.train.seed), rows, batch_size)
+        places = grain.MapDataset.source(places)[start_step * len(rows) :]
+        self._rows, self._vocabulary = len(rows), vocabulary
+        ahead = config.data.threads, config.data.prefetch
+        self._batches = iter(_batches(source, places, len(rows), *ahead))
+        self.rejects = RejectCounter(config.data.max_rejected)
 
-    order = grain.MapDataset.range(len(source)).seed(config.train.seed)
-    positions = _Positions(order.shuffle().repeat(), rows, batch_size)
-    batches = grain.MapDataset.source(positions).map(load).batch(len(rows))
-    options = grain.ReadOptions(
-        num_threads=config.data.threads,
-        prefetch_buffer_size=config.data.prefetch * len(rows),
-    )
-    return iter(batches[start_step:].to_iter_dataset(options))
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            UserError: where more records are broken than data.max_rejected allows.
+        """
+        batch = next(self._batches)
+        self.rejects.add(batch.pop("rejected"), self._rows)
+        ids = self._vocabulary.encode(batch.pop("caption"), warns=False)
+        return {**batch, "caption_ids": ids}
+
+
+def _batches(
+    source: Source, places: grain.MapDataset, rows: int, threads: int, prefetch: int
+) -> grain.IterDataset[Example]:
+    """Reads ahead: images one by one on many threads, latents a batch at a time."""
+    if source.content == "moments":
+        batches = places.batch(rows).map(lambda picks: source.read_batch(*picks))
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        return batches.to_iter_dataset(ahead)
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * rows)
+    examples = places.map(lambda pick: source.read(*pick)).to_iter_dataset(ahead)
+    return examples.batch(rows, batch_fn=collate)

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from flowtok_jax import pictures
 from flowtok_jax.data import scenes
 from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.examples import Source
+from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.pipeline import FlowTok
@@ -27,9 +29,12 @@ RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never 
 
 
 class Examples(NamedTuple):
-    """Captioned images of a source; scenes where it is one of generated scenes."""
+    """Captioned images of a source, or the raw tokens of such images; scenes where it
+    is one of generated scenes.
+    """
 
-    images: np.ndarray  # uint8 [b, s, s, 3]
+    images: np.ndarray | None  # uint8 [b, s, s, 3]
+    tokens: np.ndarray | None  # float32 [b, n, c]
     captions: list[str]
     scenes: list[scenes.Scene] | None
 
@@ -37,13 +42,19 @@ class Examples(NamedTuple):
     def floats(self) -> np.ndarray:
         return self.images.astype(np.float32) / 255
 
+    def with_images(self, flowtok: FlowTok) -> "Examples":
+        """The same, with images decoded where there are only tokens."""
+        if self.images is not None:
+            return self
+        images = np.asarray(flowtok.decode_image(self.tokens, self.captions))
+        return self._replace(images=pictures.to_uint8(images))
 
-def load_examples(spec: str, count: int, *, image_size: int, seed: int) -> Examples:
+
+def load_examples(source: Source, count: int) -> Examples:
     """The first `count` records of a source with captions all different.
 
     Says so where the source has fewer.
     """
-    source = make_source(spec, image_size=image_size, seed=seed)
     records, indices, seen = [], [], set()
     for index in range(min(len(source), 50 * count)):
         record = source[index]
@@ -55,13 +66,20 @@ def load_examples(spec: str, count: int, *, image_size: int, seed: int) -> Examp
             break
     else:
         logging.warning(
-            "source %s has %d distinct captions, fewer than the %d wanted",
-            spec,
+            "%s has %d distinct captions, fewer than the %d wanted",
+            source,
             len(records),
             count,
         )
+    images = tokens = None
+    if source.content == "image":
+        images = np.stack([r["image"] for r in records])
+    else:
+        moments = np.stack([r["moments"] for r in records]).astype(np.float32)
+        tokens = np.split(moments, 2, axis=-1)[0]
     return Examples(
-        np.stack([r["image"] for r in records]),
+        images,
+        tokens,
         [r["caption"] for r in records],
         [source.scene(i) for i in indices] if isinstance(source, Shapes) else None,
     )
@@ -94,12 +112,8 @@ def make_preview(
     The names of sampled scalars say how many samples they rest on.
     """
     count = config.log.preview_samples
-    examples = load_examples(
-        config.data.eval,
-        count,
-        image_size=config.tokenizer.image_size,
-        seed=config.train.seed,
-    )
+    source = open_source(config, config.data.eval or config.data.train)
+    examples = load_examples(source, count)
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
 
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
@@ -143,6 +157,7 @@ def _preview_t2i(flowtok: FlowTok, examples: Examples, suffix: str):
 
 
 def _preview_i2t(flowtok: FlowTok, examples: Examples, suffix: str):
+    examples = examples.with_images(flowtok)
     captions = flowtok.image_to_text(examples.floats)
     scalars, right = {}, None
     if examples.scenes:
@@ -171,7 +186,9 @@ def summarize_scenes(
     """
     size = flowtok.nets.tokenizer.image_size
     held_out, seen = (
-        load_examples(f"shapes:{split}", samples, image_size=size, seed=seed)
+        load_examples(
+            make_source(f"shapes:{split}", image_size=size, seed=seed), samples
+        )
         for split in ("held_out", "seen")
     )
     real = np.concatenate([held_out.floats, seen.floats])

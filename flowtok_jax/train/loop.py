@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.data.loader import Batch, make_loader
+from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import from_local_rows, in_mesh, local_rows, put, replicated
 from flowtok_jax.models.build import Nets, init_group
@@ -36,10 +36,13 @@ class PreemptedError(Exception):
 
 
 class Result(NamedTuple):
-    """What a finished stage leaves behind: its time, and a digest of its parameters."""
+    """What a finished stage leaves behind: its time, a digest of its parameters, and
+    what is known of records that could not be used.
+    """
 
     seconds: float
     sha256: str
+    rejected: dict[str, Any]
 
 
 class Run(NamedTuple):
@@ -167,7 +170,11 @@ def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | N
         meta = checkpoints.read_meta()
     if meta is None or "params_sha256" not in meta:
         return None
-    return Result(meta["seconds"], meta["params_sha256"])
+    return _result(meta)
+
+
+def _result(meta: dict[str, Any]) -> Result:
+    return Result(meta["seconds"], meta["params_sha256"], meta["rejected"])
 
 
 def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkpoints:
@@ -207,12 +214,8 @@ def train(
             {"seconds": 0.0},
         )
         start_step, first = int(state.step), is_first()
-        loader = make_loader(
-            config,
-            vocabulary,
-            start_step,
-            local_rows(run.mesh, config.train.batch_size),
-        )
+        rows = local_rows(run.mesh, config.train.batch_size)
+        loader = Loader(config, vocabulary, start_step, rows)
         with (
             Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
             Progress(task, start_step, config.train.num_steps, first) as progress,
@@ -224,6 +227,7 @@ def train(
                 progress,
                 seconds=meta["seconds"],
                 skipped=int(state.skipped),
+                rejects=loader.rejects,
             )
             return _run_steps(
                 config,
@@ -243,7 +247,7 @@ def _run_steps(
     state: TrainState,
     report: Report,
     *,
-    loader: Iterator[Batch],
+    loader: Loader,
     checkpoints: Checkpoints,
     preemption: Preemption,
     evaluate: Evaluate,
@@ -269,11 +273,12 @@ def _run_steps(
             meta = {"step": step, "seconds": report.seconds}
             if done:
                 meta["params_sha256"] = params_sha256(state.params)
+                meta["rejected"] = report.rejected()
             checkpoints.save(state, meta, step * config.train.batch_size)
         if done:
-            return Result(meta["seconds"], meta["params_sha256"])
+            return _result(meta)
         if ends:
             raise PreemptedError(step)
         if saves or shows:
             report.start_clock(step)
-    return Result(report.seconds, params_sha256(state.params))  # nothing was left
+    return Result(report.seconds, params_sha256(state.params), {})  # nothing was left

@@ -5,9 +5,12 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from flowtok_jax import processes
+from flowtok_jax.data.records import REASONS, RejectCounter
 from flowtok_jax.errors import UserError
 from flowtok_jax.train.metrics import Metrics
 from flowtok_jax.train.progress import Progress
@@ -24,6 +27,7 @@ class Report:
     Args:
         seconds: spent on the stage by earlier runs.
         skipped: steps that were skipped by them.
+        rejects: of this process's data.
     """
 
     def __init__(
@@ -35,9 +39,11 @@ class Report:
         *,
         seconds: float,
         skipped: int,
+        rejects: RejectCounter,
     ):
         self._config, self._schedule = config, schedule
         self._metrics, self._progress = metrics, progress
+        self._rejects = rejects
         self._pending, self._skipped = None, skipped
         self._last = None  # step and time from which images are counted
         self._begun = time.monotonic() - seconds
@@ -68,6 +74,24 @@ class Report:
         self._metrics.scalars(step, scalars)
         self._metrics.images(step, pictures)
 
+    def rejected(self) -> dict[str, Any]:
+        """Records that could not be used, since this run started: how many for each
+        reason, in all processes, and the first names that process 0 met.
+        """
+        counts = self._rejected()
+        if not counts:
+            return {}
+        if self._rejects.counts:
+            logging.warning("records replaced by others: %s", self._rejects.describe())
+        return {"counts": counts, "first": self._rejects.names}
+
+    def _rejected(self) -> dict[str, int]:
+        """Counts of all processes, which have to ask together."""
+        counts = np.array([self._rejects.counts[reason] for reason in REASONS])
+        totals = processes.total(counts)
+        found = zip(REASONS, totals.tolist(), strict=True)
+        return {reason: count for reason, count in found if count}
+
     def _read(self, step: int, scalars: dict[str, Any]) -> None:
         values = {name: float(v) for name, v in jax.device_get(scalars).items()}
         in_a_row = int(values.pop("skipped_in_a_row"))
@@ -80,7 +104,8 @@ class Report:
         self._progress.update(step, values)
         end = self._config.train.num_steps
         if step == end or is_due(step, self._config.log.every):
-            self._metrics.scalars(step, values)
+            counts = {f"data/rejected/{r}": n for r, n in self._rejected().items()}
+            self._metrics.scalars(step, values | counts)
         self._check_skipped(step, int(values["skipped"]), in_a_row)
 
     def _check_skipped(self, step: int, skipped: int, in_a_row: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from flowtok_jax.data.loader import make_loader, make_vocabulary
+from flowtok_jax.data.loader import Loader, make_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +17,11 @@ def config():
 
 @pytest.fixture(scope="module")
 def vocabulary(config):
-    return make_vocabulary(config, 0)
+    return make_vocabulary(config)
 
 
 def batches(config, vocabulary, start, count):
-    return list(itertools.islice(make_loader(config, vocabulary, start), count))
+    return list(itertools.islice(Loader(config, vocabulary, start), count))
 
 
 def test_a_batch_holds_images_and_the_ids_of_their_captions(config, vocabulary):

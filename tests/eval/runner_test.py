@@ -5,7 +5,7 @@ import pytest
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.scenes import Object
-from flowtok_jax.data.sources import Shapes
+from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.eval import runner
 from flowtok_jax.mesh import put, replicated
 from flowtok_jax.pipeline import FlowTok
@@ -18,7 +18,8 @@ BLUE = Object("square", "blue", "bottom right")
 
 
 def examples(count=8, split="held_out"):
-    return runner.load_examples(f"shapes:{split}", count, image_size=32, seed=0)
+    source = make_source(f"shapes:{split}", image_size=32, seed=0)
+    return runner.load_examples(source, count)
 
 
 def test_psnr_is_that_of_the_mean_squared_error():
@@ -66,14 +67,9 @@ def test_examples_have_captions_all_different_and_the_scenes_they_name():
     assert len({source[i]["caption"] for i in range(200)}) < 200
 
 
-def test_a_source_with_too_few_captions_gives_all_it_has_and_says_so(
-    monkeypatch, caplog
-):
-    monkeypatch.setattr(
-        runner, "make_source", lambda *_, **__: Shapes("train", 32, 0, length=5)
-    )
+def test_a_source_with_too_few_captions_gives_all_it_has_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
-        found = examples(8)
+        found = runner.load_examples(Shapes("train", 32, 0, length=5), 8)
     assert len(found.captions) == 5
     assert "5 distinct captions, fewer than the 8" in caplog.text
 

@@ -64,13 +64,13 @@ def losses(workdir):
 def test_a_run_stopped_and_gone_on_equals_an_uninterrupted_one(
     train, whole, tmp_path, monkeypatch
 ):
-    starts, make_loader = [], loop.make_loader
+    starts, make_loader = [], loop.Loader
 
     def watched(config, vocabulary, start_step, rows):
         starts.append(start_step)
         return make_loader(config, vocabulary, start_step, rows)
 
-    monkeypatch.setattr(loop, "make_loader", watched)
+    monkeypatch.setattr(loop, "Loader", watched)
     half = train(tmp_path, **{"train.num_steps": 2})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "text_tokenizer", "step": 3, "lr": 1.0}\n{"stage": "te')
