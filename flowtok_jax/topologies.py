@@ -48,6 +48,9 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "CUDA_VISIBLE_DEVICES": "-1",
+    # What libtpu looks for on a TPU's host, and complains of where it is not set.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
 # Autotuning needs the GPU. XLA rematerialises by itself beyond a limit, which it takes
 # without a device to be 80 % of the memory * factor / 100: here 0.95 of it.

@@ -10,6 +10,7 @@ between `<!-- fit table -->` markers.
 """
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -31,7 +32,7 @@ CELLS = tuple(f"{s}@{t}" for t in TOPOLOGIES for s in SIZES)
 NAMED = {"h@a100:8": 8192, "h@v5e:16x16": 8192, "xl@v5e:4x4": 4096}
 STEP = 8  # rows
 # For a first guess.
-GIB_A_ROW = {"b": 0.0265, "xl": 0.05, "h": 0.072}
+GIB_A_ROW = {"b": 0.0265, "xl": 0.055, "h": 0.085}
 MEMORY = {k: v.hbm_gib * v.part for k, v in KINDS.items()}
 COMPILES = 4  # of one cell at most
 
@@ -77,27 +78,28 @@ def say(line: str) -> None:
 def largest(cell: str) -> None:
     """Compiles a cell until the largest batch that fits lies between two results.
 
-    Memory is taken as a straight line in the batch through the last two results.
+    Memory of what fits is taken as a straight line in the batch. What libtpu says that
+    a refused program needs is not used: it has tried to save memory by then.
     """
-    kind, _, sizes = cell.split("@")[1].partition(":")
-    devices = 1
-    for n in sizes.split("x"):
-        devices *= int(n)
-    known = {0: 1.0}  # rows -> GiB; the state alone is small against activations
-    rows = int(MEMORY[kind] / GIB_A_ROW[cell.partition("@")[0]]) // STEP * STEP
+    size, topology = cell.split("@")
+    kind, _, sizes = topology.partition(":")
+    devices = math.prod(map(int, sizes.split("x")))
+    rows = int(MEMORY[kind] / GIB_A_ROW[size]) // STEP * STEP
+    fitting, refused = {0: 0.0}, None
     for _ in range(COMPILES):
         result = compiled(cell, rows, devices)
-        if result["total_gib"] is None:
-            rows //= 2
-            continue
-        known[rows] = result["total_gib"]
-        room = MEMORY[kind]
-        (r0, g0), (r1, g1) = sorted(known.items(), key=lambda p: abs(p[1] - room))[:2]
-        aim = r0 + (0.99 * room - g0) * (r1 - r0) / (g1 - g0)
-        following = max(STEP, int(aim) // STEP * STEP)
-        if following == rows or (result["fits"] and following < 1.03 * rows):
+        if result["fits"]:
+            fitting[rows] = result["total_gib"]
+        else:
+            refused = min(rows, refused or rows)
+        (r0, g0), (r1, g1) = ([(0, 0.0)] + sorted(fitting.items()))[-2:]
+        slope = (g1 - g0) / (r1 - r0) if r1 > r0 else GIB_A_ROW[size]
+        aim = r1 + (0.99 * MEMORY[kind] - g1) / slope
+        if refused and aim >= refused:
+            aim = (r1 + refused) / 2 if r1 else 0.85 * refused
+        rows = int(aim) // STEP * STEP
+        if rows < 1.03 * r1 or (refused and rows >= refused):
             return
-        rows = following
 
 
 def batch_of(result: Result) -> int:

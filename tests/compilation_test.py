@@ -61,8 +61,9 @@ def size(tree) -> float:
 
 
 def test_a_split_state_moves_its_parameters_and_one_device_moves_nothing(split, alone):
+    """Without pinned rows there would be all-to-all and permutes of activations."""
     assert alone["collectives"] == {}
-    assert {"all-gather", "all-reduce"} <= set(split["collectives"])
+    assert set(split["collectives"]) == {"all-gather", "all-reduce"}
     nets = make_nets(config())
     trained = abstract_group(nets, "t2i")
     kernels = sum(x.size for x in jax.tree.leaves(trained) if x.ndim > 1) * 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from flowtok_jax.data.loader import Loader, make_vocabulary
+from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,23 @@ def test_a_batch_holds_images_and_the_ids_of_their_captions(config, vocabulary):
     assert batch["image"].dtype == np.uint8
     assert batch["caption_ids"].shape == (4, 16)
     assert len(set(vocabulary.decode(batch["caption_ids"]))) > 1
+
+
+def test_the_abstract_batch_is_that_of_the_loader(config, vocabulary):
+    (batch,) = batches(config, vocabulary, 0, 1)
+    wanted = {key: (array.shape, array.dtype) for key, array in batch.items()}
+    found = {key: (a.shape, a.dtype) for key, a in abstract_batch(config).items()}
+    assert found == wanted
+
+
+def test_stored_latents_are_moments_in_the_place_of_images(config):
+    stored = config.copy_and_resolve_references()
+    stored.data.train = "latents:data/*.tar"
+    found = {key: (a.shape, a.dtype) for key, a in abstract_batch(stored).items()}
+    assert found == {
+        "moments": ((4, 16, 32), np.float16),
+        "caption_ids": ((4, 16), np.int32),
+    }
 
 
 def test_a_loader_started_later_goes_on_with_the_same_batches(config, vocabulary):
