@@ -6,7 +6,7 @@ For each it finds the largest batch a device (a multiple of 8 rows) whose train 
 fits. Each compile is one `--mode=compile` in a process of its own and takes minutes on
 a small machine; its JSON line is stored in benchmarks/fit_table.jsonl and not made
 again. From those lines come benchmarks/fit_table.md and the part of launch/README.md
-between `<!-- fit table -->` markers.
+between its markers.
 """
 
 import json
@@ -23,7 +23,7 @@ from flowtok_jax.topologies import KINDS  # noqa: E402 - after the path
 LINES = ROOT / "benchmarks" / "fit_table.jsonl"
 TABLE = ROOT / "benchmarks" / "fit_table.md"
 README = ROOT / "launch" / "README.md"
-MARKER = "<!-- fit table -->"
+MARKERS = "<!-- fit table -->", "<!-- /fit table -->"
 
 SIZES = ("b", "xl", "h")
 TOPOLOGIES = ("a100:8", "v5e:4x4", "v6e:4x4", "v5p:2x2x4")
@@ -143,11 +143,12 @@ def table(results: list[Result]) -> str:
 
 
 def write(text: str) -> None:
-    """Stores the table, and puts it between the README's markers if it has them."""
+    """Stores the table, and puts it between the README's markers."""
     TABLE.write_text(text)
-    if README.is_file() and README.read_text().count(MARKER) == 2:
-        head, _, tail = README.read_text().split(MARKER)
-        README.write_text(f"{head}{MARKER}\n\n{text}\n{MARKER}{tail}")
+    first, last = MARKERS
+    head, _, rest = README.read_text().partition(first)
+    _, _, tail = rest.partition(last)
+    README.write_text(f"{head}{first}\n\n{text}\n{last}{tail}")
 
 
 def main(cells: list[str]) -> None:
