@@ -3,7 +3,7 @@
 TPUs are described by libtpu, GPUs by jax's CUDA plugin and a file of targets/. Memory
 is that of one device in GiB: on TPU the limit that libtpu's compiler states when a
 program is too large (nominally 16, 32 and 95 GB); of an A100-SXM4-80GB the total that
-CUDA reports, of which `XLA_PYTHON_CLIENT_MEM_FRACTION=0.95` lets jax take that part.
+CUDA reports, of which `XLA_CLIENT_MEM_FRACTION=0.95` lets jax take that part.
 """
 
 import importlib.util

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from configs import default
 from flowtok_jax import shapes
@@ -140,6 +141,26 @@ def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted
     assert moved == [True, False, False, False, True]
     assert int(state.step) == 5
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bfloat16_compute_keeps_float32_weights_and_nearly_the_gradient(task):
+    state, frozen, step = setting(task)
+    compute = dict(dtype="bfloat16", remat="none", attention="xla")
+    loss = functools.partial(step.keywords["loss"], nets=tiny.nets(compute=compute))
+    both = [
+        jax.jit(functools.partial(step, loss=f))(state, frozen, batch())
+        for f in (step.keywords["loss"], loss)
+    ]
+    (wanted, wanted_scalars), (got, scalars) = both
+    assert {x.dtype for x in jax.tree.leaves(got.params)} == {np.dtype("float32")}
+    np.testing.assert_allclose(
+        scalars["loss/total"], wanted_scalars["loss/total"], rtol=0.03
+    )
+    # Adam's first moment after one step is 0.1 of the gradient.
+    a, b = (ravel_pytree(optax.tree.get(s.opt_state, "mu"))[0] for s in (got, wanted))
+    assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert (a != b).any()
 
 
 def test_noise_differs_from_step_to_step():
