@@ -5,8 +5,8 @@
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
 
 Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
-input files could not be read; 2 for a mistake of the user's, with one line that says
-what to do; 130 where interrupted.
+input files could not be read, or a remote store failed on the way; 2 for a mistake of
+the user's, with one line that says what to do; 130 where interrupted.
 """
 
 import contextlib
@@ -25,9 +25,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowtok_jax import commands, processes, stages
-from flowtok_jax.errors import UserError, WriteError
+from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.places import is_remote, to_place
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
@@ -38,7 +39,9 @@ CONFIG_FLAG = config_flags.DEFINE_config_file(
 )
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where a run lives; sampling writes to its samples/."
+    "workdir",
+    None,
+    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/.",
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -83,7 +86,7 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
             "no weights named; wanted --checkpoint=DIR, a run's workdir or a directory "
             "of pretrained weights"
         )
-    if not pathlib.Path(place).is_dir():
+    if not to_place(place).is_dir():
         raise UserError(
             f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
             "of pretrained weights"
@@ -93,7 +96,7 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
 
 def _tower_note() -> str:
     """What to say of weights whose text tower was never trained; else nothing."""
-    stored = read_config(pathlib.Path(CHECKPOINT.value or WORKDIR.value))
+    stored = read_config(to_place(CHECKPOINT.value or WORKDIR.value))
     is_random = "text" in stored and stored.text.weights == "random"
     return runner.RANDOM_TOWER if is_random else ""
 
@@ -101,9 +104,10 @@ def _tower_note() -> str:
 def _sample(config: ConfigDict | None) -> int:
     prompts = commands.split_prompts(PROMPTS.value, PROMPTS_FILE.value)
     flowtok = _flowtok(config)
-    folder = pathlib.Path(WORKDIR.value or CHECKPOINT.value) / SAMPLES
+    folder = to_place(WORKDIR.value or CHECKPOINT.value) / SAMPLES
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_remote(folder):  # gcsfs would make a bucket of a mistyped name
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
@@ -158,7 +162,7 @@ def run() -> int:
     )
     if not processes.is_first():
         logging.getLogger().setLevel(logging.WARNING)
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = to_place(WORKDIR.value)
     try:
         stages.train(config, workdir)
     except PreemptedError as error:
@@ -184,7 +188,7 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub"):
+    for name in ("jax", "grain", "httpx", "huggingface_hub", "gcsfs"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # What Orbax logs as an error it raises as well, and we report.
     for name in ("absl", "orbax", "asyncio"):
@@ -252,11 +256,11 @@ def _parse_flags(argv: list[str]) -> None:
         drop_overridden(CONFIG_FLAG.value, overrides)
 
 
-def _end_without_room(text: str) -> NoReturn:
-    """Ends at once: what libraries do at exit is to write, and to complain again."""
+def _end_at_once(text: str, status: int = 2) -> NoReturn:
+    """Without what libraries do at exit, which is to write, and to complain again."""
     sys.stderr.write(f"error: {text}\n")
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def main(argv: list[str]) -> int:
@@ -268,15 +272,17 @@ def main(argv: list[str]) -> int:
         _parse_flags(argv)
         _set_up_logging()
         return run()
+    except StoreError as error:
+        _end_at_once(str(error), 1)
     except WriteError as error:
-        _end_without_room(str(error))
+        _end_at_once(str(error))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _end_without_room(f"{error}; make room, and the same command goes on")
+        _end_at_once(f"{error}; make room, and the same command goes on")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         return 130

@@ -6,7 +6,6 @@ captions = flowtok.image_to_text(images)
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from flowtok_jax.flow import samplers
 from flowtok_jax.mesh import put, replicated
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.places import Place, to_place
 from flowtok_jax.shapes import ROWS, CaptionIds, Image, Params, TextFeatures, Tokens
 from flowtok_jax.weights import groups_of, load_group, read_group
 from flowtok_jax.workdir import open_vocabulary, read_config
@@ -151,7 +151,7 @@ class FlowTok:
     @classmethod
     def from_workdir(
         cls,
-        workdir: str | pathlib.Path,
+        workdir: str | Place,
         config: ConfigDict | None = None,
         mesh: Mesh | None = None,
     ) -> "FlowTok":
@@ -164,7 +164,7 @@ class FlowTok:
         Raises:
             UserError: where the directory holds no trained flow.
         """
-        workdir = pathlib.Path(workdir)
+        workdir = to_place(workdir)
         config = read_config(workdir) if config is None else config
         trained = groups_of(workdir)
         if not trained:
@@ -183,7 +183,7 @@ class FlowTok:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | pathlib.Path,
+        source: str | Place,
         config: ConfigDict | None = None,
         *,
         local_files_only: bool = False,
@@ -218,7 +218,7 @@ class FlowTok:
         vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
         return cls.from_config(config, params, vocabulary)
 
-    def save_pretrained(self, directory: str | pathlib.Path) -> None:
+    def save_pretrained(self, directory: str | Place) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.
 
         Raises:
@@ -231,7 +231,7 @@ class FlowTok:
             text_scale=self.text_scale,
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
-        pretrained.save(pathlib.Path(directory), config, groups, self.vocabulary)
+        pretrained.save(to_place(directory), config, groups, self.vocabulary)
 
     def encode_text(self, prompts: Sequence[str]) -> Posterior:
         """The posterior of the source tokens [b, n, c] of text to image."""

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from flowtok_jax.data.loader import Batch, make_loader
 from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import from_local_rows, local_rows, put, replicated
 from flowtok_jax.models.build import Nets, init_group
+from flowtok_jax.places import Place
 from flowtok_jax.processes import Preemption, is_first
 from flowtok_jax.shapes import Params
 from flowtok_jax.train import sharding
@@ -151,7 +151,7 @@ def _stack(
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
 
 
-def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | None:
+def finished(config: ConfigDict, task: str, workdir: Place) -> Result | None:
     """The result of a stage that has nothing left to train; None for another."""
     if max(steps_of(workdir, task), default=-1) < config.train.num_steps:
         return None
@@ -162,7 +162,7 @@ def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | N
     return Result(meta["seconds"], meta["params_sha256"])
 
 
-def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkpoints:
+def _checkpoints(config: ConfigDict, task: str, workdir: Place) -> Checkpoints:
     keep, every = config.checkpoint.keep, config.checkpoint.keep_every
     return Checkpoints(workdir, task, keep=keep, keep_every=every)
 
@@ -170,7 +170,7 @@ def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkp
 def train(
     config: ConfigDict,
     task: str,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     nets: Nets,
     frozen: Params,
@@ -260,6 +260,7 @@ def _run_steps(
             meta = {"step": step, "seconds": report.seconds}
             if done:
                 meta["params_sha256"] = params_sha256(state.params)
+            report.store()
             checkpoints.save(state, meta, step * config.train.batch_size)
         if done:
             return Result(meta["seconds"], meta["params_sha256"])
@@ -303,6 +304,10 @@ class _Report:
         if self._pending:
             self._read(*self._pending)
             self._pending = None
+
+    def store(self) -> None:
+        """Makes what was noted so far outlast this machine, before a checkpoint."""
+        self._metrics.store()
 
     def values(self, step: int, scalars: dict, pictures: dict) -> None:
         """Notes what an evaluation found."""
