@@ -81,8 +81,8 @@ class Checkpoints:
             self._manager.close()
 
     def _report_half_written(self) -> None:
-        if self._folder.is_dir():
-            for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if path.is_dir() and not ocp.utils.is_checkpoint_finalized(path):
                 logging.warning("%s was never finished; it is removed", path)
 
     @contextlib.contextmanager

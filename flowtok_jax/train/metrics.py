@@ -28,7 +28,7 @@ class Metrics:
 
     A store cannot append: for a remote workdir the files are written to a temporary
     directory here, and those that grew are copied whole by `store`, at the end, and
-    every COPY_SECONDS.
+    every COPY_SECONDS. TensorBoard's may lack its newest points until the end.
     """
 
     def __init__(self, workdir: Place, stage: str, *, start_step: int, writes: bool):
@@ -49,7 +49,9 @@ class Metrics:
             warnings.simplefilter("ignore")  # of its protobuf files
             import tensorboardX
         self._board = tensorboardX.SummaryWriter(
-            str(self._here / BOARD / stage), purge_step=start_step or None
+            str(self._here / BOARD / stage),
+            purge_step=start_step or None,
+            filename_suffix=f".{start_step}",
         )
 
     def __enter__(self) -> "Metrics":
