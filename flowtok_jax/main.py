@@ -141,9 +141,15 @@ def _start_from_checkpoint(config: ConfigDict) -> None:
     config.init_from = CHECKPOINT.value
 
 
-def run() -> int:
-    """Does what the flags say, and returns the exit status."""
+def run(changes: list[str]) -> int:
+    """Does what the flags say, and returns the exit status.
+
+    Args:
+        changes: flags that change the stored config, where no --config names one.
+    """
     config = CONFIG_FLAG.value
+    if changes and MODE.value in ("sample", "caption"):
+        config = _stored_config(changes)
     if MODE.value == "sample":
         return _sample(config)
     if MODE.value == "caption":
@@ -198,22 +204,24 @@ def _set_up_logging() -> None:
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
 
 
+def _named_config(argv: list[str]) -> str:
+    """The value of --config, the last one; empty where there is none."""
+    named = ""
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            named = value or after
+    return named
+
+
 def _check_config_flags(argv: list[str]) -> None:
     """Refuses a config file that is not there, and keys that it does not have.
 
     ml_collections would raise too, with a traceback and without the file's keys.
     """
-    spaced = " ".join(argv[1:]).replace("--config ", "--config=").split()
-    named = [a.partition("=")[2] for a in spaced if a.startswith("--config=")]
-    if not named:
-        orphans = [a for a in spaced if a.startswith("--config.")]
-        if orphans:
-            raise UserError(
-                f"{orphans[0].partition('=')[0]} needs a --config=FILE beside it, the "
-                "one that the weights were trained with"
-            )
+    path, _, variant = _named_config(argv).partition(":")
+    if not path:
         return
-    path, _, variant = named[-1].partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(
             f"--config={path} does not exist; wanted a file of configs/, such as "
@@ -223,7 +231,7 @@ def _check_config_flags(argv: list[str]) -> None:
     if variant and not inspect.signature(get_config).parameters:
         raise UserError(f"--config={path} takes no argument; got {variant!r}")
     config = get_config(*([variant] if variant else []))
-    for argument in spaced:
+    for argument in argv:
         if argument.startswith("--config."):
             _check_key(config, argument.partition("=")[0])
 
@@ -240,9 +248,17 @@ def _check_key(config: ConfigDict, flag: str) -> None:
         section, path = section[name], [*path, name]
 
 
-def _parse_flags(argv: list[str]) -> None:
-    """Parses the flags; a UserError says what was wrong with them."""
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; a UserError says what was wrong with them.
+
+    Returns:
+        Those that change a config where no --config names one: the stored one is meant.
+    """
     _check_config_flags(argv)
+    changes = []
+    if not _named_config(argv):
+        changes = [a for a in argv if a.startswith("--config.")]
+        argv = [a for a in argv if a not in changes]
     try:
         # absl prints a config file's own errors beside raising them.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -254,6 +270,27 @@ def _parse_flags(argv: list[str]) -> None:
     if CONFIG_FLAG.value is not None:
         overrides = config_flags.get_override_values(flags.FLAGS["config"])
         drop_overridden(CONFIG_FLAG.value, overrides)
+    return changes
+
+
+def _stored_config(changes: list[str]) -> ConfigDict:
+    """The config of the weights to use, changed by flags --config.KEY=VALUE."""
+    place = CHECKPOINT.value or WORKDIR.value
+    if not place:
+        raise UserError(
+            f"{changes[0].partition('=')[0]} changes no config; wanted --config=FILE, "
+            "or --checkpoint=DIR beside it"
+        )
+    config, values = read_config(to_place(place)), flags.FlagValues()
+    for change in changes:
+        _check_key(config, change.partition("=")[0])
+    argv = ["main", *changes]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    return config
 
 
 def _end_at_once(text: str, status: int = 2) -> NoReturn:
@@ -269,9 +306,9 @@ def main(argv: list[str]) -> int:
         _say(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
     try:
-        _parse_flags(argv)
+        changes = _parse_flags(argv)
         _set_up_logging()
-        return run()
+        return run(changes)
     except StoreError as error:
         _end_at_once(str(error), 1)
     except WriteError as error:

@@ -144,7 +144,7 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
     cli, monkeypatch
 ):
-    def fail():
+    def fail(changes):
         raise StoreError("gs://b/run cannot be reached")
 
     def leave(status):
