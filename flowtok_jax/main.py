@@ -194,7 +194,7 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub", "gcsfs"):
+    for name in ("jax", "grain", "httpx", "huggingface_hub", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # What Orbax logs as an error it raises as well, and we report.
     for name in ("absl", "orbax", "asyncio"):

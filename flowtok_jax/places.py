@@ -100,7 +100,7 @@ def local_file(place: Place) -> Iterator[pathlib.Path]:
 
 
 def _complaint(place: Place, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    reason = (str(error).strip().splitlines() or [""])[0][:500]
     return (
         f"{place} cannot be reached ({type(error).__name__}: {reason}); check the "
         "bucket's name, and that `gcloud auth application-default login` or the "

@@ -301,7 +301,7 @@ def test_the_stored_config_is_changed_by_flags(cli, demo, tmp_path):
 
     plain = draw("plain")
     assert draw("same", "--config.sample.num_steps=2") == plain
-    assert draw("other", "--config.sample.num_steps=7") != plain
+    assert draw("other", "--config.sample.source=mean") != plain
 
 
 def test_a_change_of_no_config_says_what_is_missing(cli):
