@@ -194,10 +194,10 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub", "gcsfs", "fsspec"):
+    for name in ("jax", "grain", "httpx", "huggingface_hub", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # What Orbax logs as an error it raises as well, and we report.
-    for name in ("absl", "orbax", "asyncio"):
+    # What these log as an error they raise as well, and we report.
+    for name in ("absl", "orbax", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Of transformers, which advises everyone to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
