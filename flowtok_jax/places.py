@@ -100,9 +100,9 @@ def local_file(place: Place) -> Iterator[pathlib.Path]:
 
 
 def _complaint(place: Place, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:500]
+    reason = (str(error).strip().splitlines() or [""])[0][:300]
     return (
-        f"{place} cannot be reached ({type(error).__name__}: {reason}); check the "
-        "bucket's name, and that `gcloud auth application-default login` or the "
+        f"{place} cannot be read or written ({type(error).__name__}: {reason}); check "
+        "the bucket's name, and that `gcloud auth application-default login` or the "
         "machine's service account gives access to it"
     )

@@ -125,7 +125,7 @@ def test_a_store_that_refuses_at_the_start_is_a_mistake(cli, store, failure, mod
     flags = [f"--config={run.CONFIG}"] if mode == "train" else ["--prompts=a"]
     outcome = cli(f"--mode={mode}", f"--workdir={RUN}", *flags)
     assert outcome.status == 2
-    assert f"{RUN} cannot be reached" in outcome.complaint
+    assert f"{RUN} cannot be read or written" in outcome.complaint
     assert str(failure).splitlines()[0] in outcome.complaint
 
 
@@ -138,14 +138,14 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
     monkeypatch.setattr(store, "_open", refuse)
     outcome = cli(*run.command(RUN, "tokenizer"))
     assert outcome.status == 2
-    assert f"{RUN}/vocabulary.json cannot be reached" in outcome.complaint
+    assert f"{RUN}/vocabulary.json cannot be read or written" in outcome.complaint
 
 
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
     cli, monkeypatch
 ):
     def fail(changes):
-        raise StoreError("gs://b/run cannot be reached")
+        raise StoreError("gs://b/run cannot be read or written")
 
     def leave(status):
         raise SystemExit(status)
