@@ -13,6 +13,7 @@ from PIL import Image
 from flowtok_jax import pictures
 from flowtok_jax.errors import UserError
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.places import Place
 
 COLUMNS = 6  # of a grid
 
@@ -48,10 +49,10 @@ def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
 def sample(
     flowtok: FlowTok,
     prompts: Sequence[str],
-    folder: pathlib.Path,
+    folder: Place,
     seed: int,
     footer: str = "",
-) -> list[pathlib.Path]:
+) -> list[Place]:
     """One PNG a prompt and a captioned grid; the paths written, the grid last.
 
     Args:

@@ -8,5 +8,9 @@ class UserError(ValueError):
     """
 
 
+class StoreError(UserError):
+    """A remote store that fails; the same command may find it well again: status 1."""
+
+
 class WriteError(UserError):
     """What cannot be written: no room, a quota, a disk that fails."""

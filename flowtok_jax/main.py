@@ -6,8 +6,8 @@
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
 Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
-input files could not be read; 2 for a mistake of the user's, with one line that says
-what to do; 130 where interrupted.
+input files could not be read, or a remote store failed on the way; 2 for a mistake of
+the user's, with one line that says what to do; 130 where interrupted.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowtok_jax import commands, compilation, processes, stages, topologies
-from flowtok_jax.errors import UserError, WriteError
+from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.places import is_remote, to_place
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
@@ -40,7 +41,9 @@ CONFIG_FLAG = config_flags.DEFINE_config_file(
 )
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where a run lives; sampling writes to its samples/."
+    "workdir",
+    None,
+    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/.",
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -89,7 +92,7 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
             "no weights named; wanted --checkpoint=DIR, a run's workdir or a directory "
             "of pretrained weights"
         )
-    if not pathlib.Path(place).is_dir():
+    if not to_place(place).is_dir():
         raise UserError(
             f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
             "of pretrained weights"
@@ -99,7 +102,7 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
 
 def _tower_note() -> str:
     """What to say of weights whose text tower was never trained; else nothing."""
-    stored = read_config(pathlib.Path(CHECKPOINT.value or WORKDIR.value))
+    stored = read_config(to_place(CHECKPOINT.value or WORKDIR.value))
     is_random = "text" in stored and stored.text.weights == "random"
     return runner.RANDOM_TOWER if is_random else ""
 
@@ -107,9 +110,10 @@ def _tower_note() -> str:
 def _sample(config: ConfigDict | None) -> int:
     prompts = commands.split_prompts(PROMPTS.value, PROMPTS_FILE.value)
     flowtok = _flowtok(config)
-    folder = pathlib.Path(WORKDIR.value or CHECKPOINT.value) / SAMPLES
+    folder = to_place(WORKDIR.value or CHECKPOINT.value) / SAMPLES
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_remote(folder):  # gcsfs would make a bucket of a mistyped name
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
@@ -152,9 +156,15 @@ def _start_from_checkpoint(config: ConfigDict) -> None:
     config.init_from = CHECKPOINT.value
 
 
-def run() -> int:
-    """Does what the flags say, and returns the exit status."""
+def run(changes: list[str]) -> int:
+    """Does what the flags say, and returns the exit status.
+
+    Args:
+        changes: flags that change the stored config, where no --config names one.
+    """
     config = CONFIG_FLAG.value
+    if changes and MODE.value in ("sample", "caption"):
+        config = _stored_config(changes)
     if MODE.value == "sample":
         return _sample(config)
     if MODE.value == "caption":
@@ -175,7 +185,7 @@ def run() -> int:
     )
     if not processes.is_first():
         logging.getLogger().setLevel(logging.WARNING)
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = to_place(WORKDIR.value)
     try:
         stages.train(config, workdir)
     except PreemptedError as error:
@@ -201,14 +211,24 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub"):
+    for name in ("jax", "grain", "httpx", "huggingface_hub", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # What Orbax logs as an error it raises as well, and we report.
-    for name in ("absl", "orbax", "asyncio"):
+    # What these log as an error they raise as well, and we report.
+    for name in ("absl", "orbax", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Of transformers, which advises everyone to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
+
+
+def _named_config(argv: list[str]) -> str:
+    """The value of --config, the last one; empty where there is none."""
+    named = ""
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            named = value or after
+    return named
 
 
 def _check_config_flags(argv: list[str]) -> None:
@@ -216,17 +236,9 @@ def _check_config_flags(argv: list[str]) -> None:
 
     ml_collections would raise too, with a traceback and without the file's keys.
     """
-    spaced = " ".join(argv[1:]).replace("--config ", "--config=").split()
-    named = [a.partition("=")[2] for a in spaced if a.startswith("--config=")]
-    if not named:
-        orphans = [a for a in spaced if a.startswith("--config.")]
-        if orphans:
-            raise UserError(
-                f"{orphans[0].partition('=')[0]} needs a --config=FILE beside it, the "
-                "one that the weights were trained with"
-            )
+    path, _, variant = _named_config(argv).partition(":")
+    if not path:
         return
-    path, _, variant = named[-1].partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(
             f"--config={path} does not exist; wanted a file of configs/, such as "
@@ -236,7 +248,7 @@ def _check_config_flags(argv: list[str]) -> None:
     if variant and not inspect.signature(get_config).parameters:
         raise UserError(f"--config={path} takes no argument; got {variant!r}")
     config = get_config(*([variant] if variant else []))
-    for argument in spaced:
+    for argument in argv:
         if argument.startswith("--config."):
             _check_key(config, argument.partition("=")[0])
 
@@ -253,9 +265,17 @@ def _check_key(config: ConfigDict, flag: str) -> None:
         section, path = section[name], [*path, name]
 
 
-def _parse_flags(argv: list[str]) -> None:
-    """Parses the flags; a UserError says what was wrong with them."""
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; a UserError says what was wrong with them.
+
+    Returns:
+        Those that change a config where no --config names one: the stored one is meant.
+    """
     _check_config_flags(argv)
+    changes = []
+    if not _named_config(argv):
+        changes = [a for a in argv if a.startswith("--config.")]
+        argv = [a for a in argv if a not in changes]
     try:
         # absl prints a config file's own errors beside raising them.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -267,13 +287,34 @@ def _parse_flags(argv: list[str]) -> None:
     if CONFIG_FLAG.value is not None:
         overrides = config_flags.get_override_values(flags.FLAGS["config"])
         drop_overridden(CONFIG_FLAG.value, overrides)
+    return changes
 
 
-def _end_without_room(text: str) -> NoReturn:
-    """Ends at once: what libraries do at exit is to write, and to complain again."""
+def _stored_config(changes: list[str]) -> ConfigDict:
+    """The config of the weights to use, changed by flags --config.KEY=VALUE."""
+    place = CHECKPOINT.value or WORKDIR.value
+    if not place:
+        raise UserError(
+            f"{changes[0].partition('=')[0]} changes no config; wanted --config=FILE, "
+            "or --checkpoint=DIR beside it"
+        )
+    config, values = read_config(to_place(place)), flags.FlagValues()
+    for change in changes:
+        _check_key(config, change.partition("=")[0])
+    argv = ["main", *changes]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    return config
+
+
+def _end_at_once(text: str, status: int = 2) -> NoReturn:
+    """Without what libraries do at exit, which is to write, and to complain again."""
     sys.stderr.write(f"error: {text}\n")
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def main(argv: list[str]) -> int:
@@ -282,18 +323,20 @@ def main(argv: list[str]) -> int:
         _say(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
     try:
-        _parse_flags(argv)
+        changes = _parse_flags(argv)
         _set_up_logging()
-        return run()
+        return run(changes)
+    except StoreError as error:
+        _end_at_once(str(error), 1)
     except WriteError as error:
-        _end_without_room(str(error))
+        _end_at_once(str(error))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _end_without_room(f"{error}; make room, and the same command goes on")
+        _end_at_once(f"{error}; make room, and the same command goes on")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         return 130

@@ -1,11 +1,13 @@
 """Grids of captioned images, as arrays and PNG files."""
 
-import pathlib
+import io
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from flowtok_jax.places import Place, write_bytes
 
 MARGIN = 8  # pixels
 FONT_SIZE = 13
@@ -20,12 +22,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+def save_png(path: Place, image: np.ndarray) -> None:
     """Writes an uint8 image [h, w, 3], whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(image).save(part, format="png")
-    part.replace(path)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    write_bytes(path, file.getvalue())
 
 
 def grid(

@@ -6,7 +6,6 @@ captions = flowtok.image_to_text(images)
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,6 +22,7 @@ from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import in_mesh, put, replicated
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.places import Place, to_place
 from flowtok_jax.programs import Programs, SampleOptions
 from flowtok_jax.shapes import ROWS, Image, Params
 from flowtok_jax.weights import groups_of, load_group, read_group
@@ -95,7 +95,7 @@ class FlowTok:
     @classmethod
     def from_workdir(
         cls,
-        workdir: str | pathlib.Path,
+        workdir: str | Place,
         config: ConfigDict | None = None,
         mesh: Mesh | None = None,
     ) -> "FlowTok":
@@ -108,7 +108,7 @@ class FlowTok:
         Raises:
             UserError: where the directory holds no trained flow.
         """
-        workdir = pathlib.Path(workdir)
+        workdir = to_place(workdir)
         config = read_config(workdir) if config is None else config
         trained = groups_of(workdir)
         if not trained:
@@ -127,7 +127,7 @@ class FlowTok:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | pathlib.Path,
+        source: str | Place,
         config: ConfigDict | None = None,
         *,
         local_files_only: bool = False,
@@ -162,7 +162,7 @@ class FlowTok:
         vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
         return cls.from_config(config, params, vocabulary)
 
-    def save_pretrained(self, directory: str | pathlib.Path) -> None:
+    def save_pretrained(self, directory: str | Place) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.
 
         Raises:
@@ -175,7 +175,7 @@ class FlowTok:
             text_scale=self.text_scale,
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
-        pretrained.save(pathlib.Path(directory), config, groups, self.vocabulary)
+        pretrained.save(to_place(directory), config, groups, self.vocabulary)
 
     def encode_text(self, prompts: Sequence[str]) -> Posterior:
         """The posterior of the source tokens [b, n, c] of text to image."""

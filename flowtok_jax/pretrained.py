@@ -24,8 +24,14 @@ from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.errors import UserError
 from flowtok_jax.models import build
 from flowtok_jax.models.build import GROUPS, Nets, abstract_group
+from flowtok_jax.places import Place, is_remote, local_file, to_place
 from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import check_shapes, read_safetensors, write_safetensors
+from flowtok_jax.tensors import (
+    check_file,
+    check_shapes,
+    read_safetensors,
+    write_safetensors,
+)
 from flowtok_jax.workdir import CONFIG, config_from_json, write_json
 
 FILES = (CONFIG, captions.FILE, "*.safetensors")
@@ -77,17 +83,17 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def is_pretrained(directory: pathlib.Path) -> bool:
+def is_pretrained(directory: Place) -> bool:
     """Whether `save` wrote this directory, and not a run."""
     return bool(list(directory.glob("*.safetensors")))
 
 
 def find(
-    source: str | pathlib.Path,
+    source: str | Place,
     *,
     local_files_only: bool = False,
     files: Iterable[str] = FILES,
-) -> pathlib.Path:
+) -> Place:
     """A directory as it is, or where the files of a hub repository were put.
 
     Args:
@@ -97,7 +103,7 @@ def find(
     Raises:
         UserError: where there is neither.
     """
-    path = pathlib.Path(source)
+    path = to_place(source)
     if path.is_dir():
         return path
     if path.exists():
@@ -121,7 +127,7 @@ def find(
     return pathlib.Path(found)
 
 
-def read_groups(directory: pathlib.Path) -> list[str]:
+def read_groups(directory: Place) -> list[str]:
     """The groups whose parameters the directory holds."""
     groups = read_config(directory).groups
     unknown = [group for group in groups if group not in GROUPS]
@@ -133,7 +139,7 @@ def read_groups(directory: pathlib.Path) -> list[str]:
     return list(groups)
 
 
-def read_config(directory: pathlib.Path) -> ConfigDict:
+def read_config(directory: Place) -> ConfigDict:
     """The config that `save` stored."""
     path = directory / CONFIG
     try:
@@ -148,7 +154,7 @@ def read_config(directory: pathlib.Path) -> ConfigDict:
     return config
 
 
-def make_nets(directory: pathlib.Path) -> Nets:
+def make_nets(directory: Place) -> Nets:
     """The networks of the config that `save` stored."""
     try:
         return build.make_nets(read_config(directory))
@@ -158,7 +164,7 @@ def make_nets(directory: pathlib.Path) -> Nets:
         ) from error
 
 
-def read_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
+def read_vocabulary(directory: Place, context: int) -> Vocabulary:
     """The vocabulary that `save` stored."""
     path = directory / captions.FILE
     if not path.is_file():
@@ -166,27 +172,29 @@ def read_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
     return Vocabulary.load(str(path), context)
 
 
-def read_group(directory: pathlib.Path, nets: Nets, group: str) -> Params:
+def read_group(directory: Place, nets: Nets, group: str) -> Params:
     """The parameters of a group, in this machine's memory.
 
     Raises:
         UserError: where they are not there, are damaged or do not fit the networks.
     """
     path = directory / f"{group}.safetensors"
-    arrays = read_safetensors(path)
+    check_file(path)
     wanted = flatten_dict(abstract_group(nets, group), sep="/")
-    check_shapes(
-        f"{path} does not fit the config",
-        {name: array.shape for name, array in arrays.items()},
-        {name: leaf.shape for name, leaf in wanted.items()},
-    )
-    # A copy: the file may go away under a mapped array.
-    leaves = {name: np.array(x, np.float32) for name, x in arrays.items()}
+    with local_file(path) as file:
+        arrays = read_safetensors(file)
+        check_shapes(
+            f"{path} does not fit the config",
+            {name: array.shape for name, array in arrays.items()},
+            {name: leaf.shape for name, leaf in wanted.items()},
+        )
+        # A copy: the file may go away under a mapped array.
+        leaves = {name: np.array(x, np.float32) for name, x in arrays.items()}
     return unflatten_dict(leaves, sep="/")
 
 
 def check_unseen(
-    place: pathlib.Path, nets: Nets, group: str, *, is_start: bool = False
+    place: Place, nets: Nets, group: str, *, is_start: bool = False
 ) -> None:
     """Refuses parameters made for other networks of the same shapes.
 
@@ -214,7 +222,7 @@ def check_unseen(
 
 
 def save(
-    directory: pathlib.Path,
+    directory: Place,
     config: Mapping[str, Any],
     groups: Mapping[str, Callable[[], Params]],
     vocabulary: Vocabulary | None,
@@ -229,6 +237,11 @@ def save(
     Raises:
         UserError: where there is something in the directory already.
     """
+    if is_remote(directory):
+        raise UserError(
+            f"{directory} is remote; write to a local directory, then copy it there: "
+            "gcloud storage cp --recursive"
+        )
     directory = directory.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(

@@ -1,7 +1,6 @@
 """Training all the stages of a config in one workdir, and the summary at the end."""
 
 import json
-import pathlib
 import sys
 import textwrap
 from typing import Any
@@ -13,10 +12,11 @@ from ml_collections import ConfigDict
 from flowtok_jax import pictures
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.loader import open_source
-from flowtok_jax.errors import UserError
+from flowtok_jax.errors import StoreError, UserError
 from flowtok_jax.eval import runner
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.places import Place, reaching
 from flowtok_jax.processes import first_does, is_first
 from flowtok_jax.train import loop
 from flowtok_jax.train.sharding import make_mesh
@@ -48,7 +48,7 @@ def _inline(value: Any) -> str:
     return ", ".join(parts)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+def train(config: ConfigDict, workdir: Place) -> None:
     """Trains every stage of the config that is not finished, then sums up."""
     for stage in config.stages:
         if stage not in TASKS:
@@ -70,11 +70,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     _summarize(config, workdir, summary)
 
 
-def _open(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _open(config: ConfigDict, workdir: Place) -> None:
     """Makes the workdir this config's, and says so where it is new."""
     known_workdir = (workdir / CONFIG).is_file()
-    open_workdir(workdir, config)
-    (workdir / PREEMPTED).unlink(missing_ok=True)
+    try:
+        with reaching(workdir):
+            open_workdir(workdir, config)
+            (workdir / PREEMPTED).unlink(missing_ok=True)
+    except StoreError as error:  # at the start it is a mistake, not bad luck
+        raise UserError(str(error)) from error
     if not known_workdir:
         for section, values in read_json(workdir / CONFIG).items():
             sys.stdout.write(
@@ -91,7 +95,7 @@ def _check_stage(config: ConfigDict, stage: str) -> None:
 
 
 def _train_stage(
-    config: ConfigDict, stage: str, workdir: pathlib.Path, vocabulary: Vocabulary
+    config: ConfigDict, stage: str, workdir: Place, vocabulary: Vocabulary
 ) -> loop.Result:
     result = loop.finished(config, stage, workdir)
     if result is not None:
@@ -115,7 +119,7 @@ def _train_stage(
         raise
 
 
-def _summarize(config: ConfigDict, workdir: pathlib.Path, summary: dict) -> None:
+def _summarize(config: ConfigDict, workdir: Place, summary: dict) -> None:
     """Writes summary.json and the pictures, unless those of these weights are there."""
     path = workdir / SUMMARY
     stored = read_json(path) if path.is_file() else {}
@@ -148,7 +152,7 @@ def _short(value: str | float | dict) -> str:
     return value[:12] if isinstance(value, str) else f"{value:.1f}"
 
 
-def _show(summary: dict, workdir: pathlib.Path) -> None:
+def _show(summary: dict, workdir: Place) -> None:
     """The summary as a table."""
     table = rich.table.Table(title=str(workdir / SUMMARY))
     table.add_column("measure")

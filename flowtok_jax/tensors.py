@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 
 from flowtok_jax.errors import UserError
+from flowtok_jax.places import Place
 
 Shape = tuple[int, ...]
 # Names of the format's types; numpy has no bfloat16 of its own.
@@ -26,7 +27,7 @@ DTYPES = {
 }
 
 
-def check_file(path: pathlib.Path) -> None:
+def check_file(path: Place) -> None:
     """Refuses what is no file of weights at all, whatever its name.
 
     Raises:

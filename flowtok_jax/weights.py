@@ -5,7 +5,6 @@ CHECKPOINTS/GROUP/STEP, or a directory of pretrained weights.
 import contextlib
 import functools
 import logging
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -18,13 +17,14 @@ from flowtok_jax import pretrained
 from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import replicated
 from flowtok_jax.models.build import GROUPS, Nets, abstract_group, init_group
+from flowtok_jax.places import Place, absolute, to_place
 from flowtok_jax.shapes import Params
 from flowtok_jax.tensors import check_shapes
 
 CHECKPOINTS = "checkpoints"
 
 
-def steps_of(workdir: pathlib.Path, group: str) -> list[int]:
+def steps_of(workdir: Place, group: str) -> list[int]:
     """The finished checkpoints of a group, oldest first."""
     folder = workdir / CHECKPOINTS / group
     if not folder.is_dir():
@@ -32,7 +32,7 @@ def steps_of(workdir: pathlib.Path, group: str) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder))
 
 
-def groups_of(place: pathlib.Path) -> list[str]:
+def groups_of(place: Place) -> list[str]:
     """The groups that a place has parameters of."""
     if pretrained.is_pretrained(place):
         return pretrained.read_groups(place)
@@ -40,7 +40,7 @@ def groups_of(place: pathlib.Path) -> list[str]:
 
 
 def read_group(
-    place: pathlib.Path, nets: Nets, group: str, *, is_start: bool = False
+    place: Place, nets: Nets, group: str, *, is_start: bool = False
 ) -> Params:
     """A group's parameters in this machine's memory, of a run the newest EMA ones.
 
@@ -59,12 +59,12 @@ def read_group(
     return _restore(place / CHECKPOINTS / group / str(step) / "ema", nets, group)
 
 
-def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
+def _restore(path: Place, nets: Nets, group: str) -> Params:
     wanted = abstract_group(nets, group)
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
     with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         try:
-            stored = checkpointer.metadata(path.resolve()).item_metadata.tree
+            stored = checkpointer.metadata(absolute(path)).item_metadata.tree
         except AttributeError as error:
             reason = ValueError("its metadata cannot be read")
             raise _damaged(path, reason) from error
@@ -76,12 +76,12 @@ def _restore(path: pathlib.Path, nets: Nets, group: str) -> Params:
         )
         check_shapes(f"{path} does not fit the config", got, wanted)
         try:
-            return checkpointer.restore(path.resolve(), target)
+            return checkpointer.restore(absolute(path), target)
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+def _damaged(path: Place, error: Exception) -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
     return UserError(
         f"{path} is damaged ({reason}); move {path.parent} away to use the checkpoint "
@@ -101,13 +101,13 @@ def _quiet_orbax() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _init_from(config: ConfigDict) -> pathlib.Path | None:
+def _init_from(config: ConfigDict) -> Place | None:
     """The place that `init_from` names.
 
     Raises:
         UserError: where it names one that is not there.
     """
-    place = pathlib.Path(config.init_from) if config.init_from else None
+    place = to_place(config.init_from) if config.init_from else None
     if place is not None and not place.is_dir():
         raise UserError(
             f"init_from = {place} does not exist; wanted the workdir of a run, or a "
@@ -116,9 +116,7 @@ def _init_from(config: ConfigDict) -> pathlib.Path | None:
     return place
 
 
-def load_group(
-    group: str, nets: Nets, config: ConfigDict, workdir: pathlib.Path
-) -> Params:
+def load_group(group: str, nets: Nets, config: ConfigDict, workdir: Place) -> Params:
     """A group's parameters: of this workdir, else of `init_from`.
 
     Raises:
@@ -151,7 +149,7 @@ def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
     return read_group(place, nets, group, is_start=True)
 
 
-def store_random_clip(config: ConfigDict, nets: Nets, workdir: pathlib.Path) -> None:
+def store_random_clip(config: ConfigDict, nets: Nets, workdir: Place) -> None:
     """Stores the never-trained text tower of a config that wants one.
 
     Stored, not drawn again, so that weights trained on its features keep it; for the
@@ -166,6 +164,6 @@ def store_random_clip(config: ConfigDict, nets: Nets, workdir: pathlib.Path) -> 
     init = functools.partial(init_group, nets, "clip")
     init = jax.jit(init, out_shardings=everywhere)
     params = init(jax.random.key(config.text.seed))
-    folder = (workdir / CHECKPOINTS / "clip").resolve()
+    folder = absolute(workdir / CHECKPOINTS / "clip")
     with ocp.CheckpointManager(folder) as manager:
         manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))

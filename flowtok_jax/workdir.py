@@ -3,7 +3,6 @@ samples/, summary.json. Files appear whole or not at all.
 """
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from flowtok_jax.data import captions
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.errors import UserError
+from flowtok_jax.places import Place, to_place, write_bytes
 
 CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
@@ -35,23 +35,19 @@ FREE = (
     "data.max_rejected",
     "train.num_steps",
     "train.max_skipped_in_a_row",
+    # These change rounding only, and what fits on other hardware.
+    "train.accumulate",
+    "train.steps_per_call",
+    "compute.remat",
 )
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file under a passing name and moves it to its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: Place) -> Any:
     """The value of a JSON file."""
     return json.loads(path.read_text())
 
@@ -110,7 +106,7 @@ def config_from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text)))
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
+def read_config(workdir: Place) -> ConfigDict:
     """The config that a run stored.
 
     Raises:
@@ -140,7 +136,7 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE)
 
 
-def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
+def open_workdir(workdir: Place, config: ConfigDict) -> Vocabulary:
     """Stores the config, or checks that the stored one is the same; the vocabulary.
 
     Raises:
@@ -170,20 +166,21 @@ def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
     return vocabulary
 
 
-def old_stages(workdir: pathlib.Path, stages: list[str]) -> list[str]:
+def old_stages(workdir: Place, stages: list[str]) -> list[str]:
     """The stages stored already, then those of this run that are new."""
     stored = read_json(workdir / CONFIG)["stages"]
     return stored + [s for s in stages if s not in stored]
 
 
-def open_vocabulary(workdir: pathlib.Path, config: ConfigDict) -> Vocabulary:
+def open_vocabulary(workdir: Place, config: ConfigDict) -> Vocabulary:
     """The workdir's own vocabulary; else that of `init_from`, whose weights know no
     other, or the one that the config names, stored there.
     """
-    own, start = workdir / captions.FILE, pathlib.Path(config.init_from, captions.FILE)
+    own = workdir / captions.FILE
     if own.is_file():
         return Vocabulary.load(str(own), config.latent.tokens)
-    if config.init_from and start.is_file():
+    start = to_place(config.init_from) / captions.FILE if config.init_from else None
+    if start is not None and start.is_file():
         vocabulary = Vocabulary.load(str(start), config.latent.tokens)
     else:
         vocabulary = make_vocabulary(config)

@@ -9,7 +9,7 @@ PACKAGE = "flowtok_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
 LEVELS = (
     ("shapes", "errors"),
-    ("processes", "mesh"),
+    ("processes", "mesh", "places"),
     ("models", "flow", "data"),
     ("workdir", "pictures", "tensors", "programs", "collectives", "topologies"),
     ("pretrained",),

@@ -270,15 +270,55 @@ def test_help_lists_the_flags(cli):
     assert "--prompts_file" in outcome.stdout
 
 
-def test_an_override_without_its_config_says_what_is_missing(cli, demo):
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("scales=3", ["config.sample.scales", "no such key", "num_steps"]),
+        ("num_steps=x", ["config.sample.num_steps", "x"]),
+        ("solver=magic", ["sample.solver", "'magic'", "heun"]),
+    ],
+)
+def test_a_change_of_the_stored_config_that_cannot_be_is_named(
+    cli, demo, change, named
+):
     outcome = cli(
         "--mode=sample",
         f"--checkpoint={demo.workdir}",
         f"--prompts={SCENE}",
-        "--config.sample.scale=3",
+        f"--config.sample.{change}",
     )
     assert outcome.status == 2
-    assert "--config.sample.scale needs a --config=FILE" in outcome.complaint
+    for part in named:
+        assert part in outcome.complaint
+
+
+def test_the_stored_config_is_changed_by_flags(cli, demo, tmp_path):
+    def draw(name, *changes):
+        arguments = [f"--checkpoint={demo.workdir}", f"--workdir={tmp_path / name}"]
+        outcome = cli("--mode=sample", *arguments, f"--prompts={SCENE}", *changes)
+        assert outcome.status == 0
+        return (tmp_path / name / "samples" / "grid.png").read_bytes()
+
+    plain = draw("plain")
+    assert draw("same", "--config.sample.num_steps=2") == plain
+    assert draw("other", "--config.sample.source=mean") != plain
+
+
+def test_a_change_of_no_config_says_what_is_missing(cli):
+    outcome = cli("--mode=sample", "--prompts=a", "--config.sample.scale=3")
+    assert outcome.status == 2
+    assert "--config.sample.scale changes no config" in outcome.complaint
+
+
+def test_a_config_is_found_behind_spaces_and_a_prompt_that_looks_like_one_is_none(
+    cli, tmp_path
+):
+    config = tmp_path / "a b" / "my demo.py"
+    config.parent.mkdir()
+    shutil.copy(run.CONFIG, config)
+    for arguments in ([f"--config={config}"], ["--config", str(config)]):
+        outcome = cli(*arguments, "--prompts=a --config=nowhere.py:x b")
+        assert "no workdir named" in outcome.complaint
 
 
 def test_prompts_from_two_places_are_refused(cli, demo, tmp_path):

@@ -5,7 +5,6 @@ as in transformers. CLIP's vocabulary has a start token, a trained one has none.
 """
 
 import logging
-import pathlib
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from flowtok_jax.errors import UserError
+from flowtok_jax.places import Place, to_place, write_bytes
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 PAD_ID = 0
@@ -52,10 +52,10 @@ class Vocabulary:
         """From a file `vocabulary.json`, a directory with one or with CLIP's tokenizer
         files, or a hub id.
         """
-        path = pathlib.Path(source)
+        path = to_place(source)
         file = path / FILE if path.is_dir() else path
         if file.is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(file)), context)
+            return cls(tokenizers.Tokenizer.from_buffer(file.read_bytes()), context)
         import transformers  # slow to import, and needed only here
 
         try:
@@ -67,12 +67,9 @@ class Vocabulary:
             ) from error
         return cls(clip.backend_tokenizer, context)
 
-    def save(self, directory: pathlib.Path) -> None:
+    def save(self, directory: Place) -> None:
         """Writes `vocabulary.json`, whole or not at all."""
-        directory.mkdir(parents=True, exist_ok=True)
-        part = directory / f"{FILE}.part"
-        self.tokenizer.save(str(part))
-        part.replace(directory / FILE)
+        write_bytes(directory / FILE, self.tokenizer.to_str(pretty=True).encode())
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import os
-import pathlib
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,11 +21,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flowtok_jax import processes
-from flowtok_jax.errors import UserError, WriteError
+from flowtok_jax.errors import StoreError, UserError, WriteError
+from flowtok_jax.places import Place, absolute, is_remote, reaching
 from flowtok_jax.train.state import TrainState, checksums
 from flowtok_jax.weights import CHECKPOINTS
+from flowtok_jax.workdir import write_json
 
 DAMAGED = "damaged"
+# What TensorStore says of a store that it cannot reach, which is no damage.
+OUTAGE = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED"
 
 
 @contextlib.contextmanager
@@ -54,11 +58,9 @@ class Checkpoints:
         keep_every: those of multiples of this step stay too; 0 for none.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, stage: str, *, keep: int, keep_every: int = 0
-    ):
+    def __init__(self, workdir: Place, stage: str, *, keep: int, keep_every: int = 0):
         self._workdir, self._stage = workdir, stage
-        self._folder = (workdir / CHECKPOINTS / stage).resolve()
+        self._folder = absolute(workdir / CHECKPOINTS / stage)
         if processes.is_first():
             self._report_half_written()
         policies = [checkpoint_managers.LatestN(keep)]
@@ -68,7 +70,8 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with reaching(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -78,15 +81,18 @@ class Checkpoints:
             self._manager.close()
 
     def _report_half_written(self) -> None:
-        if self._folder.is_dir():
-            for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if path.is_dir() and not ocp.utils.is_checkpoint_finalized(path):
                 logging.warning("%s was never finished; it is removed", path)
 
     @contextlib.contextmanager
     def _complaining(self) -> Iterator[None]:
         """Turns a failure to write, of this save or of the one before, into a line."""
         try:
-            yield
+            with reaching(self._folder):
+                yield
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             whole = sorted(ocp.utils.checkpoint_steps(self._folder))
             rest = f"that of step {whole[-1]} is whole" if whole else "there is none"
@@ -140,6 +146,8 @@ class Checkpoints:
             try:
                 found = self._restore(step, abstract)
             except Exception as error:  # what a damaged file raises is anybody's guess
+                if is_remote(self._folder) and re.search(OUTAGE, str(error)):
+                    raise StoreError(f"{self._folder}: {_reason(error)}") from error
                 damaged[step] = _reason(error)
                 logging.warning("checkpoint %s: %s", self._folder / str(step), error)
                 continue
@@ -173,7 +181,8 @@ class Checkpoints:
         def move():
             for step in damaged:
                 place = self._workdir / DAMAGED / self._stage / str(step)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                # Says why; and a store has a directory only where there is a file.
+                write_json(place.with_name(f"{step}.json"), {"damage": damaged[step]})
                 (self._folder / str(step)).rename(place)
                 logging.warning(
                     "checkpoint of %s step %d is damaged, moved to %s; the one before "

@@ -1,7 +1,6 @@
 """The one training loop: shapes, shardings, restore or start, then step by step."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import from_local_rows, in_mesh, local_rows, put, replicated
 from flowtok_jax.models.build import Nets, init_group
+from flowtok_jax.places import Place
 from flowtok_jax.processes import Preemption, is_first
 from flowtok_jax.shapes import Params
 from flowtok_jax.train import sharding
@@ -162,7 +162,7 @@ def _stack(
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
 
 
-def finished(config: ConfigDict, task: str, workdir: pathlib.Path) -> Result | None:
+def finished(config: ConfigDict, task: str, workdir: Place) -> Result | None:
     """The result of a stage that has nothing left to train; None for another."""
     if max(steps_of(workdir, task), default=-1) < config.train.num_steps:
         return None
@@ -177,7 +177,7 @@ def _result(meta: dict[str, Any]) -> Result:
     return Result(meta["seconds"], meta["params_sha256"], meta["rejected"])
 
 
-def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkpoints:
+def _checkpoints(config: ConfigDict, task: str, workdir: Place) -> Checkpoints:
     keep, every = config.checkpoint.keep, config.checkpoint.keep_every
     return Checkpoints(workdir, task, keep=keep, keep_every=every)
 
@@ -185,7 +185,7 @@ def _checkpoints(config: ConfigDict, task: str, workdir: pathlib.Path) -> Checkp
 def train(
     config: ConfigDict,
     task: str,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     nets: Nets,
     frozen: Params,
@@ -274,6 +274,7 @@ def _run_steps(
             if done:
                 meta["params_sha256"] = params_sha256(state.params)
                 meta["rejected"] = report.rejected()
+            report.store()
             checkpoints.save(state, meta, step * config.train.batch_size)
         if done:
             return _result(meta)

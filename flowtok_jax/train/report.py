@@ -69,6 +69,10 @@ class Report:
         """Speed is counted from here: what came before was no training."""
         self._last = (step, time.monotonic())
 
+    def store(self) -> None:
+        """Makes what was noted so far outlast this machine, before a checkpoint."""
+        self._metrics.store()
+
     def values(self, step: int, scalars: dict, pictures: dict) -> None:
         """Notes what an evaluation found."""
         self._metrics.scalars(step, scalars)

@@ -12,6 +12,7 @@ from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
+from flowtok_jax.train.metrics import Metrics
 from flowtok_jax.train.state import params_sha256
 from flowtok_jax.weights import load_group, steps_of
 from flowtok_jax.workdir import for_stage, open_vocabulary, read_config
@@ -159,10 +160,12 @@ def test_the_line_of_a_saved_step_is_written_before_it_is_saved(
     def save(*arguments):
         raise KilledError
 
+    stored = []
+    monkeypatch.setattr(Metrics, "store", lambda _: stored.extend(losses(tmp_path)))
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(KilledError):
         train(tmp_path)
-    assert list(losses(tmp_path)) == [2]
+    assert list(losses(tmp_path)) == stored == [2]
 
 
 def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, config):
