@@ -96,14 +96,10 @@ def plan_run(
         return make(params)
 
     frozen_places = sharding.shardings(mesh, frozen)
+    options = {"parts": config.train.accumulate, **config.loss[task]}
     step = functools.partial(
         train_steps,
-        loss=functools.partial(
-            TASKS[task].loss,
-            nets=nets,
-            parts=config.train.accumulate,
-            **config.loss[task],
-        ),
+        loss=functools.partial(TASKS[task].loss, nets=nets, **options),
         optimizer=optimizer,
         ema_decay=config.train.ema_decay,
     )
@@ -220,24 +216,13 @@ def train(
             Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
             Progress(task, start_step, config.train.num_steps, first) as progress,
         ):
+            so_far = {"seconds": meta["seconds"], "skipped": int(state.skipped)}
             report = Report(
-                config,
-                run.schedule,
-                metrics,
-                progress,
-                seconds=meta["seconds"],
-                skipped=int(state.skipped),
-                rejects=loader.rejects,
+                config, run.schedule, metrics, progress, loader.rejects, **so_far
             )
+            tools = {"checkpoints": checkpoints, "preemption": preemption}
             return _run_steps(
-                config,
-                run,
-                state,
-                report,
-                loader=loader,
-                checkpoints=checkpoints,
-                preemption=preemption,
-                evaluate=evaluate,
+                config, run, state, report, loader, evaluate=evaluate, **tools
             )
 
 
@@ -246,8 +231,8 @@ def _run_steps(
     run: Run,
     state: TrainState,
     report: Report,
-    *,
     loader: Loader,
+    *,
     checkpoints: Checkpoints,
     preemption: Preemption,
     evaluate: Evaluate,

@@ -25,9 +25,9 @@ class Report:
     """What the host says of the steps: it reads a call's scalars one call later.
 
     Args:
+        rejects: of this process's data.
         seconds: spent on the stage by earlier runs.
         skipped: steps that were skipped by them.
-        rejects: of this process's data.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Report:
         schedule: optax.Schedule,
         metrics: Metrics,
         progress: Progress,
+        rejects: RejectCounter,
         *,
         seconds: float,
         skipped: int,
-        rejects: RejectCounter,
     ):
         self._config, self._schedule = config, schedule
         self._metrics, self._progress = metrics, progress
