@@ -27,7 +27,6 @@ def make_config(size: str, stage: str) -> ConfigDict:
     config.dit = ConfigDict(dit.SIZES[size])
     config.compute.remat = "dense"  # recomputes hardly anything; xl and h say more
     config.data.train = f"latents:data/{STAGES[stage]}/*.tar"
-    config.data.eval = "latents:data/coco_val/*.tar"
     if stage == "512":
         config.tokenizer.image_size = 512
     return config

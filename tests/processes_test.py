@@ -108,6 +108,21 @@ def test_a_process_whose_cluster_does_not_come_says_what_to_start(tmp_path, inde
     assert not (tmp_path / "run").exists()
 
 
+def test_of_several_processes_each_look_has_the_next_number_and_yes_stays_yes(
+    monkeypatch,
+):
+    looks = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: looks.append(number) or number == 3,
+    )
+    preemption = processes.Preemption()
+    assert [preemption.look() for _ in range(5)] == [False, False, True, True, True]
+    assert looks == [1, 2, 3, 4, 5]
+
+
 def start_two(workdir, stage, *flags, grace=30, **overrides) -> subprocess.Popen:
     """Two processes of 4 devices that train a stage of the tiny demo."""
     arguments = [*run.command(workdir, stage, **overrides), *flags]

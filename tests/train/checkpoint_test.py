@@ -113,7 +113,8 @@ def without_meta(workdir):
 
 def other_weights(workdir):
     """Whole files, but not those that were saved with this meta."""
-    save(workdir / "other", 4)
+    if not (workdir / "other").exists():
+        save(workdir / "other", 4)
     ema = workdir / "checkpoints" / "t2i" / "3" / "ema"
     shutil.rmtree(ema)
     shutil.copytree(workdir / "other" / "checkpoints" / "t2i" / "4" / "ema", ema)
@@ -132,6 +133,20 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(tmp_path, caplog, damage
     assert (tmp_path / "damaged" / "t2i" / "3").is_dir()
     save(tmp_path, 3)  # its number is free again
     assert int(restore(tmp_path)[0].step) == 3
+    damage(tmp_path)  # and damaged again
+    assert int(restore(tmp_path)[0].step) == 2
+    assert (tmp_path / "damaged" / "t2i" / "3.1").is_dir()
+
+
+def test_what_is_no_damage_is_raised_and_moves_nothing(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise PermissionError("not yours")
+
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+    with pytest.raises(PermissionError):
+        restore(tmp_path)
+    assert steps_of(tmp_path, "t2i") == [1, 2]
 
 
 def test_where_all_are_damaged_nothing_is_moved_and_the_user_decides(tmp_path):

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,3 +33,20 @@ def test_kernels_are_split_by_rule_and_the_rest_is_whole():
     assert qkv == PartitionSpec(None, "fsdp", "tensor")
     assert places["norm"]["scale"] == PartitionSpec()
     assert places["fc1"]["kernel"] == PartitionSpec(None, "tensor")  # 7 % 4
+
+
+def device(number: int, slice_index: int) -> jax.Device:
+    """One of a slice, as `make_mesh` sees it."""
+    made = mock.NonCallableMagicMock(spec=jax.devices()[0])
+    made.configure_mock(id=number, slice_index=slice_index, device_kind="cpu")
+    made.configure_mock(platform="cpu", process_index=slice_index)
+    return made
+
+
+def test_copies_of_the_parameters_go_over_slices_and_parts_stay_within():
+    devices = [device(i, i // 4) for i in range(8)]
+    mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1, devices=devices)
+    slices = [[d.slice_index for d in row.flat] for row in mesh.devices]
+    assert slices == [[0] * 4, [1] * 4]
+    mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1, devices=devices)
+    assert len({d.id for d in mesh.devices.flat}) == 8
