@@ -3,6 +3,8 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
+        --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
 Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
@@ -26,15 +28,28 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import commands, compilation, processes, stages, topologies
+from flowtok_jax import (
+    commands,
+    compilation,
+    pretokenize,
+    processes,
+    stages,
+    topologies,
+)
 from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.places import is_remote, to_place
 from flowtok_jax.train.loop import PreemptedError
-from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
+from flowtok_jax.workdir import (
+    PREEMPTED,
+    SAMPLES,
+    adopt,
+    drop_overridden,
+    read_config,
+)
 
-MODES = ("train", "sample", "caption", "compile")
+MODES = ("train", "sample", "caption", "pretokenize", "compile")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
@@ -43,7 +58,8 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/.",
+    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/, "
+    "pretokenize its shards there.",
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -156,6 +172,21 @@ def _start_from_checkpoint(config: ConfigDict) -> None:
     config.init_from = CHECKPOINT.value
 
 
+def _adopt_stored(config: ConfigDict) -> None:
+    """Gives a config that wants it what is stored with the weights to use."""
+    place = CHECKPOINT.value or config.init_from
+    if not place and MODE.value in ("sample", "caption"):
+        place = WORKDIR.value
+    if not place:
+        raise UserError(
+            "this config starts from trained weights and takes their sizes; wanted "
+            "--checkpoint=DIR, a run's workdir (runs/demo) or a directory of "
+            "pretrained weights (weights/xl)"
+        )
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    adopt(config, to_place(place), overrides)
+
+
 def run(changes: list[str]) -> int:
     """Does what the flags say, and returns the exit status.
 
@@ -165,6 +196,8 @@ def run(changes: list[str]) -> int:
     config = CONFIG_FLAG.value
     if changes and MODE.value in ("sample", "caption"):
         config = _stored_config(changes)
+    elif config is not None and config.init_config:
+        _adopt_stored(config)
     if MODE.value == "sample":
         return _sample(config)
     if MODE.value == "caption":
@@ -186,6 +219,11 @@ def run(changes: list[str]) -> int:
     if not processes.is_first():
         logging.getLogger().setLevel(logging.WARNING)
     workdir = to_place(WORKDIR.value)
+    if MODE.value == "pretokenize":
+        result = pretokenize.pretokenize(config, workdir)
+        if processes.is_first():
+            _say(json.dumps(result))
+        return 0
     try:
         stages.train(config, workdir)
     except PreemptedError as error:
