@@ -42,7 +42,7 @@ from flowtok_jax.shard_folder import REPORT, Done, claim, finish, read_done, wri
 from flowtok_jax.train.progress import LINE_SECONDS
 from flowtok_jax.train.sharding import make_mesh
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights import read_group
+from flowtok_jax.weights import groups_of, read_group
 from flowtok_jax.workdir import read_json
 
 Pixels = UInt8[np.ndarray, "s s 3"]
@@ -131,6 +131,11 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
         raise UserError(
             f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
             "of pretrained weights"
+        )
+    if "tokenizer" not in groups_of(place):
+        raise UserError(
+            f"no weights of the tokenizer in {place}; wanted --checkpoint=DIR where it "
+            "was trained"
         )
     return read_group(place, nets, "tokenizer")
 

@@ -16,7 +16,7 @@ from flowtok_jax.places import Place, to_place, write_bytes
 
 CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
 # What belongs to weights: the networks' sizes, what they learnt, how to sample.
-OF_WEIGHTS = ("latent", "clip", "tokenizer", "projector", "align_head", "dit")
+OF_WEIGHTS = ("latent", "clip", "text", "tokenizer", "projector", "align_head", "dit")
 OF_WEIGHTS += ("text_decoder", "loss", "sample", "caption")
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
 
