@@ -40,14 +40,9 @@ from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.places import is_remote, to_place
+from flowtok_jax.pretrained import adopt
 from flowtok_jax.train.loop import PreemptedError
-from flowtok_jax.workdir import (
-    PREEMPTED,
-    SAMPLES,
-    adopt,
-    drop_overridden,
-    read_config,
-)
+from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
 MODES = ("train", "sample", "caption", "pretokenize", "compile")
 

@@ -15,9 +15,6 @@ from flowtok_jax.errors import UserError
 from flowtok_jax.places import Place, to_place, write_bytes
 
 CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
-# What belongs to weights: the networks' sizes, what they learnt, how to sample.
-OF_WEIGHTS = ("latent", "clip", "text", "tokenizer", "projector", "align_head", "dit")
-OF_WEIGHTS += ("text_decoder", "loss", "sample", "caption")
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
 
 # What may differ between runs in one workdir: it changes no trained weight, or extends
@@ -75,29 +72,6 @@ def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
         with resolved.unlocked():
             resolved.update(config.per_stage[stage])
     return resolved
-
-
-def adopt(config: ConfigDict, place: Place, overrides: Mapping[str, Any]) -> None:
-    """Takes from the config stored with weights the sections that belong to them.
-
-    Args:
-        overrides: keys given on the command line, which win.
-
-    Raises:
-        UserError: where the place has no config, or one of another version.
-    """
-    stored, (stage, *_) = read_config(place), config.stages
-    try:
-        if "per_stage" in stored and stage in stored.per_stage:
-            stored = for_stage(stored, stage)
-        for section in OF_WEIGHTS:
-            if section in stored:
-                config[section].update(stored[section])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{place / CONFIG} is not that of this version's networks: {error}"
-        ) from error
-    config.update_from_flattened_dict(overrides)
 
 
 def drop_overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
