@@ -7,15 +7,20 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from configs import finetune
 from flowtok_jax.data import shards
+from flowtok_jax.data.folder import make_folder
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.errors import UserError
-from flowtok_jax.pretokenize import pretokenize
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.pretokenize import Run, pretokenize
+from flowtok_jax.pretrained import adopt
+from flowtok_jax.weights import read_group
 from tests import run
 from tests.data import made
 
@@ -273,6 +278,24 @@ def test_remote_shards_are_refused(photos):
     config = finetune.get_config()
     with pytest.raises(UserError, match="written to local disks"):
         pretokenize(config, epath.Path("gs://bucket/out"))
+
+
+def test_a_process_writes_its_share_of_the_shards(
+    demo, photos, whole, tmp_path, monkeypatch
+):
+    config = finetune.get_config()
+    adopt(config, demo.workdir, {"compute.dtype": "float32", **SIZES})
+    nets = make_nets(config)
+    params = read_group(demo.workdir, nets, "tokenizer")
+    records = make_folder(str(photos))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):
+        monkeypatch.setattr(jax, "process_index", lambda i=index: i)
+        encoded, _ = Run(config, tmp_path, records).write(nets, params)
+        assert encoded == count
+        names = {f"{NAMES[i]}.arrayrecord" for i in wanted}
+        assert {path.name for path in tmp_path.glob("data-*")} == names
+    assert digests(tmp_path) == digests(whole)
 
 
 def test_killed_again_and_again_it_comes_to_the_same_bytes(
