@@ -70,9 +70,10 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
     made = describe(config, len(records), params_sha256(params))
     processes.first_does(lambda: claim(folder, made))
     run = Run(config, folder, records)
-    encoded, seconds = run.write(nets, params)
+    encoded, started = run.write(nets, params)
     # All wait here for the slowest.
     (encoded,) = processes.total(np.array([encoded])).tolist()
+    seconds = time.monotonic() - started
     processes.first_does(lambda: finish(folder, config.data.train, run.count))
     if not processes.is_first():
         return {}
@@ -100,6 +101,10 @@ def _check(config: ConfigDict, out: Place) -> None:
     for name, value in (sizes, ("batch_size", config.pretokenize.batch_size)):
         if value < 1:
             raise UserError(f"pretokenize.{name} is {value}; wanted at least 1")
+    if config.data.transform.crop != "center" or config.data.transform.flip:
+        logging.warning(
+            "data.transform.crop and flip play no part: what is stored is of the centre"
+        )
 
 
 def _open(config: ConfigDict) -> Records:
@@ -182,7 +187,7 @@ class Run:
         self._rejects = RejectCounter(config.data.max_rejected, known=0)
 
     def write(self, nets: Nets, params: Params) -> tuple[int, float]:
-        """Writes the shards that are missing; images encoded, and seconds of that."""
+        """Writes the shards that are missing; images encoded, and when that began."""
         mine = range(jax.process_index(), self.count, jax.process_count())
         missing, there = [], 0
         for number in mine:
@@ -193,7 +198,7 @@ class Run:
                 there += len(self._range(number))
                 self._rejects.add(done.rejected, done.records)
         if not missing:
-            return 0, 0.0
+            return 0, time.monotonic()
         encode = Encode(nets, params, self._config.pretokenize.batch_size)
         begun, encoded = time.monotonic(), 0
         total = sum(len(self._range(number)) for number in mine)
@@ -204,7 +209,7 @@ class Run:
             found = progress.watch(self._read(pool, missing, encode.batch_size))
             for number, group in itertools.groupby(found, key=lambda pair: pair[0]):
                 encoded += self._write_shard(number, (x for _, x in group), encode)
-        return encoded, time.monotonic() - begun
+        return encoded, begun
 
     def _range(self, number: int) -> range:
         """The records of a shard."""

@@ -72,12 +72,18 @@ def whole(demo, photos, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("kind", ["arrayrecord", "tar"])
+@pytest.mark.parametrize(
+    ("kind", "transform"),
+    [("arrayrecord", {}), ("tar", {"crop": "random", "flip": True})],
+)
 def test_moments_are_those_of_the_pipeline_for_the_same_pixels(
-    cli, demo, flowtok, photos, tmp_path, kind
+    cli, demo, flowtok, photos, tmp_path, kind, transform
 ):
     out, spec = tmp_path / "out", f"folder:{photos}"
-    outcome = cli(*command(demo, spec, out, **{"pretokenize.format": kind}))
+    overrides = {f"data.transform.{key}": value for key, value in transform.items()}
+    overrides |= {"pretokenize.format": kind}
+    outcome = cli(*command(demo, spec, out, **overrides))
+    assert ("crop and flip play no part" in outcome.stderr) == bool(transform)
     said = last_line(outcome)
     assert said.pop("seconds") > 0
     assert said.pop("images_per_sec") > 0
