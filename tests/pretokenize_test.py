@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -218,6 +218,14 @@ def test_too_much_that_is_broken_stops_it(cli, demo, tmp_path):
     assert last_line(outcome)["rejected"] == {"empty_caption": 40}
 
 
+def test_how_far_it_is_is_said_now_and_then(cli, demo, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowtok_jax.pretokenize.LINE_SECONDS", -1.0)
+    outcome = cli(*command(demo, f"folder:{photos}", tmp_path / "out"))
+    lines = [x for x in outcome.stderr.splitlines() if x.startswith("pretokenize ")]
+    assert len(lines) == COUNT
+    assert re.fullmatch(r"pretokenize 70/70, \d+ images/s", lines[-1])
+
+
 def test_several_sources_come_one_after_the_other(cli, demo, photos, tmp_path):
     other = made.write_folder(tmp_path / "other", 5)
     for path in other.glob("*.txt"):
@@ -304,21 +312,27 @@ def test_a_process_writes_its_share_of_the_shards(
     assert digests(tmp_path) == digests(whole)
 
 
-def test_killed_again_and_again_it_comes_to_the_same_bytes(
-    demo, photos, whole, tmp_path
-):
-    out, small = tmp_path / "out", {"data.threads": 1, "data.prefetch": 1}
-    arguments = command(demo, f"folder:{photos}", out, **small)
-    for count in (1, 2):
-        process = run.start(arguments)
-        run.wait_for(process, lambda c=count: len(list(out.glob("data-*"))) >= c)
+def test_killed_in_two_places_it_comes_to_the_same_bytes(cli, demo, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "set")
+    out, spec = tmp_path / "out", f"folder:{folder}"
+    arguments = command(demo, spec, out, **{"data.threads": 1, "data.prefetch": 1})
+    for shard, stop in ((0, 35), (1, 65)):
+        image = folder / f"{stop:04d}.png"
+        data = image.read_bytes()
+        image.unlink()
+        os.mkfifo(image)  # whoever reads it waits
+        process = run.start(arguments, JAX_NUM_CPU_DEVICES="1")
+        run.wait_for(process, lambda n=shard: (out / f"done/{n:05d}.json").is_file())
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
-    process = run.start(arguments)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert digests(out) == digests(whole)
+        image.unlink()
+        image.write_bytes(data)
+        assert sorted(digests(out)) == [f"{n}.arrayrecord" for n in NAMES[: shard + 1]]
+    first = (out / f"{NAMES[0]}.arrayrecord").stat().st_mtime_ns
+    last_line(cli(*arguments))
+    assert (out / f"{NAMES[0]}.arrayrecord").stat().st_mtime_ns == first
+    last_line(cli(*command(demo, spec, tmp_path / "whole")))
+    assert digests(out) == digests(tmp_path / "whole")
 
 
 def test_two_processes_write_the_bytes_of_one(demo, photos, whole, tmp_path):
