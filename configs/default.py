@@ -82,10 +82,12 @@ def get_config() -> ConfigDict:
             # residual  what is added to the residual stream
             # full      the blocks' inputs only: a third more work
             "remat": "none",
-            "attention": "xla",  # or cudnn
+            "attention": "xla",  # what computes it; or cudnn, on GPUs, at even lengths
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the rest
+    # The grid of devices: copies of the parameters, parts of them, parts of a layer;
+    # one may be -1, the rest. Rows of a batch are split over data * fsdp.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.train = ConfigDict(
         {

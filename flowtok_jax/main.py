@@ -22,9 +22,11 @@ import os
 import pathlib
 import runpy
 import sys
+import traceback
 import warnings
 from typing import NoReturn
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -223,8 +225,8 @@ def run(changes: list[str]) -> int:
         stages.train(config, workdir)
     except PreemptedError as error:
         logging.warning(
-            "asked to end: saved at step %d (%s); the same command goes on",
-            error.args[0],
+            "asked to end: %s saved at step %d (%s); the same command goes on",
+            *error.args,
             workdir / PREEMPTED,
         )
     return 0
@@ -350,6 +352,14 @@ def _end_at_once(text: str, status: int = 2) -> NoReturn:
     os._exit(status)
 
 
+def _raise_alone() -> NoReturn:
+    """Raises the bug again; one process of several ends at once, as do the others."""
+    if jax.distributed.is_initialized():
+        traceback.print_exc()
+        _end_at_once("this process failed; the others end within a minute", 1)
+    raise  # noqa: PLE0704 - called while an exception is handled
+
+
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; a user's mistake ends in one line."""
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
@@ -364,15 +374,19 @@ def main(argv: list[str]) -> int:
     except WriteError as error:
         _end_at_once(str(error))
     except UserError as error:
+        if jax.distributed.is_initialized():  # at exit JAX would wait for the others
+            _end_at_once(str(error))
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _end_at_once(f"{error}; make room, and the same command goes on")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _end_at_once(f"{error}; make room, and the same command goes on")
+        _raise_alone()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         return 130
+    except Exception:
+        _raise_alone()
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ def to_place(path: str | Place) -> Place:
         place.exists()
     except ImportError as error:
         raise UserError(
-            f"{text} needs gcsfs, which is not installed; run "
-            "`pip install -r requirements-tpu.txt`"
+            f"{text} needs gcsfs, which is not installed; run `pip install gcsfs`"
         ) from error
     except Exception as error:  # gcsfs, google.auth and aiohttp share no class
         raise UserError(_complaint(place, error)) from error

@@ -87,7 +87,7 @@ def start(
 
     Raises:
         UserError: for arguments that do not fit together. Where the others do not come
-            the process ends with a line of its own and status 2.
+            the process ends with a line of its own and status 1.
     """
     environ = os.environ
     if coordinator:
@@ -190,12 +190,13 @@ def total(values: np.ndarray) -> np.ndarray:
 class Preemption:
     """Whether the run was asked to end (SIGTERM), the same answer in all processes.
 
-    A context manager. Among several processes it is JAX that listens: one of them is
-    enough, and all end after the same step.
+    A context manager, one for a whole run. Among several processes it is JAX that
+    listens: one of them is enough, and all end after the same look.
     """
 
     def __init__(self):
-        self._asked = False
+        self.noted = False  # by the last look, where there are several processes
+        self._looks = 0
         self._before = None
 
     def __enter__(self) -> "Preemption":
@@ -209,15 +210,12 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_) -> None:
-        self._asked = True
+        self.noted = True
 
-    def asked(self, before: int, step: int) -> bool:
-        """Whether to end after this step, the next looked at after step `before`."""
-        if jax.process_count() == 1:
-            return self._asked
-        # JAX names a step that may lie between two that are looked at.
-        reached = [
-            multihost_utils.reached_preemption_sync_point(s)
-            for s in range(before + 1, step + 1)
-        ]
-        return any(reached)
+    def look(self) -> bool:
+        """Whether to end now; every process has to look as often as the others."""
+        if jax.process_count() > 1:
+            self._looks += 1  # JAX wants numbers that rise by one, whatever the step
+            reached = multihost_utils.reached_preemption_sync_point(self._looks)
+            self.noted = self.noted or reached
+        return self.noted

@@ -17,7 +17,7 @@ from flowtok_jax.eval import runner
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.places import Place, reaching
-from flowtok_jax.processes import first_does, is_first
+from flowtok_jax.processes import Preemption, first_does, is_first
 from flowtok_jax.train import loop
 from flowtok_jax.train.sharding import make_mesh
 from flowtok_jax.train.steps import TASKS
@@ -57,11 +57,18 @@ def train(config: ConfigDict, workdir: Place) -> None:
     first_does(lambda: _open(config, workdir))
     vocabulary = open_vocabulary(workdir, config)
     store_random_clip(config, make_nets(config), workdir)
-    results = {}
-    for stage in config.stages:
-        results[stage] = _train_stage(
-            for_stage(config, stage), stage, workdir, vocabulary
-        )
+    try:
+        with Preemption() as preemption:
+            results = {
+                stage: _train_stage(
+                    for_stage(config, stage), stage, workdir, vocabulary, preemption
+                )
+                for stage in config.stages
+            }
+    except loop.PreemptedError as error:
+        where = dict(zip(("stage", "step"), error.args, strict=True))
+        first_does(lambda: write_json(workdir / PREEMPTED, where))
+        raise
     summary = {
         "seconds": {s: round(r.seconds, 1) for s, r in results.items()},
         "params_sha256": {s: r.sha256 for s, r in results.items()},
@@ -95,28 +102,30 @@ def _check_stage(config: ConfigDict, stage: str) -> None:
 
 
 def _train_stage(
-    config: ConfigDict, stage: str, workdir: Place, vocabulary: Vocabulary
+    config: ConfigDict,
+    stage: str,
+    workdir: Place,
+    vocabulary: Vocabulary,
+    preemption: Preemption,
 ) -> loop.Result:
     result = loop.finished(config, stage, workdir)
     if result is not None:
         return result
+    if preemption.noted:  # while the stage before was at its end
+        raise loop.PreemptedError(stage, 0)
     nets, mesh = make_nets(config), make_mesh(**config.mesh)
     frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
-    try:
-        return loop.train(
-            config,
-            stage,
-            workdir,
-            nets=nets,
-            frozen=frozen,
-            vocabulary=vocabulary,
-            evaluate=runner.make_preview(config, stage, vocabulary, mesh),
-            load_start=lambda: load_start(stage, nets, config),
-        )
-    except loop.PreemptedError as error:
-        where = {"stage": stage, "step": error.args[0]}
-        first_does(lambda: write_json(workdir / PREEMPTED, where))
-        raise
+    return loop.train(
+        config,
+        stage,
+        workdir,
+        nets=nets,
+        frozen=frozen,
+        vocabulary=vocabulary,
+        evaluate=runner.make_preview(config, stage, vocabulary, mesh),
+        preemption=preemption,
+        load_start=lambda: load_start(stage, nets, config),
+    )
 
 
 def _summarize(config: ConfigDict, workdir: Place, summary: dict) -> None:

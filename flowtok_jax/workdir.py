@@ -37,7 +37,8 @@ FREE = (
     "data.max_rejected",
     "train.num_steps",
     "train.max_skipped_in_a_row",
-    # These change rounding only, and what fits on other hardware.
+    # These change rounding only (`accumulate` the dropout of text_tokenizer too), and
+    # what fits on other hardware.
     "train.accumulate",
     "train.steps_per_call",
     "compute.remat",

@@ -159,7 +159,7 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_same_weights(demo, tmp_pat
     status, stderr = interrupt(signal.SIGTERM)
     assert status == 0, stderr
     step = steps_of(tmp_path, "text_tokenizer")[-1]
-    assert f"asked to end: saved at step {step}" in stderr
+    assert f"asked to end: text_tokenizer saved at step {step}" in stderr
     marker = json.loads((tmp_path / "preempted.json").read_text())
     assert marker == {"stage": "text_tokenizer", "step": step}
     process = run.start(arguments)

@@ -77,28 +77,35 @@ class Vocabulary:
     def encode(self, captions: Sequence[str], *, warns: bool = True) -> np.ndarray:
         """Ids [b, context], int32; warns of captions cut short and of unknown words."""
         ids = np.full((len(captions), self.context), PAD_ID, np.int32)
-        encodings = self.tokenizer.encode_batch(captions, add_special_tokens=False)
+        tokenizer = self.tokenizer
+        # The fast one finds no offsets, which only the warnings need.
+        encode = tokenizer.encode_batch if warns else tokenizer.encode_batch_fast
+        encodings = encode(captions, add_special_tokens=False)
         start = [] if self.start_id is None else [self.start_id]
         room = self.context - 1 - len(start)
         for row, caption, encoding in zip(ids, captions, encodings, strict=True):
-            if warns and len(encoding.ids) > room:
-                logging.warning(
-                    "caption has %d tokens and was cut to %d: %r",
-                    len(encoding.ids),
-                    room,
-                    textwrap.shorten(caption, SHOWN),
-                )
-            if warns and self.unknown_id in encoding.ids:
-                spans = zip(encoding.ids, encoding.offsets, strict=True)
-                words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
-                logging.warning(
-                    "caption has words that the vocabulary lacks, %s: %r",
-                    textwrap.shorten(", ".join(words), SHOWN),
-                    textwrap.shorten(caption, SHOWN),
-                )
-            tokens = start + encoding.ids[:room] + [self.end_id]
+            if warns:
+                self._warn(caption, encoding, room)
+            tokens = [*start, *encoding.ids[:room], self.end_id]
             row[: len(tokens)] = tokens
         return ids
+
+    def _warn(self, caption: str, encoding: tokenizers.Encoding, room: int) -> None:
+        if len(encoding.ids) > room:
+            logging.warning(
+                "caption has %d tokens and was cut to %d: %r",
+                len(encoding.ids),
+                room,
+                textwrap.shorten(caption, SHOWN),
+            )
+        if self.unknown_id in encoding.ids:
+            spans = zip(encoding.ids, encoding.offsets, strict=True)
+            words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
+            logging.warning(
+                "caption has words that the vocabulary lacks, %s: %r",
+                textwrap.shorten(", ".join(words), SHOWN),
+                textwrap.shorten(caption, SHOWN),
+            )
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Captions of ids [b, n]: up to the first end token, without start and pads."""

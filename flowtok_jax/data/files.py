@@ -100,7 +100,8 @@ def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
             system, inner = fsspec.core.url_to_fs(path)
             starts = [start for start, _ in ranges]
             ends = [start + size for start, size in ranges]
-            return system.cat_ranges([inner] * len(ranges), starts, ends)
+            paths = [inner] * len(ranges)
+            return system.cat_ranges(paths, starts, ends, on_error="raise")
         descriptor = os.open(path, os.O_RDONLY)
         try:
             return [os.pread(descriptor, size, start) for start, size in ranges]

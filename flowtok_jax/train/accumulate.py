@@ -6,6 +6,7 @@
 Value and gradients are those of the whole batch; activations take the memory of a
 part. What couples the rows of a batch (alignment, null rows) stays outside, on all of
 them. The gradients are computed with the value, so that nothing is computed twice.
+Dropout, where a network has it, draws other masks for each part than for the whole.
 """
 
 from collections.abc import Callable

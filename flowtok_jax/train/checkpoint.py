@@ -1,12 +1,14 @@
 """Checkpoints of one stage: items state, ema, data and meta, written by Orbax.
 
 A checkpoint appears under its final name only when it is whole. `ema` is an item of its
-own, so that sampling reads nothing else. `meta` holds checksums of every array: one
+own, so that sampling reads nothing else. `data` says how many examples were seen, from
+which the place in the data follows. `meta` holds checksums of every array: one
 that is damaged is told from one that is whole, and the one before it is used.
 """
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -18,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from flowtok_jax import processes
@@ -28,8 +31,22 @@ from flowtok_jax.weights import CHECKPOINTS
 from flowtok_jax.workdir import write_json
 
 DAMAGED = "damaged"
-# What TensorStore says of a store that it cannot reach, which is no damage.
-OUTAGE = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED"
+NO_SPACE = os.strerror(errno.ENOSPC)
+# What reading a damaged checkpoint raises, unless TensorStore says in it that it could
+# not read at all.
+DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError)
+OUTAGE = (
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED"
+)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for preemption: whether to end is asked elsewhere, in numbers that
+    must not be mixed with its steps.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 @contextlib.contextmanager
@@ -61,8 +78,6 @@ class Checkpoints:
     def __init__(self, workdir: Place, stage: str, *, keep: int, keep_every: int = 0):
         self._workdir, self._stage = workdir, stage
         self._folder = absolute(workdir / CHECKPOINTS / stage)
-        if processes.is_first():
-            self._report_half_written()
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -71,7 +86,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         with reaching(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            if processes.is_first():
+                self._report_half_written()
+            self._manager = _Manager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -96,9 +113,11 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             whole = sorted(ocp.utils.checkpoint_steps(self._folder))
             rest = f"that of step {whole[-1]} is whole" if whole else "there is none"
+            reason = _reason(error)
+            cure = "make room" if reason == NO_SPACE else "mend that"
             raise WriteError(
                 f"a checkpoint of {self._stage} could not be written to {self._folder}"
-                f" ({_reason(error)}); {rest}; make room, and the same command goes on"
+                f" ({reason}); {rest}; {cure}, and the same command goes on"
             ) from error
 
     def save(self, state: TrainState, meta: dict[str, Any], examples: int) -> None:
@@ -107,12 +126,11 @@ class Checkpoints:
         Raises:
             WriteError: where this one or the one before could not be written.
         """
-        sums = np.asarray(checksums(_items(state))).tolist()
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_items(state)["state"]),
             ema=ocp.args.StandardSave(state.ema),
             data=ocp.args.JsonSave({"examples_seen": examples}),
-            meta=ocp.args.JsonSave({**meta, "checksums": sums}),
+            meta=ocp.args.JsonSave({**meta, "checksums": _sums(state)}),
         )
         with uninterrupted(), self._complaining():
             self._manager.save(int(state.step), args=items, force=True)
@@ -125,15 +143,20 @@ class Checkpoints:
         except (OSError, ValueError):
             return None  # `restore` says so
 
+    def _item(self, step: int, name: str) -> epath.Path:
+        return epath.Path(self._folder) / str(step) / name
+
     def _read_meta(self, step: int) -> dict[str, Any]:
-        only = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        handler = ocp.JsonCheckpointHandler()
         with uninterrupted():
-            return self._manager.restore(step, args=only).meta
+            path = self._item(step, "meta")
+            return handler.restore(path, args=ocp.args.JsonRestore())
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
         """The newest whole state, laid out as `abstract` says, and its meta.
 
-        One that is damaged is reported and put aside, and the one before it used.
+        One that is damaged is reported and put aside, and the one before it used: in
+        all processes alike, though each of them reads its own part only.
 
         Returns:
             None where there never was one.
@@ -143,16 +166,16 @@ class Checkpoints:
         """
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                found = self._restore(step, abstract)
-            except Exception as error:  # what a damaged file raises is anybody's guess
-                if is_remote(self._folder) and re.search(OUTAGE, str(error)):
-                    raise StoreError(f"{self._folder}: {_reason(error)}") from error
-                damaged[step] = _reason(error)
-                logging.warning("checkpoint %s: %s", self._folder / str(step), error)
-                continue
-            self._put_aside(damaged)
-            return found
+            found, reason = self._try(step, abstract)
+            if processes.total(np.array([found is None]))[0]:
+                reason = reason or "another process found it damaged"
+            elif _sums(found[0]) != found[1]["checksums"]:
+                reason = "its arrays are not those that were saved"
+            else:
+                self._put_aside(damaged)
+                return found
+            damaged[step] = reason
+            logging.warning("checkpoint %s: %s", self._folder / str(step), reason)
         if not damaged:
             return None
         raise UserError(
@@ -160,18 +183,28 @@ class Checkpoints:
             f"({damaged[max(damaged)]}); move the folder away to train from the start"
         )
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-        wanted = {
-            name: ocp.args.StandardRestore(tree)
-            for name, tree in _items(abstract).items()
-        }
-        meta = self._read_meta(step)
-        with uninterrupted():
-            items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        state = TrainState(**items.state, ema=items.ema)
-        if np.asarray(checksums(_items(state))).tolist() != meta["checksums"]:
-            raise ValueError("its arrays are not those that were saved")
-        return state, meta
+    def _try(
+        self, step: int, abstract: TrainState
+    ) -> tuple[tuple[TrainState, dict], None] | tuple[None, str]:
+        """A state and its meta, or why this process finds them damaged.
+
+        By Orbax's handlers and not its manager, which would wait for the others.
+        """
+        try:
+            meta = self._read_meta(step)
+            items = {}
+            for name, tree in _items(abstract).items():
+                handler = ocp.StandardCheckpointHandler()
+                with uninterrupted():
+                    wanted = ocp.args.StandardRestore(tree)
+                    items[name] = handler.restore(self._item(step, name), args=wanted)
+            return (TrainState(**items["state"], ema=items["ema"]), meta), None
+        except Exception as error:
+            if isinstance(error, DAMAGE) and not re.search(OUTAGE, str(error)):
+                return None, _reason(error)
+            if is_remote(self._folder):
+                raise StoreError(f"{self._folder}: {_reason(error)}") from error
+            raise
 
     def _put_aside(self, damaged: dict[int, str]) -> None:
         """Moves damaged checkpoints out of the way of those that will come."""
@@ -180,9 +213,16 @@ class Checkpoints:
 
         def move():
             for step in damaged:
-                place = self._workdir / DAMAGED / self._stage / str(step)
+                folder, tries = (
+                    self._workdir / DAMAGED / self._stage,
+                    itertools.count(1),
+                )
+                place = folder / str(step)
+                while place.exists():  # it was damaged before, and trained again
+                    place = folder / f"{step}.{next(tries)}"
                 # Says why; and a store has a directory only where there is a file.
-                write_json(place.with_name(f"{step}.json"), {"damage": damaged[step]})
+                why = place.with_name(f"{place.name}.json")
+                write_json(why, {"damage": damaged[step]})
                 (self._folder / str(step)).rename(place)
                 logging.warning(
                     "checkpoint of %s step %d is damaged, moved to %s; the one before "
@@ -199,8 +239,12 @@ class Checkpoints:
 def _reason(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text:
-        return os.strerror(errno.ENOSPC)
+        return NO_SPACE
     return text[:160]
+
+
+def _sums(state: TrainState) -> list[int]:
+    return np.asarray(checksums(_items(state))).tolist()
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -32,7 +32,7 @@ Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarr
 
 
 class PreemptedError(Exception):
-    """The run was asked to end, and saved at the step that is its argument."""
+    """The run was asked to end, and saved; its arguments are the stage and the step."""
 
 
 class Result(NamedTuple):
@@ -96,14 +96,10 @@ def plan_run(
         return make(params)
 
     frozen_places = sharding.shardings(mesh, frozen)
+    options = {"parts": config.train.accumulate, **config.loss[task]}
     step = functools.partial(
         train_steps,
-        loss=functools.partial(
-            TASKS[task].loss,
-            nets=nets,
-            parts=config.train.accumulate,
-            **config.loss[task],
-        ),
+        loss=functools.partial(TASKS[task].loss, nets=nets, **options),
         optimizer=optimizer,
         ema_decay=config.train.ema_decay,
     )
@@ -136,6 +132,10 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
         if config.train[name] < 1:
             raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    if config.checkpoint.keep < 1:
+        raise UserError(
+            f"checkpoint.keep is {config.checkpoint.keep}; wanted at least 1"
+        )
     if config.train.batch_size % parts:
         raise UserError(
             f"train.batch_size is {config.train.batch_size}; wanted a multiple of "
@@ -191,6 +191,7 @@ def train(
     frozen: Params,
     vocabulary: Vocabulary,
     evaluate: Evaluate,
+    preemption: Preemption,
     load_start: Callable[[], Params | None] = lambda: None,
 ) -> Result:
     """Trains one stage to its end, from its newest checkpoint or from the start.
@@ -207,7 +208,7 @@ def train(
         UserError: where checkpoints cannot be read or written, or too many steps in a
             row had a loss or gradient that is not finite.
     """
-    with _checkpoints(config, task, workdir) as checkpoints, Preemption() as preemption:
+    with _checkpoints(config, task, workdir) as checkpoints:
         run = make_run(config, task, nets, frozen)
         state, meta = checkpoints.restore(run.abstract) or (
             run.start(load_start()),
@@ -220,34 +221,24 @@ def train(
             Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
             Progress(task, start_step, config.train.num_steps, first) as progress,
         ):
+            so_far = {"seconds": meta["seconds"], "skipped": int(state.skipped)}
             report = Report(
-                config,
-                run.schedule,
-                metrics,
-                progress,
-                seconds=meta["seconds"],
-                skipped=int(state.skipped),
-                rejects=loader.rejects,
+                config, run.schedule, metrics, progress, loader.rejects, **so_far
             )
+            tools = {"checkpoints": checkpoints, "preemption": preemption}
             return _run_steps(
-                config,
-                run,
-                state,
-                report,
-                loader=loader,
-                checkpoints=checkpoints,
-                preemption=preemption,
-                evaluate=evaluate,
+                config, task, run, state, report, loader, evaluate=evaluate, **tools
             )
 
 
 def _run_steps(
     config: ConfigDict,
+    task: str,
     run: Run,
     state: TrainState,
     report: Report,
-    *,
     loader: Loader,
+    *,
     checkpoints: Checkpoints,
     preemption: Preemption,
     evaluate: Evaluate,
@@ -262,7 +253,7 @@ def _run_steps(
         state, scalars = run.step(state, run.frozen, batches)
         report.call(step, scalars)
         done = step == config.train.num_steps
-        ends = preemption.asked(before, step) and not done
+        ends = preemption.look() and not done
         saves = done or ends or is_due(step, config.checkpoint.every)
         shows = done or (is_due(step, config.log.preview_every) and not ends)
         if saves or shows:  # its line goes first: a run that resumes does not write it
@@ -279,7 +270,7 @@ def _run_steps(
         if done:
             return _result(meta)
         if ends:
-            raise PreemptedError(step)
+            raise PreemptedError(task, step)
         if saves or shows:
             report.start_clock(step)
     return Result(report.seconds, params_sha256(state.params), {})  # nothing was left

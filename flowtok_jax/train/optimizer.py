@@ -24,7 +24,7 @@ def make_schedule(
         after = optax.cosine_decay_schedule(lr, rest, lr_end / lr if lr else 0.0)
     else:
         raise UserError(
-            f"optimizer.schedule is {schedule!r}; wanted one of {', '.join(SCHEDULES)}"
+            f"schedule.schedule is {schedule!r}; wanted one of {', '.join(SCHEDULES)}"
         )
     if not warmup_steps:
         return after

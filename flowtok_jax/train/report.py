@@ -25,9 +25,9 @@ class Report:
     """What the host says of the steps: it reads a call's scalars one call later.
 
     Args:
+        rejects: of this process's data.
         seconds: spent on the stage by earlier runs.
         skipped: steps that were skipped by them.
-        rejects: of this process's data.
     """
 
     def __init__(
@@ -36,16 +36,17 @@ class Report:
         schedule: optax.Schedule,
         metrics: Metrics,
         progress: Progress,
+        rejects: RejectCounter,
         *,
         seconds: float,
         skipped: int,
-        rejects: RejectCounter,
     ):
         self._config, self._schedule = config, schedule
         self._metrics, self._progress = metrics, progress
         self._rejects = rejects
         self._pending, self._skipped = None, skipped
         self._last = None  # step and time from which images are counted
+        self._window = np.zeros(2)  # images and seconds since the last logged line
         self._begun = time.monotonic() - seconds
 
     @property
@@ -102,15 +103,18 @@ class Report:
         if self._last:  # the first call compiles: it tells no speed
             last, then = self._last
             images = (step - last) * self._config.train.batch_size
-            values["perf/images_per_sec"] = images / (time.monotonic() - then)
+            self._window += images, time.monotonic() - then
+            values["perf/images_per_sec"] = self._window[0] / self._window[1]
         self.start_clock(step)
-        values["lr"] = float(self._schedule(step - 1))
+        skipped = int(values["skipped"])
+        values["lr"] = float(self._schedule(max(0, step - 1 - skipped)))
         self._progress.update(step, values)
         end = self._config.train.num_steps
         if step == end or is_due(step, self._config.log.every):
             counts = {f"data/rejected/{r}": n for r, n in self._rejected().items()}
             self._metrics.scalars(step, values | counts)
-        self._check_skipped(step, int(values["skipped"]), in_a_row)
+            self._window[:] = 0
+        self._check_skipped(step, skipped, in_a_row)
 
     def _check_skipped(self, step: int, skipped: int, in_a_row: int) -> None:
         if skipped > self._skipped:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flowtok_jax.errors import UserError
@@ -48,7 +49,20 @@ def make_mesh(
             f"{count}, each one of {divisors}, or one of them -1 for the rest"
         )
     types = (AxisType.Auto,) * 3
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    return Mesh(_grid(sizes, devices), MESH_AXES, axis_types=types)
+
+
+def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as a grid, neighbours near one another; `data` goes over slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = {"devices": devices, "allow_split_physical_axes": True}
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, **split)
+    if sizes[0] % slices:  # a grid like any other, but for its speed
+        return np.asarray(devices).reshape(sizes)
+    inner = (sizes[0] // slices, *sizes[1:])
+    outer = (slices, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, **split)
 
 
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:

@@ -78,3 +78,11 @@ def test_a_vocabulary_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="nowhere"):
         Vocabulary.load(str(tmp_path / "nowhere"), 8)
+
+
+def test_without_warnings_ids_are_the_same_and_nothing_is_said(vocabulary, caplog):
+    captions = [*CAPTIONS, "a green circle", "a red circle at the top left of a square"]
+    quiet = vocabulary.encode(captions, warns=False)
+    assert caplog.text == ""
+    np.testing.assert_array_equal(quiet, vocabulary.encode(captions))
+    assert caplog.text != ""

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import make_nets
+from flowtok_jax.processes import Preemption
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.metrics import Metrics
@@ -44,6 +45,7 @@ def train(flowtok, config):
             frozen={"clip": flowtok.params["clip"]},
             vocabulary=flowtok.vocabulary,
             evaluate=evaluate,
+            preemption=Preemption(),
         )
 
     return function
@@ -199,6 +201,7 @@ def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
         },
         vocabulary=open_vocabulary(demo.workdir, config),
         evaluate=lambda ema, frozen: ({}, {}),
+        preemption=Preemption(),
     )
     wanted = [x for x in demo.metrics if x["stage"] == "t2i" and "lr" in x]
     got = [x for x in run.read_metrics(tmp_path) if "lr" in x]
@@ -232,6 +235,7 @@ def test_a_run_that_diverges_stops_with_its_last_good_checkpoint(
         ("train.batch_size", -8, "train.batch_size is -8; wanted at least 1"),
         ("train.steps_per_call", 0, "train.steps_per_call is 0; wanted at least 1"),
         ("train.batch_size", 12, "train.batch_size is 12; wanted a multiple of 8"),
+        ("checkpoint.keep", 0, "checkpoint.keep is 0; wanted at least 1"),
         ("train.accumulate", 3, "is 8; wanted a multiple of 24, the parts"),
         ("optimizer.moments", "int8", "optimizer.moments is 'int8'; wanted one of"),
     ],

@@ -143,7 +143,7 @@ def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["text_tokenizer", "t2i", "i2t"])
 def test_bfloat16_compute_keeps_float32_weights_and_nearly_the_gradient(task):
     state, frozen, step = setting(task)
     compute = dict(dtype="bfloat16", remat="none", attention="xla")
@@ -159,7 +159,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_nearly_the_gradient(task):
     )
     # Adam's first moment after one step is 0.1 of the gradient.
     a, b = (ravel_pytree(optax.tree.get(s.opt_state, "mu"))[0] for s in (got, wanted))
-    assert a @ b > 0.95 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
     assert (a != b).any()
 
 
