@@ -7,9 +7,9 @@
         --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
-Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
-input files could not be read, or a remote store failed on the way; 2 for a mistake of
-the user's, with one line that says what to do; 130 where interrupted.
+Exit status: 0, also where SIGTERM ended training (preempted.json is there then); 1
+where some input files could not be read, or a remote store failed on the way; 2 for a
+mistake of the user's, with one line that says what to do; 130 where interrupted.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import logging
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import traceback
 import warnings
@@ -217,6 +218,8 @@ def run(changes: list[str]) -> int:
         logging.getLogger().setLevel(logging.WARNING)
     workdir = to_place(WORKDIR.value)
     if MODE.value == "pretokenize":
+        # Nothing has to be saved; among several processes JAX would keep it to itself.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         result = pretokenize.pretokenize(config, workdir)
         if processes.is_first():
             _say(json.dumps(result))

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from flowtok_jax.pretrained import adopt
 from flowtok_jax.weights import read_group
 from tests import run
 from tests.data import made
+from tests.processes_test import pid_of
 
 CLUSTER = run.ROOT / "launch" / "local_cluster.sh"
 COUNT = 70  # records: shards of 30, 30 and 10
@@ -335,18 +337,38 @@ def test_killed_in_two_places_it_comes_to_the_same_bytes(cli, demo, photos, tmp_
     assert digests(out) == digests(tmp_path / "whole")
 
 
-def test_two_processes_write_the_bytes_of_one(demo, photos, whole, tmp_path):
-    arguments = command(demo, f"folder:{photos}", tmp_path / "out")
-    process = subprocess.run(
+def two_processes(arguments) -> subprocess.Popen:
+    return subprocess.Popen(
         [CLUSTER, "--devices=4", "2", "--", *arguments],
         cwd=run.ROOT,
         env=os.environ | {"PYTHON": sys.executable},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert digests(tmp_path / "out") == digests(whole)
-    (line,) = (x for x in process.stdout.splitlines() if '{"records"' in x)
+
+
+def test_two_processes_write_the_bytes_of_one(demo, photos, whole, tmp_path):
+    out = tmp_path / "out"
+    process = two_processes(command(demo, f"folder:{photos}", out))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert digests(out) == digests(whole)
+    (line,) = (x for x in output.splitlines() if '{"records"' in x)
     assert json.loads(line[line.index("{") :])["records"] == COUNT
-    shards.check_manifest(tmp_path / "out", checksums=True)
+    shards.check_manifest(out, checksums=True)
+
+
+def test_sigterm_ends_one_of_two_processes_and_then_the_other(demo, photos, tmp_path):
+    """JAX listens for it, and would have the process go on."""
+    folder, out = shutil.copytree(photos, tmp_path / "set"), tmp_path / "out"
+    (folder / "0065.png").unlink()
+    os.mkfifo(folder / "0065.png")  # process 0 waits here, process 1 for process 0
+    process = two_processes(command(demo, f"folder:{folder}", out))
+    run.wait_for(process, lambda: len(list((out / "done").glob("*.json"))) == 2)
+    os.kill(pid_of(out, 1), signal.SIGTERM)
+    (folder / "0065.png").open("wb").close()
+    output, _ = process.communicate(timeout=120)
+    assert "process 1 exited with status 143" in output
+    assert "process 0 exited with status 1" in output
+    assert not (out / "manifest.json").exists()
