@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
     # run needs and does not train, the start of those that it trains (fine-tuning; a
     # group that is not there starts afresh), and the vocabulary.
     config.init_from = ""
+    # True: the networks' sizes, the losses and the options of sampling are those stored
+    # with the weights, not those below; what the command line gives still wins.
+    config.init_config = False
 
     # The shared sequence of text and image.
     config.latent = ConfigDict({"tokens": 77, "channels": 16})
@@ -171,6 +174,13 @@ def get_config() -> ConfigDict:
                 "aesthetic_column": "aesthetic_score",  # of a record's metadata
                 "watermark_column": "pwatermark",
             },
+        }
+    )
+    config.pretokenize = ConfigDict(
+        {
+            "format": "arrayrecord",  # or tar, as the release reads it
+            "shard_records": 8192,  # records of the source behind a shard
+            "batch_size": 32,  # images a device encodes at a time
         }
     )
     config.checkpoint = ConfigDict(

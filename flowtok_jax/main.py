@@ -3,11 +3,13 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
+        --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
-Exit status: 0, also where SIGTERM ended it (preempted.json is there then); 1 where some
-input files could not be read, or a remote store failed on the way; 2 for a mistake of
-the user's, with one line that says what to do; 130 where interrupted.
+Exit status: 0, also where SIGTERM ended training (preempted.json is there then); 1
+where some input files could not be read, or a remote store failed on the way; 2 for a
+mistake of the user's, with one line that says what to do; 130 where interrupted.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import logging
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import traceback
 import warnings
@@ -28,15 +31,23 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import commands, compilation, processes, stages, topologies
+from flowtok_jax import (
+    commands,
+    compilation,
+    pretokenize,
+    processes,
+    stages,
+    topologies,
+)
 from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.places import is_remote, to_place
+from flowtok_jax.pretrained import adopt
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
-MODES = ("train", "sample", "caption", "compile")
+MODES = ("train", "sample", "caption", "pretokenize", "compile")
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
@@ -45,7 +56,8 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/.",
+    "Where a run lives, here or at gs://BUCKET/PATH; sampling writes to its samples/, "
+    "pretokenize its shards there.",
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -158,6 +170,21 @@ def _start_from_checkpoint(config: ConfigDict) -> None:
     config.init_from = CHECKPOINT.value
 
 
+def _adopt_stored(config: ConfigDict) -> None:
+    """Gives a config that wants it what is stored with the weights to use."""
+    place = CHECKPOINT.value or config.init_from
+    if not place and MODE.value in ("sample", "caption"):
+        place = WORKDIR.value
+    if not place:
+        raise UserError(
+            "this config starts from trained weights and takes their sizes; wanted "
+            "--checkpoint=DIR, a run's workdir (runs/demo) or a directory of "
+            "pretrained weights (weights/xl)"
+        )
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    adopt(config, to_place(place), overrides)
+
+
 def run(changes: list[str]) -> int:
     """Does what the flags say, and returns the exit status.
 
@@ -167,6 +194,8 @@ def run(changes: list[str]) -> int:
     config = CONFIG_FLAG.value
     if changes and MODE.value in ("sample", "caption"):
         config = _stored_config(changes)
+    elif config is not None and config.init_config:
+        _adopt_stored(config)
     if MODE.value == "sample":
         return _sample(config)
     if MODE.value == "caption":
@@ -188,6 +217,13 @@ def run(changes: list[str]) -> int:
     if not processes.is_first():
         logging.getLogger().setLevel(logging.WARNING)
     workdir = to_place(WORKDIR.value)
+    if MODE.value == "pretokenize":
+        # Nothing has to be saved; among several processes JAX would keep it to itself.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        result = pretokenize.pretokenize(config, workdir)
+        if processes.is_first():
+            _say(json.dumps(result))
+        return 0
     try:
         stages.train(config, workdir)
     except PreemptedError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from flowtok_jax import workdir
 from flowtok_jax.data import captions
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.errors import UserError
@@ -52,6 +53,10 @@ UNSEEN = {
     "t2i": ("projector.heads", "dit.heads", "tokenizer.latent_scale"),
     "i2t": ("dit.heads", "tokenizer.latent_scale"),
 }
+
+# Sections of a config that belong to weights, as a run or `save` stores them.
+NETS = ("clip", "tokenizer", "projector", "align_head", "dit", "text_decoder")
+OF_WEIGHTS = ("latent", *NETS, "text", "loss", "sample", "caption")
 
 
 def describe(nets: Nets) -> dict[str, Any]:
@@ -161,6 +166,34 @@ def make_nets(directory: Place) -> Nets:
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory / CONFIG} is not that of this version's networks: {error}"
+        ) from error
+
+
+def adopt(config: ConfigDict, place: Place, overrides: Mapping[str, Any]) -> None:
+    """Puts what is stored with weights into a config: sizes of the networks, losses,
+    options of sampling.
+
+    Args:
+        place: a directory of pretrained weights, or a run's.
+        overrides: keys given on the command line, which win.
+
+    Raises:
+        UserError: where the place has no config, or one of another version.
+    """
+    stored, (stage, *_) = workdir.read_config(place), config.stages
+    try:
+        if "per_stage" in stored and stage in stored.per_stage:
+            stored = workdir.for_stage(stored, stage)
+        for section in OF_WEIGHTS:
+            if section in stored and section in NETS:
+                config[section] = stored[section]  # `describe` lists every field
+            elif section in stored:
+                config[section].update(stored[section])
+        config.update_from_flattened_dict(overrides)
+        build.make_nets(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{place / CONFIG} is not that of this version's networks: {error}"
         ) from error
 
 

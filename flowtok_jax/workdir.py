@@ -22,6 +22,8 @@ PREEMPTED = "preempted.json"  # there while a run that was asked to end has not 
 FREE = (
     "stages",
     "init_from",
+    "init_config",
+    "pretokenize",
     "mesh",
     "checkpoint",
     "log",

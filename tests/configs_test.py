@@ -34,6 +34,7 @@ ARGUMENTS = {
     "default": ("",),
     "tokenizer": ("", "256", "512"),
     "i2t": ("", "text_tokenizer", "i2t"),
+    "finetune": ("", "t2i", "i2t"),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
 }
 CASES = [(f, a) for f, arguments in ARGUMENTS.items() for a in arguments]
@@ -130,6 +131,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
         ("s", "1, 2, 512"),
         ("tokenizer", "256, 512"),
         ("i2t", "text_tokenizer, i2t"),
+        ("finetune", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),
     ],
 )

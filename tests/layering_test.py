@@ -16,8 +16,8 @@ LEVELS = (
     ("weights",),
     ("convert",),
     ("pipeline",),
-    ("train", "eval", "commands"),
-    ("compilation", "stages"),
+    ("train", "eval", "commands", "shard_folder"),
+    ("compilation", "stages", "pretokenize"),
     ("convert.checks",),
     ("main", "convert.__main__", "convert.parity", "data.prepare"),
 )

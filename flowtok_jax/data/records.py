@@ -1,6 +1,8 @@
 """One record of a data set before decoding, and what can be wrong with it."""
 
+import bisect
 import collections
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +92,22 @@ class Records:
             except BadRecord as bad:
                 found.append(bad)
         return found
+
+
+class Joined(Records):
+    """The records of several, one after the other."""
+
+    def __init__(self, parts: Sequence[Records]):
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        part = bisect.bisect_right(self._ends, index)
+        found = self._parts[part]
+        return found[index - self._ends[part] + len(found)]
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -128,6 +128,12 @@ def _part(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
+def remove_parts(path: pathlib.Path) -> None:
+    """Removes what writers of this shard left behind when they were killed."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 def _finish(part: pathlib.Path, path: pathlib.Path, count: int) -> Shard:
     shard = Shard(path.name, count, part.stat().st_size, sha256(part))
     part.replace(path)

@@ -1,10 +1,15 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import demo
+from flowtok_jax.data import shards
 from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
+from flowtok_jax.data.records import Record
+from tests.data import made
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,138 @@ def test_another_seed_gives_other_batches(config, vocabulary):
     other.train.seed = 1
     (a,), (b,) = batches(config, vocabulary, 0, 1), batches(other, vocabulary, 0, 1)
     assert (a["image"] != b["image"]).any()
+
+
+COUNT, ROWS, EPOCHS = 24, 9, 3  # 8 batches are 3 epochs, whose ends fall inside batches
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Two folders of images and a shard of latents, all of whose values are i."""
+    root = tmp_path_factory.mktemp("sources")
+    for start, name in ((0, "a"), (100, "b")):
+        folder = root / name
+        folder.mkdir()
+        lines = []
+        for i in range(COUNT):
+            pixels = np.full((40, 60, 3), start + i, np.uint8)
+            pixels[:, ::2, 1] = 255  # so that crop and flip show
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+            texts = ["a red circle", "a blue square", "a green triangle"]
+            lines.append(json.dumps({"file_name": f"{i}.png", "text": texts}))
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    moments = (np.full((16, 32), i, np.float16) for i in range(COUNT))
+    records = [
+        Record(f"r{i}", ("a red circle",), ("The image shows a blue square",), None, m)
+        for i, m in enumerate(moments)
+    ]
+    shards.write_arrayrecord(root / "x.arrayrecord", records)
+    return root
+
+
+SPECS = {
+    "folder": "folder:{0}/a",
+    "latents": "latents:{0}/x.arrayrecord",
+    "joined": "folder:{0}/a,folder:{0}/b",
+    "mixture": "folder:{0}/a@2,folder:{0}/b",
+}
+
+
+@pytest.fixture(params=SPECS)
+def random_config(request, config, sources):
+    """Random in everything that may be."""
+    made = config.copy_and_resolve_references()
+    made.data.train = SPECS[request.param].format(sources)
+    made.data.transform.update({"crop": "random", "flip": True, "recaption_rate": 0.5})
+    made.train.batch_size = ROWS
+    return made
+
+
+def rows_of(config, vocabulary, start, count, rows=None):
+    """Batches, stacked: [count, rows, ...] by key."""
+    loader = Loader(config, vocabulary, start, rows)
+    found = list(itertools.islice(loader, count))
+    return {key: np.stack([batch[key] for batch in found]) for key in found[0]}
+
+
+def assert_equal(got, wanted):
+    assert got.keys() == wanted.keys()
+    for key in wanted:
+        np.testing.assert_array_equal(got[key], wanted[key])
+
+
+def content(batches):
+    """Which record each row is of."""
+    key = "image" if "image" in batches else "moments"
+    return batches[key].reshape(*batches[key].shape[:2], -1)[:, :, 0].astype(int)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_rows_of_several_processes_are_those_of_one(
+    random_config, vocabulary, processes
+):
+    random_config.train.batch_size = 8
+    whole = rows_of(random_config, vocabulary, 0, 7)
+    parts = [
+        rows_of(random_config, vocabulary, 0, 7, rows)
+        for rows in np.split(np.arange(8), processes)
+    ]
+    joined = {key: np.concatenate([p[key] for p in parts], 1) for key in whole}
+    assert_equal(joined, whole)
+    assert len(set(content(whole).ravel().tolist())) > 8
+
+
+def test_more_processes_go_on_where_one_was_in_an_epoch(random_config, vocabulary):
+    whole = rows_of(random_config, vocabulary, 0, 6)
+    for rows in ([0, 3, 8], [1, 2, 4, 5, 6, 7]):
+        rest = rows_of(random_config, vocabulary, 4, 2, np.array(rows))
+        assert_equal(rest, {key: array[4:, rows] for key, array in whole.items()})
+
+
+def test_reading_ahead_changes_nothing(random_config, vocabulary):
+    wanted = rows_of(random_config, vocabulary, 1, 5)
+    for threads, prefetch in ((1, 1), (4, 7)):
+        random_config.data.update({"threads": threads, "prefetch": prefetch})
+        assert_equal(rows_of(random_config, vocabulary, 1, 5), wanted)
+
+
+@pytest.mark.parametrize("name", ["folder", "latents"])
+def test_each_epoch_sees_each_record_once(config, vocabulary, sources, name):
+    config = config.copy_and_resolve_references()
+    config.data.train = SPECS[name].format(sources)
+    config.train.batch_size = ROWS
+    seen = content(rows_of(config, vocabulary, 0, EPOCHS * COUNT // ROWS)).ravel()
+    epochs = seen.reshape(EPOCHS, COUNT)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(COUNT))
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == EPOCHS
+
+
+def test_weights_draw_two_of_one_for_each_of_the_other(config, vocabulary, sources):
+    config = config.copy_and_resolve_references()
+    config.data.train = SPECS["mixture"].format(sources)
+    config.train.batch_size = ROWS
+    seen = content(rows_of(config, vocabulary, 0, 8)).ravel()
+    assert (seen < 100).sum() == 48
+    # Each goes through its own epochs: 2 of the one, 1 of the other.
+    assert np.bincount(seen)[:COUNT].tolist() == [2] * COUNT
+    assert np.bincount(seen)[100:].tolist() == [1] * COUNT
+
+
+def test_replaced_records_are_the_same_wherever_they_are_read(
+    config, vocabulary, tmp_path
+):
+    folder = made.write_planted(tmp_path / "set")
+    config = config.copy_and_resolve_references()
+    config.data.train, config.train.batch_size = f"tars:{folder}/*.tar", 8
+    config.data.cache = str(tmp_path / "cache")
+    whole = rows_of(config, vocabulary, 0, 9)
+    counts = []
+    for rows in np.split(np.arange(8), 2):
+        loader = Loader(config, vocabulary, 0, rows)
+        for step, batch in zip(range(9), loader, strict=False):
+            part = {key: array[step, rows] for key, array in whole.items()}
+            assert_equal(batch, part)
+        counts.append(loader.rejects.counts)
+    wanted = {reason for _, reason in made.PLANTED.values()}
+    assert set(counts[0]) | set(counts[1]) == wanted

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from flowtok_jax.data.records import Record
+from flowtok_jax.data.sources import Shapes
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -78,6 +79,27 @@ PLANTED = {
     "../../x": ({"jpg": jpeg(7), "txt": b"a"}, "unsafe_name"),
 }
 WHOLE = 60
+
+
+def write_planted(folder: pathlib.Path) -> pathlib.Path:
+    """A set of two tars with every kind of broken record."""
+    folder.mkdir(parents=True)
+    members = pairs(WHOLE)
+    for key, (parts, _) in PLANTED.items():
+        members += [(f"{key}.{ending}", data) for ending, data in parts.items()]
+    write_tar(folder / "0.tar", members[:50])
+    write_tar(folder / "1.tar", members[50:])
+    return folder
+
+
+def write_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
+    """PNG files, wider than high, with captions that the demo's vocabulary knows."""
+    folder.mkdir()
+    source = Shapes("train", 8, seed=5)
+    for i in range(count):
+        (folder / f"{i:04d}.png").write_bytes(encode(picture(44, 40, seed=i)))
+        (folder / f"{i:04d}.txt").write_text(source[i]["caption"])
+    return folder
 
 
 def latents(
