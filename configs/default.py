@@ -153,7 +153,8 @@ def get_config() -> ConfigDict:
         {
             "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
             "eval": "",  # of previews; "" for data.train
-            "threads": 16,  # that load images
+            "threads": 16,  # that load images, in each of the workers
+            "workers": 0,  # processes that load images; 0: this one
             "prefetch": 4,  # batches loaded ahead
             # Where indices of tars are kept; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),

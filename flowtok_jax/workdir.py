@@ -33,6 +33,7 @@ FREE = (
     "data.eval",
     "data.threads",
     "data.prefetch",
+    "data.workers",
     "data.cache",
     "data.max_rejected",
     "train.num_steps",

@@ -103,7 +103,7 @@ class Loader:
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows, self._vocabulary = len(rows), vocabulary
-        ahead = config.data.threads, config.data.prefetch
+        ahead = config.data.threads, config.data.prefetch, config.data.workers
         self._batches = iter(_batches(source, places, len(rows), *ahead))
         self.rejects = RejectCounter(config.data.max_rejected)
 
@@ -123,7 +123,12 @@ class Loader:
 
 
 def _batches(
-    source: Source, places: grain.MapDataset, rows: int, threads: int, prefetch: int
+    source: Source,
+    places: grain.MapDataset,
+    rows: int,
+    threads: int,
+    prefetch: int,
+    workers: int,
 ) -> grain.IterDataset[Example]:
     """Reads ahead: images one by one on many threads, latents a batch at a time."""
     if source.content == "moments":
@@ -132,4 +137,7 @@ def _batches(
         return batches.to_iter_dataset(ahead)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * rows)
     examples = places.map(lambda pick: source.read(*pick)).to_iter_dataset(ahead)
+    if workers:  # in the same order
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        examples = examples.mp_prefetch(options)
     return examples.batch(rows, batch_fn=collate)

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from configs import demo
@@ -202,3 +203,13 @@ def test_replaced_records_are_the_same_wherever_they_are_read(
         counts.append(loader.rejects.counts)
     wanted = {reason for _, reason in made.PLANTED.values()}
     assert set(counts[0]) | set(counts[1]) == wanted
+
+
+def test_workers_of_their_own_load_the_same_batches(config, vocabulary):
+    flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
+    more = config.copy_and_resolve_references()
+    more.data.workers = 2
+    one, two = batches(config, vocabulary, 3, 4), batches(more, vocabulary, 3, 4)
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
