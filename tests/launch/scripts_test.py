@@ -1,5 +1,6 @@
 """All launchers: help, one line for a mistake, the README's commands run dry."""
 
+import re
 import shlex
 import shutil
 
@@ -43,10 +44,17 @@ MISTAKES = [
 
 
 def readme_commands():
-    """Commands of the README's code blocks that call a launcher."""
+    """Commands of the README's code blocks that call a launcher, the flags that are
+    kept in a variable put in.
+    """
     text = (LAUNCH / "README.md").read_text().replace("\\\n", " ")
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line.startswith("launch/")]
+    commands, flags = [], ""
+    for found in re.finditer(r"^flags=\(([^)]*)\)|^(launch/.*)", text, re.M):
+        if found[1] is not None:
+            flags = " ".join(found[1].split())
+        else:
+            commands.append(found[2].replace('"${flags[@]}"', flags))
+    return commands
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
