@@ -4,10 +4,12 @@
 
 Writes its own data to a temporary directory: photograph-like JPEGs of 640 x 480, and
 latents [77, 32] with a caption and a recaption each. Every figure is the best of three
-passes, after one that fills the page cache. Images are resized to 256 px.
+passes, after one that fills the page cache. Images are resized to 256 px. Ours comes
+out of the training loader, with the ids of its captions (a vocabulary of words).
 """
 
 import argparse
+import functools
 import io
 import itertools
 import pathlib
@@ -17,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import grain
 import numpy as np
 from absl import flags as absl_flags
 from PIL import Image
@@ -25,10 +26,10 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flowtok_jax.data import shards  # noqa: E402 (the path comes first)
-from flowtok_jax.data.examples import collate  # noqa: E402
+from configs import default  # noqa: E402 (the path comes first)
+from flowtok_jax.data import shards  # noqa: E402
+from flowtok_jax.data.loader import Loader, make_vocabulary, open_source  # noqa: E402
 from flowtok_jax.data.records import Record  # noqa: E402
-from flowtok_jax.data.sources import Source, make_source  # noqa: E402
 
 SIDE, BATCH, LATENT_BATCH, PASSES = 256, 50, 4096, 3
 
@@ -87,24 +88,17 @@ def plain_loop(folder: pathlib.Path) -> Iterator[int]:
             rows = []
 
 
-def loaded(source: Source, threads: int, workers: int) -> Iterator[int]:
-    """An epoch of images by grain, in threads or in worker processes."""
-    picks = source.picks(0)[: len(source)]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * BATCH)
-    examples = picks.map(lambda pick: source.read(*pick)).to_iter_dataset(options)
-    batches = examples.batch(BATCH, batch_fn=collate, drop_remainder=True)
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        batches = batches.mp_prefetch(options)
-    return (len(batch["image"]) for batch in batches)
-
-
-def loaded_latents(source: Source) -> Iterator[int]:
-    """An epoch of latents by grain: one thread prefetches whole batches."""
-    picks = source.picks(0)[: len(source)].batch(LATENT_BATCH, drop_remainder=True)
-    batches = picks.map(lambda pick: source.read_batch(*pick))
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    return (len(batch["moments"]) for batch in batches.to_iter_dataset(options))
+def epoch(
+    spec: str, folder: pathlib.Path, batch_size: int, threads: int = 1, workers: int = 0
+) -> Iterator[int]:
+    """An epoch of a source as training loads it, captions encoded."""
+    config = default.get_config()
+    config.data.update({"train": spec, "threads": threads, "workers": workers})
+    config.data.cache, config.train.batch_size = str(folder / "cache"), batch_size
+    config.text.vocabulary = "captions"
+    batches = Loader(config, make_vocabulary(config), start_step=0)
+    count = len(open_source(config, spec)) // batch_size
+    return (len(batch["caption_ids"]) for batch in itertools.islice(batches, count))
 
 
 def measure(name: str, make: Callable[[], Iterator[int]], workers: int = 0) -> None:
@@ -134,26 +128,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_images(folder, flags.images)
-        options = dict(image_size=SIDE, seed=0, cache=f"{name}/cache")
-        spec = {"folder": f"folder:{name}/images", "tars": f"tars:{name}/*.tar"}
-        sources = {kind: make_source(s, **options) for kind, s in spec.items()}
         measure("images: plain PIL loop, one core", lambda: plain_loop(folder))
-        for (kind, source), (threads, workers) in itertools.product(
-            sources.items(), ((16, 0), (1, 2))
+        specs = {"folder": f"folder:{name}/images", "tars": f"tars:{name}/*.tar"}
+        for (kind, spec), (threads, workers) in itertools.product(
+            specs.items(), ((16, 0), (1, 2))
         ):
             how = f"{workers} workers" if workers else f"{threads} threads"
-            measure(
-                f"images: {kind}, grain, {how}",
-                lambda s=source, t=threads, w=workers: loaded(s, t, w),
-                workers,
-            )
+            load = functools.partial(epoch, spec, folder, BATCH, threads, workers)
+            measure(f"images: {kind}, {how}", load, workers)
         for i in range(4):
             records = list(latent_records(flags.latents // 4, i))
             shards.write_arrayrecord(folder / f"{i}.arrayrecord", records)
             shards.write_release_tar(folder / f"latents-{i}.tar", records)
         for kind in ("*.arrayrecord", "latents-*.tar"):
-            source = make_source(f"latents:{name}/{kind}", **options)
-            measure(f"latents: {kind}", lambda s=source: loaded_latents(s))
+            load = functools.partial(epoch, f"latents:{name}/{kind}", folder)
+            measure(f"latents: {kind}", lambda f=load: f(LATENT_BATCH))
 
 
 if __name__ == "__main__":

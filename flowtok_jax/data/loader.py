@@ -6,6 +6,7 @@ the global batch is the same whatever the number of processes.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -102,9 +103,12 @@ class Loader:
         source = open_source(config, config.data.train)
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
-        self._rows, self._vocabulary = len(rows), vocabulary
-        ahead = config.data.threads, config.data.prefetch, config.data.workers
-        self._batches = iter(_batches(source, places, len(rows), *ahead))
+        self._rows = len(rows)
+        read = _Reader(source, vocabulary, config.data.threads)
+        ahead, workers = config.data.prefetch, config.data.workers
+        self._batches = iter(
+            _read_ahead(places.batch(len(rows)).map(read), ahead, workers)
+        )
         self.rejects = RejectCounter(config.data.max_rejected)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -118,26 +122,39 @@ class Loader:
         """
         batch = next(self._batches)
         self.rejects.add(batch.pop("rejected"), self._rows)
+        return batch
+
+
+class _Reader:
+    """Reads the batch of picks, its images one by one on threads."""
+
+    def __init__(self, source: Source, vocabulary: Vocabulary, threads: int):
+        self._arguments = source, vocabulary, threads
+        self._source, self._vocabulary = source, vocabulary
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __reduce__(self):  # a worker process makes threads of its own
+        return _Reader, self._arguments
+
+    def __call__(self, picks: tuple[np.ndarray, np.ndarray]) -> Example:
+        if self._source.content == "moments":
+            batch = self._source.read_batch(*picks)
+        else:
+            numbers = (array.tolist() for array in picks)
+            batch = collate(list(self._pool.map(self._source.read, *numbers)))
         ids = self._vocabulary.encode(batch.pop("caption"), warns=False)
         return {**batch, "caption_ids": ids}
 
 
-def _batches(
-    source: Source,
-    places: grain.MapDataset,
-    rows: int,
-    threads: int,
-    prefetch: int,
-    workers: int,
+def _read_ahead(
+    batches: grain.MapDataset[Example], prefetch: int, workers: int
 ) -> grain.IterDataset[Example]:
-    """Reads ahead: images one by one on many threads, latents a batch at a time."""
-    if source.content == "moments":
-        batches = places.batch(rows).map(lambda picks: source.read_batch(*picks))
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-        return batches.to_iter_dataset(ahead)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * rows)
-    examples = places.map(lambda pick: source.read(*pick)).to_iter_dataset(ahead)
-    if workers:  # in the same order
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        examples = examples.mp_prefetch(options)
-    return examples.batch(rows, batch_fn=collate)
+    """Keeps batches ready, in order. Whole ones, as grain looks through all that is
+    ready each time; two at once, so that no thread idles at the end of a batch.
+    """
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
+    ready = batches.to_iter_dataset(ahead)
+    if not workers:
+        return ready
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return ready.mp_prefetch(options)

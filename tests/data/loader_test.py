@@ -1,5 +1,6 @@
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from absl import flags
 from PIL import Image
 
 from configs import demo
-from flowtok_jax.data import shards
+from flowtok_jax.data import loader, shards
+from flowtok_jax.data.examples import Example, Source
 from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
 from flowtok_jax.data.records import Record
 from tests.data import made
@@ -203,6 +205,32 @@ def test_replaced_records_are_the_same_wherever_they_are_read(
         counts.append(loader.rejects.counts)
     wanted = {reason for _, reason in made.PLANTED.values()}
     assert set(counts[0]) | set(counts[1]) == wanted
+
+
+class Waiting(Source):
+    """Images that come only when as many are being read as there are threads."""
+
+    content = "image"
+
+    def __init__(self, threads: int):
+        self._barrier = threading.Barrier(threads)
+
+    def __len__(self) -> int:
+        return 8
+
+    def read(self, position, index) -> Example:
+        self._barrier.wait(timeout=60)
+        image = np.zeros((32, 32, 3), np.uint8)
+        return {"image": image, "caption": "a red circle", "rejected": ()}
+
+
+def test_images_of_a_batch_are_read_by_as_many_threads_as_asked_for(
+    config, vocabulary, monkeypatch
+):
+    monkeypatch.setattr(loader, "open_source", lambda *_: Waiting(4))
+    config = config.copy_and_resolve_references()
+    config.data.threads = 4
+    assert len(batches(config, vocabulary, 0, 2)) == 2
 
 
 def test_workers_of_their_own_load_the_same_batches(config, vocabulary):
