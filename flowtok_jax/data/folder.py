@@ -59,15 +59,9 @@ class Files(Records):
             captions = ()
         else:
             captions = caption_list(entry.captions, name)
-        if not any(captions + recaptions):
-            raise BadRecord("empty_caption", name)
-        return Record(
-            name=name,
-            captions=tuple(filter(None, captions)),
-            recaptions=tuple(filter(None, recaptions)),
-            image=_read(entry.image, "missing_image", name),
-            metadata=entry.metadata,
-        )
+        record = Record(name, metadata=entry.metadata)
+        record = record.with_captions(captions, recaptions)
+        return record._replace(image=_read(entry.image, "missing_image", name))
 
 
 def _texts(path: pathlib.Path | None, name: str) -> tuple[str, ...]:

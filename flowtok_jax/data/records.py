@@ -73,6 +73,21 @@ class Record(NamedTuple):
     moments: np.ndarray | None = None
     metadata: Mapping[str, Any] = {}
 
+    def with_captions(
+        self, captions: Sequence[str], recaptions: Sequence[str]
+    ) -> "Record":
+        """With those that say something.
+
+        Raises:
+            BadRecord: where none does.
+        """
+        captions, recaptions = (
+            tuple(filter(None, texts)) for texts in (captions, recaptions)
+        )
+        if not captions + recaptions:
+            raise BadRecord("empty_caption", self.name)
+        return self._replace(captions=captions, recaptions=recaptions)
+
 
 class Records:
     """Random access to records; indexing raises BadRecord for one that is broken."""

@@ -126,15 +126,9 @@ class Tars(Records):
             recaptions = (decode_text(parts["recaption"], name),)
         if not captions + recaptions:
             raise BadRecord("missing_caption", name)
-        if not any(captions + recaptions):
-            raise BadRecord("empty_caption", name)
-        return Record(
-            name=name,
-            captions=tuple(filter(None, captions)),
-            recaptions=tuple(filter(None, recaptions)),
-            metadata=metadata,
-            **self._content(parts, name),
-        )
+        record = Record(name, metadata=metadata)
+        record = record.with_captions(captions, recaptions)
+        return record._replace(**self._content(parts, name))
 
     def _content(self, parts: dict[str, bytes], name: str) -> dict[str, Any]:
         if self.moments is None:
