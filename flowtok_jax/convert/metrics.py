@@ -17,6 +17,8 @@ from flowtok_jax.shapes import Params
 from flowtok_jax.tensors import write_safetensors
 from flowtok_jax.workdir import write_json
 
+LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
+
 
 class Source(NamedTuple):
     """Files of a network, their arrays, and the sizes that these tell."""
@@ -32,6 +34,11 @@ def convert_metrics(flags: argparse.Namespace) -> None:
     Raises:
         UserError: naming the file, and what is missing, not used or of a wrong shape.
     """
+    if flags.heads or flags.dtype != "float32":
+        raise UserError(
+            "--heads and --dtype are for the model's own weights; CLIP's config.json "
+            "says its heads, and metrics compute in float32"
+        )
     sources, vocabulary = {}, None
     if flags.inception:
         sources["inception"] = _read_files("inception", flags.inception)
@@ -64,8 +71,9 @@ def _read_files(name: str, given: str) -> Source:
     """The arrays of one or several files, joined by commas, together."""
     paths, state = [pathlib.Path(p) for p in given.split(",")], {}
     for path in paths:
+        read = files.read_state(path)
         try:
-            found = prepare(name, files.read_state(path))
+            found = prepare(name, read)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if twice := sorted(found.keys() & state):
@@ -91,4 +99,6 @@ def _convert(name: str, source: Source) -> Params:
     try:
         return convert_critic(name, source.state, shapes)
     except UserError as error:
-        raise UserError(f"{', '.join(map(str, source.paths))}: {error}") from error
+        named = ", ".join(map(str, source.paths))
+        hint = f"; {LPIPS_FILES}" if name == "lpips" and len(source.paths) == 1 else ""
+        raise UserError(f"{named}: {error}{hint}") from error
