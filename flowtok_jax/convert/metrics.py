@@ -1,7 +1,9 @@
 """Weights of the networks that metrics judge with, to a directory of our own."""
 
 import argparse
+import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -59,12 +61,25 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             write_safetensors(path, leaves)
             entries[name] = {
                 "sizes": source.sizes,
-                "sources": {file.name: digest_of(file) for file in source.paths},
+                "sources": {file.name: _digest(file) for file in source.paths},
                 "sha256": digest_of(path),
             }
         if vocabulary is not None:
             vocabulary.save(part)
         write_json(part / METRICS, entries)
+
+
+def _digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file; warns where its name says another, as PyTorch's do."""
+    digest, named = digest_of(path), re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
+    if named and not digest.startswith(named[1]):
+        logging.warning(
+            "%s has sha256 %s..., its name says %s...: it may be damaged or changed",
+            path,
+            digest[:8],
+            named[1],
+        )
+    return digest
 
 
 def _read_files(name: str, given: str) -> Source:

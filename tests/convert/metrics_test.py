@@ -216,3 +216,15 @@ def test_a_name_in_two_files_is_refused(given, command, tmp_path):
         "has lin0.model.1.weight, which a file before it has too" in outcome.complaint
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_file_whose_name_has_another_digest_is_warned_of(
+    lpips_file, command, tmp_path, is_right
+):
+    digest = sha256(lpips_file)[:8] if is_right else "0123abcd"
+    path = tmp_path / f"lpips-{digest}.safetensors"
+    path.symlink_to(lpips_file)
+    outcome = command(f"--lpips={path}", f"--out={tmp_path}/out")
+    assert outcome.status == 0
+    assert ("its name says 0123abcd" in outcome.stderr) != is_right
