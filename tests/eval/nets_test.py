@@ -1,6 +1,7 @@
 """Networks of metrics: drawn ones, and directories that cannot be loaded."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,23 @@ def test_a_random_clip_tells_images_and_captions_apart():
         cosines = np.asarray(vectors @ vectors.T)
         np.testing.assert_allclose(np.diag(cosines), 1, rtol=1e-5)
         assert cosines[~np.eye(3, dtype=bool)].max() < 0.999
+
+
+@pytest.mark.parametrize("name", nets.NAMES)
+def test_float32_is_float32_whatever_the_device(name):
+    """A TPU multiplies in bfloat16, a GPU in TF32, where precision is left to them."""
+    module = load_metric_net(name, "random").module
+    images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+    inputs = {"inception": (images,), "lpips": (images, images)}
+    if name == "clip":
+        inputs["clip"] = (
+            jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+            jax.ShapeDtypeStruct((1, 77), jnp.int32),
+        )
+    program = str(jax.make_jaxpr(module.init)(jax.random.key(0), *inputs[name]))
+    products = re.findall(r"precision=([\w.]+|\([^)]*\))", program)
+    assert len(products) > 10
+    assert all("HIGHEST" in precision for precision in products), set(products)
 
 
 def edit_metrics(edit):
