@@ -241,7 +241,7 @@ def test_a_file_of_no_known_kind_is_said_and_fails(capsys, folder):
     status, lines, summary = compare(capsys, folder)
     assert status == 1
     assert summary["failed"] == ["fid", "audio"]
-    assert summary["missing"] == ["fid"]
+    assert summary["missing"] == ["fid", "audio"]  # whose files are absent
     assert "is listed in golden.json and absent" in lines["fid"]
     assert "is of no known kind" in lines["audio"]
     status, _, summary = compare(capsys, folder, "--only=flowtok_tiny")

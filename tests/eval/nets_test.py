@@ -25,7 +25,7 @@ def place(tmp_path):
     return tmp_path / "metrics"
 
 
-@pytest.mark.parametrize("name", nets.NAMES)
+@pytest.mark.parametrize("name", ["lpips", "clip"])
 def test_random_networks_are_the_same_every_time(name):
     net, again = (load_metric_net(name, "random") for _ in range(2))
     assert net.sha256 == again.sha256 == "random"
