@@ -49,9 +49,9 @@ class LPIPS(nn.Module):
             for layer, widths in enumerate(self.layers):
                 x = self._vgg_layer(x, layer, widths)
                 one, two = jnp.split(_unit(x), 2)
-                places = jnp.square(one - two).mean((1, 2))  # [b c]
+                squares = jnp.square(one - two).mean((1, 2))  # [b c]
                 ones = nn.initializers.ones
-                distance += places @ self.param(f"weights{layer}", ones, widths[-1:])
+                distance += squares @ self.param(f"weights{layer}", ones, widths[-1:])
         return distance
 
     def _vgg_layer(self, x: Maps, layer: int, widths: tuple[int, ...]) -> Maps:
