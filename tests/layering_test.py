@@ -18,11 +18,18 @@ LEVELS = (
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
-    ("convert.checks",),
+    ("convert.checks", "convert.critic_checks", "convert.metrics"),
     ("main", "convert.__main__", "convert.parity", "data.prepare"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
-DOORS = ("convert.__main__", "convert.checks", "convert.parity", "data.prepare")
+DOORS = (
+    "convert.__main__",
+    "convert.checks",
+    "convert.critic_checks",
+    "convert.metrics",
+    "convert.parity",
+    "data.prepare",
+)
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
 
