@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
@@ -217,6 +218,8 @@ def _muted() -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         # Without a buffer: other processes write to it as well, where it was left.
         log = stack.enter_context(tempfile.TemporaryFile("w+b", 0))
+        for stream in (sys.stdout, sys.stderr):  # of what was printed before
+            stream.flush()
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         for stream in (1, 2):
             saved = os.dup(stream)
