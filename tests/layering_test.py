@@ -19,7 +19,7 @@ LEVELS = (
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
     ("convert.checks", "convert.critic_checks", "convert.metrics"),
-    ("main", "convert.__main__", "convert.parity", "data.prepare"),
+    ("main", "convert.__main__", "convert.parity", "data.prepare", "eval.score"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
 DOORS = (
@@ -29,6 +29,7 @@ DOORS = (
     "convert.metrics",
     "convert.parity",
     "data.prepare",
+    "eval.score",
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
