@@ -19,10 +19,16 @@ LEVELS = (
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
     ("convert.checks",),
-    ("main", "convert.__main__", "convert.parity", "data.prepare"),
+    ("main", "convert.__main__", "convert.parity", "data.prepare", "eval.reference"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
-DOORS = ("convert.__main__", "convert.checks", "convert.parity", "data.prepare")
+DOORS = (
+    "convert.__main__",
+    "convert.checks",
+    "convert.parity",
+    "data.prepare",
+    "eval.reference",
+)
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
 
