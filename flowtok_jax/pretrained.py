@@ -11,7 +11,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -270,6 +270,24 @@ def save(
     Raises:
         UserError: where there is something in the directory already.
     """
+    with new_directory(directory) as part:
+        write_json(part / CONFIG, {**config, "groups": sorted(groups)})
+        if vocabulary is not None:
+            vocabulary.save(part)
+        for group, make in groups.items():
+            leaves = flatten_dict(make(), sep="/")
+            arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+            write_safetensors(part / f"{group}.safetensors", arrays)
+            del leaves, arrays  # before the next group is made
+
+
+@contextlib.contextmanager
+def new_directory(directory: Place) -> Iterator[pathlib.Path]:
+    """A directory to fill: it gets its name when the block ends, or is removed.
+
+    Raises:
+        UserError: where it is remote, cannot be written, or has something in it.
+    """
     if is_remote(directory):
         raise UserError(
             f"{directory} is remote; write to a local directory, then copy it there: "
@@ -284,14 +302,7 @@ def save(
     part = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)
-        write_json(part / CONFIG, {**config, "groups": sorted(groups)})
-        if vocabulary is not None:
-            vocabulary.save(part)
-        for group, make in groups.items():
-            leaves = flatten_dict(make(), sep="/")
-            arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-            write_safetensors(part / f"{group}.safetensors", arrays)
-            del leaves, arrays  # before the next group is made
+        yield part
         part.replace(directory)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)

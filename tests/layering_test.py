@@ -18,13 +18,15 @@ LEVELS = (
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
-    ("convert.checks",),
+    ("convert.checks", "convert.critic_checks", "convert.metrics"),
     ("main", "convert.__main__", "convert.parity", "data.prepare", "eval.reference"),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
 DOORS = (
     "convert.__main__",
     "convert.checks",
+    "convert.critic_checks",
+    "convert.metrics",
     "convert.parity",
     "data.prepare",
     "eval.reference",

@@ -5,6 +5,12 @@
         --out=weights/xl
     python -m flowtok_jax.convert --checkpoint=runs/xl --to_release=mine.pth
 
+Weights of the networks that metrics judge with go to a directory of their own:
+
+    python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \
+        --lpips=vgg16-397923af.pth,vgg.pth \
+        --clip_score=openai/clip-vit-large-patch14-336 --out=weights/metrics
+
 Exit status: 0, or 2 for a mistake of the user's, with one line that says what to do.
 """
 
@@ -23,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax import pretrained
-from flowtok_jax.convert import files
+from flowtok_jax.convert import files, metrics
 from flowtok_jax.convert.convert import convert, read_sizes, to_release
 from flowtok_jax.convert.memory import peak_memory
 from flowtok_jax.convert.rules import RULES
@@ -60,10 +66,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--flowtok", metavar="FILE", help="FlowTok-XL.pth, FlowTok-H.pth")
     add("--tokenizer", metavar="FILE", help="FlowTiTok_512.bin")
     add("--clip", metavar="DIR", help="directory or hub id of the CLIP it works with")
+    add("--inception", metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
+    add("--lpips", metavar="FILES", help="of VGG16 and of LPIPS, or one of both")
+    add("--clip_score", metavar="DIR", help="directory or hub id of a whole CLIP")
     add("--out", metavar="DIR", help="directory to write; must not be there yet")
     add("--heads", default="", help="of unpublished sizes: dit=4,projector=4,clip=4")
     add("--dtype", default="float32", choices=DTYPES, help="to compute in later")
-    add("--local_files_only", action="store_true", help="take --clip from the cache")
+    add("--local_files_only", action="store_true", help="take CLIP from the cache")
     add("--checkpoint", metavar="DIR", help="a run's workdir, or what --out wrote")
     add("--to_release", metavar="FILE", help=".pth, .bin or .safetensors to write")
     add("--group", default="t2i", choices=RULES, help="what --to_release writes")
@@ -96,7 +105,7 @@ def find_sources(
         if group == "clip":
             path = files.find_clip(given, local_files_only)
             state, told = files.read_clip(path)
-            known = ({"clip": told} if told else {}) | heads
+            known = ({"clip": told["text"]} if "text" in told else {}) | heads
         else:
             state = files.read_state(path)
         shapes = {name: np.shape(array) for name, array in state.items()}
@@ -165,22 +174,26 @@ def convert_source(group: str, sources: dict[str, Source]) -> dict[str, Any]:
 def read_vocabulary(source: Source) -> Vocabulary:
     """The vocabulary beside CLIP's weights, if it is that of its embeddings."""
     context, size = (source.sizes[k] for k in ("latent", "clip"))
-    vocabulary = files.read_clip_vocabulary(source.path, context["tokens"])
-    if len(vocabulary) > size["vocab_size"]:
-        raise UserError(
-            f"the vocabulary in {source.path} has {len(vocabulary)} tokens, its "
-            f"weights have {size['vocab_size']}: they do not belong together"
-        )
-    return vocabulary
+    return files.read_clip_vocabulary(
+        source.path, context["tokens"], size["vocab_size"]
+    )
 
 
 def from_release(flags: argparse.Namespace) -> None:
     """Converts the files named by the flags into the directory --out."""
     paths = {"t2i": flags.flowtok, "tokenizer": flags.tokenizer, "clip": flags.clip}
+    if flags.inception or flags.lpips or flags.clip_score:
+        if any(paths.values()):
+            raise UserError(
+                "--inception, --lpips and --clip_score go to a directory of their own; "
+                "convert --flowtok, --tokenizer and --clip by another command"
+            )
+        metrics.convert_metrics(flags)
+        return
     if not any(paths.values()):
         raise UserError(
             "no weights named; wanted --flowtok=FILE, --tokenizer=FILE and --clip=DIR, "
-            "or some of them"
+            "or some of them; or of --inception=FILE, --lpips=FILES, --clip_score=DIR"
         )
     heads = parse_heads(flags.heads)
     sources = find_sources(paths, heads, flags.local_files_only)

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +18,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.convert import rules
+from flowtok_jax.convert.layout import (
+    check_rules,
+    source_shapes,
+    to_ours,
+    to_source,
+)
 from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import Nets, abstract_group
 from flowtok_jax.models.clip import ClipText
@@ -29,26 +35,6 @@ from flowtok_jax.shapes import Params
 from flowtok_jax.tensors import Shape, check_shapes
 
 _DIT_HEADS = {(size["width"], size["depth"]): size["heads"] for size in SIZES.values()}
-
-
-def _patch_to_ours(x: np.ndarray) -> np.ndarray:
-    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
-
-
-def _patch_to_release(x: np.ndarray) -> np.ndarray:
-    side = math.isqrt(x.shape[0] // 3)
-    return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
-
-
-# kind -> (the release's layout to ours, and back); views wherever numpy can
-_KINDS: dict[str, tuple[Callable, Callable]] = {
-    "same": (lambda x: x, lambda x: x),
-    "vector": (lambda x: x[0, 0], lambda x: x[None, None]),
-    "dense": (lambda x: x.T, lambda x: x.T),
-    "dense1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
-    "patch": (_patch_to_ours, _patch_to_release),
-    "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-}
 
 
 def convert(
@@ -69,12 +55,7 @@ def convert(
     sizes = read_sizes(group, {name: np.shape(x) for name, x in state.items()}, heads)
     state = rules.DEFAULTS[group] | dict(state)
     _check_tables(group, state, sizes)
-    targets = _targets(group, sizes)
-    leaves = {
-        rule.target: _fill(rule, targets[rule.target], state)
-        for rule in rules.RULES[group]
-    }
-    return unflatten_dict(leaves, sep="/")
+    return to_ours(rules.RULES[group], _targets(group, sizes), state)
 
 
 def to_release(
@@ -87,32 +68,16 @@ def to_release(
         sizes: as of `read_sizes`.
     """
     leaves, targets = flatten_dict(params, sep="/"), _targets(group, sizes)
-    got, wanted = (
-        {path: np.shape(leaf) for path, leaf in tree.items()}
-        for tree in (leaves, targets)
-    )
+    got = {path: np.shape(leaf) for path, leaf in leaves.items()}
     what = f"these parameters do not fit the release's {group!r}"
-    check_shapes(what, got, wanted, note=f"sizes: {sizes}")
-    state = _tables(group, sizes)
-    for rule in rules.RULES[group]:
-        leaf = np.asarray(leaves[rule.target])
-        back = _KINDS[rule.kind][1]
-        for name, index in _pieces(rule, leaf.shape):
-            state[name] = np.asarray(back(leaf[index]))
-    return state
+    check_shapes(what, got, targets, note=f"sizes: {sizes}")
+    return _tables(group, sizes) | to_source(rules.RULES[group], leaves)
 
 
 def release_shapes(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
     """Names and shapes of the state dict that the release has at these sizes."""
     shapes = {name: table.shape for name, table in _tables(group, sizes).items()}
-    targets = _targets(group, sizes)
-    for rule in rules.RULES[group]:
-        # A view of one zero: indexing and transposing it costs nothing.
-        leaf = np.broadcast_to(np.float32(0), targets[rule.target].shape)
-        back = _KINDS[rule.kind][1]
-        for name, index in _pieces(rule, leaf.shape):
-            shapes[name] = np.shape(back(leaf[index]))
-    return shapes
+    return shapes | source_shapes(rules.RULES[group], _targets(group, sizes))
 
 
 def read_sizes(
@@ -271,16 +236,11 @@ def networks(sizes: Mapping[str, Any]) -> Nets:
     )
 
 
-def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> shape and dtype of every leaf of the group, each of which has a rule."""
-    targets = flatten_dict(abstract_group(networks(sizes), group), sep="/")
-    ruled = {rule.target for rule in rules.RULES[group]}
-    if ruled != targets.keys():
-        raise ValueError(
-            f"convert/rules.py does not fit our {group!r}: no rule sets "
-            f"{sorted(targets.keys() - ruled)}, and nothing is called "
-            f"{sorted(ruled - targets.keys())}"
-        )
+def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
+    """Path -> shape of every leaf of the group, each of which has a rule."""
+    leaves = flatten_dict(abstract_group(networks(sizes), group), sep="/")
+    targets = {path: leaf.shape for path, leaf in leaves.items()}
+    check_rules(group, rules.RULES[group], targets)
     return targets
 
 
@@ -313,27 +273,3 @@ def _check_tables(
                 f"{name} of this state dict differs from our table by {error:.2g}, "
                 f"wanted at most {tolerance:.2g}: it is another model's"
             )
-
-
-def _pieces(rule: rules.Rule, shape: Shape) -> Iterator[tuple[str, tuple]]:
-    """Source names of a rule, each with its place in our leaf of that shape."""
-    is_stacked, parts = "{}" in rule.sources[0], len(rule.sources)
-    for block in range(shape[0] if is_stacked else 1):
-        for part, source in enumerate(rule.sources):
-            index: tuple = (block,) if is_stacked else ()
-            if parts > 1:
-                width = shape[-1] // parts
-                index += (..., slice(part * width, (part + 1) * width))
-            yield source.format(block), index
-
-
-def _fill(rule: rules.Rule, leaf: Any, state: Mapping[str, Any]) -> np.ndarray:
-    """Our array of one rule: a view of the source, or one new array of all parts."""
-    to_ours = _KINDS[rule.kind][0]
-    pieces = list(_pieces(rule, leaf.shape))
-    if len(pieces) == 1 and not pieces[0][1]:
-        return np.asarray(to_ours(np.asarray(state[pieces[0][0]])), np.float32)
-    array = np.empty(leaf.shape, np.float32)
-    for name, index in pieces:
-        array[index] = to_ours(np.asarray(state[name]))
-    return array

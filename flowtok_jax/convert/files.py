@@ -11,7 +11,7 @@ import pathlib
 import pickle
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ CONTAINERS = ("ema", "model_ema", "model", "state_dict")
 CLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 CLIP_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*")
-# What our text tower computes, by the names of CLIP's config.json.
+# What our towers compute, by the names of CLIP's config.json.
 CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
 
@@ -189,41 +189,64 @@ def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
     return directory
 
 
-def read_clip(directory: pathlib.Path) -> tuple[dict[str, np.ndarray], int | None]:
-    """The state dict of a CLIP directory, and its heads where its config.json says.
+def find_clip_weights(directory: pathlib.Path) -> pathlib.Path:
+    """The file of weights of a CLIP directory.
 
     Raises:
-        UserError: where there are no weights, or the tower computes something else
-            than ours.
+        UserError: where there is none.
     """
-    found = [directory / name for name in CLIP_WEIGHTS if (directory / name).is_file()]
-    if not found:
-        raise UserError(
-            f"{directory} has no CLIP weights; wanted one of {', '.join(CLIP_WEIGHTS)}"
-        )
-    heads, config = None, directory / "config.json"
-    if config.is_file():
-        values = json.loads(config.read_text())
-        values = values.get("text_config", values)
+    for name in CLIP_WEIGHTS:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(
+        f"{directory} has no CLIP weights; wanted one of {', '.join(CLIP_WEIGHTS)}"
+    )
+
+
+def read_clip(
+    directory: pathlib.Path, towers: Sequence[str] = ("text",)
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The state dict of a CLIP directory, and heads by tower if config.json says.
+
+    Args:
+        towers: "text", "vision": those that must compute what ours do.
+
+    Raises:
+        UserError: where there are no weights, or a tower computes something else than
+            ours.
+    """
+    weights, config = find_clip_weights(directory), directory / "config.json"
+    told = json.loads(config.read_text()) if config.is_file() else {}
+    heads = {}
+    for tower in towers:
+        # A text tower by itself has no sections.
+        values = told.get(f"{tower}_config", told if tower == "text" else {})
         for key, ours in CLIP_FIXED.items():
             if values.get(key, ours) != ours:
                 raise UserError(
-                    f"{config}: {key} of the text tower is {values[key]!r}; ours "
+                    f"{config}: {key} of the {tower} tower is {values[key]!r}; ours "
                     f"computes {ours!r} only, as openai/clip-vit-large-patch14-336 does"
                 )
-        heads = values.get("num_attention_heads")
-    state = read_state(found[0])
+        if "num_attention_heads" in values:
+            heads[tower] = values["num_attention_heads"]
+    state = read_state(weights)
     if "embeddings.token_embedding.weight" in state:
         # A text tower by itself, as transformers 5 saves it.
         state = {f"text_model.{name}": array for name, array in state.items()}
     return state, heads
 
 
-def read_clip_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
+def read_clip_vocabulary(
+    directory: pathlib.Path, context: int, vocab_size: int
+) -> Vocabulary:
     """The vocabulary of a CLIP directory.
 
+    Args:
+        vocab_size: rows of the weights' embedding.
+
     Raises:
-        UserError: where its files are not there, or have no start token.
+        UserError: where its files are not there, have no start token, or more tokens
+            than the weights.
     """
     if not any(
         all((directory / name).is_file() for name in names) for names in CLIP_VOCABULARY
@@ -235,4 +258,9 @@ def read_clip_vocabulary(directory: pathlib.Path, context: int) -> Vocabulary:
     vocabulary = Vocabulary.load(str(directory), context)
     if vocabulary.start_id is None:
         raise UserError(f"the vocabulary in {directory} has no start token")
+    if len(vocabulary) > vocab_size:
+        raise UserError(
+            f"the vocabulary in {directory} has {len(vocabulary)} tokens, its "
+            f"weights have {vocab_size}: they do not belong together"
+        )
     return vocabulary

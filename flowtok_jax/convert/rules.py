@@ -2,7 +2,8 @@
 
 A rule is (source names, our path, kind). `{}` stands for the number of a block: our
 blocks are stacked on a leading axis. Several source names are joined along our last
-axis, in that order (queries, keys, values). Groups are those of `models/build.py`.
+axis, in that order (queries, keys, values). Groups are those of `models/build.py`;
+critics are the networks that judge images, for metrics and for the tokenizer's losses.
 Data only.
 """
 
@@ -16,6 +17,7 @@ class Rule(NamedTuple):
     Kinds, by what they do to PyTorch's layout:
         same     nothing
         vector   [1, 1, d] -> [d]
+        weights  [1, d, 1, 1] -> [d]
         dense    [out, in] -> [in, out]
         dense1x1 [out, in, 1, 1] -> [in, out]
         patch    [out, 3, p, p] -> [p*p*3, out]
@@ -113,13 +115,10 @@ def _tokenizer() -> tuple[Rule, ...]:
     )
 
 
-def _clip() -> tuple[Rule, ...]:
-    """The text tower by its Hugging Face names."""
-    embeddings, block = "text_model.embeddings", "text_model.encoder.layers.{}"
-    ours = "clip/blocks"
+def _clip_blocks(tower: str, ours: str) -> tuple[Rule, ...]:
+    """Blocks of a CLIP tower by their Hugging Face names."""
+    block = f"{tower}.encoder.layers.{{}}"
     return (
-        Rule((f"{embeddings}.token_embedding.weight",), "clip/embed/embedding", "same"),
-        Rule((f"{embeddings}.position_embedding.weight",), "clip/positions", "same"),
         *_norm(f"{block}.layer_norm1", f"{ours}/norm1"),
         *_layer(
             tuple(f"{block}.self_attn.{name}_proj" for name in "qkv"),
@@ -129,11 +128,42 @@ def _clip() -> tuple[Rule, ...]:
         *_norm(f"{block}.layer_norm2", f"{ours}/norm2"),
         *_layer(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
         *_layer(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
-        *_norm("text_model.final_layer_norm", "clip/norm"),
     )
 
 
-RULES = {"t2i": _dit_and_projector(), "tokenizer": _tokenizer(), "clip": _clip()}
+def _clip(ours: str) -> tuple[Rule, ...]:
+    """The text tower."""
+    embeddings = "text_model.embeddings"
+    positions = f"{embeddings}.position_embedding.weight"
+    token = f"{embeddings}.token_embedding.weight"
+    return (
+        Rule((token,), f"{ours}/embed/embedding", "same"),
+        Rule((positions,), f"{ours}/positions", "same"),
+        *_clip_blocks("text_model", f"{ours}/blocks"),
+        *_norm("text_model.final_layer_norm", f"{ours}/norm"),
+    )
+
+
+def _clip_scorer() -> tuple[Rule, ...]:
+    """Both towers and their projections."""
+    embeddings = "vision_model.embeddings"
+    patches = f"{embeddings}.patch_embedding.weight"
+    positions = f"{embeddings}.position_embedding.weight"
+    return (
+        *_clip("text"),
+        Rule(("text_projection.weight",), "text_projection/kernel", "dense"),
+        Rule((f"{embeddings}.class_embedding",), "vision/class_token", "same"),
+        Rule((patches,), "vision/patch_embed/kernel", "patch"),
+        Rule((positions,), "vision/positions", "same"),
+        # The name is misspelt there.
+        *_norm("vision_model.pre_layrnorm", "vision/norm_pre"),
+        *_clip_blocks("vision_model", "vision/blocks"),
+        *_norm("vision_model.post_layernorm", "vision/norm"),
+        Rule(("visual_projection.weight",), "image_projection/kernel", "dense"),
+    )
+
+
+RULES = {"t2i": _dit_and_projector(), "tokenizer": _tokenizer(), "clip": _clip("clip")}
 
 # Source names that are dropped on purpose: (regex of the whole name, why).
 _OPEN_CLIP = (r"open_clip.*", "frozen CLIP weights: converted from CLIP's own file")
@@ -210,3 +240,94 @@ AXES = {
 # Heads by (width, depth), where no shape tells them; the DiT's are its SIZES.
 PROJECTOR_HEADS = {(768, 6): 8}
 CLIP_HEAD_DIM = 64  # of every published text tower
+
+
+# Convolutions of FID's Inception by the blocks that have them.
+_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+_A = ("1x1", "5x5_1", "5x5_2", "3x3dbl_1", "3x3dbl_2", "3x3dbl_3", "_pool")
+_C = ("1x1", *(f"7x7_{i}" for i in (1, 2, 3)), *(f"7x7dbl_{i}" for i in range(1, 6)))
+_E = ("1x1", "3x3_1", "3x3_2a", "3x3_2b")
+_E += ("3x3dbl_1", "3x3dbl_2", "3x3dbl_3a", "3x3dbl_3b", "_pool")
+_MIXED = {
+    ("5b", "5c", "5d"): _A,
+    ("6a",): ("3x3", "3x3dbl_1", "3x3dbl_2", "3x3dbl_3"),
+    ("6b", "6c", "6d", "6e"): (*_C, "_pool"),
+    ("7a",): ("3x3_1", "3x3_2", *(f"7x7x3_{i}" for i in (1, 2, 3, 4))),
+    ("7b", "7c"): _E,
+}
+
+
+def _inception() -> tuple[Rule, ...]:
+    """FID's Inception by the names of pytorch-fid's file."""
+    layers = [f"Conv2d_{name}" for name in _STEM]
+    layers += [
+        f"Mixed_{block}.branch{branch}"
+        for blocks, branches in _MIXED.items()
+        for block in blocks
+        for branch in branches
+    ]
+    vectors = {
+        "weight": "scale",
+        "bias": "bias",
+        "running_mean": "mean",
+        "running_var": "var",
+    }
+    rules = [Rule(("fc.weight",), "fc/kernel", "dense")]
+    for layer in layers:
+        ours = layer.replace(".", "/")
+        rules.append(Rule((f"{layer}.conv.weight",), f"{ours}/conv/kernel", "conv"))
+        rules += (
+            Rule((f"{layer}.bn.{theirs}",), f"{ours}/{name}", "same")
+            for theirs, name in vectors.items()
+        )
+    return tuple(rules)
+
+
+# Convolutions of VGG16 by their places among torchvision's `features`.
+VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+
+def _lpips() -> tuple[Rule, ...]:
+    rules = []
+    for layer, places in enumerate(VGG):
+        for i, place in enumerate(places):
+            name = f"net.slice{layer + 1}.{place}"
+            rules += _layer(name, f"conv{layer}_{i}", "conv")
+        source = f"lin{layer}.model.1.weight"
+        rules.append(Rule((source,), f"weights{layer}", "weights"))
+    return tuple(rules)
+
+
+def _discriminator() -> tuple[Rule, ...]:
+    rules = [*_layer("block_in.0", "conv_in", "conv")]
+    for stage in range(3):
+        rules += _layer(f"blocks.{stage}.0", f"conv{stage}", "conv")
+        rules += _norm(f"blocks.{stage}.2", f"norm{stage}")
+    rules += _layer("to_logits.0", "fc", "conv")
+    rules += _layer("to_logits.2", "conv_out", "conv")
+    return tuple(rules)
+
+
+CRITICS = {
+    "inception": _inception(),
+    "lpips": _lpips(),
+    "discriminator": _discriminator(),
+    "clip": _clip_scorer(),
+}
+
+# As IGNORED, of critics.
+CRITICS_IGNORED = {
+    "inception": (
+        (r".*\.num_batches_tracked", "counts training steps"),
+        (r"fc\.bias", "the logits have none"),
+    ),
+    "lpips": (
+        (r"lins\..*", "the same arrays as lin0 to lin4"),
+        (r"classifier\..*", "VGG16's own classifier"),
+    ),
+    "discriminator": (),
+    "clip": (
+        (r"logit_scale", "belongs to CLIP's own loss"),
+        (r".*\.position_ids", "0, 1, 2, ...: not learned"),
+    ),
+}

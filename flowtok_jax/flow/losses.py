@@ -3,8 +3,10 @@
     L_flow  = mean (velocity - v(z_t, t))^2
     L_kl    = sum or mean of a KL of the text posterior, see KL_FORMS
     L_align = symmetric InfoNCE over the batch, or 1 - margin - cosine
+    L_gan   = hinge losses on a discriminator's logits, with LeCam's regulariser
 
-(FlowTok sections 3.2 and 3.3 and Tab. 4; release file `libs/flow_matching.py`.)
+(FlowTok sections 3.2 and 3.3 and Tab. 4; release file `libs/flow_matching.py`. L_gan:
+TA-TiTok's release, `modeling/modules/losses.py`.)
 """
 
 import jax
@@ -103,3 +105,36 @@ def caption_loss(logits: Logits, caption_ids: CaptionIds) -> Float[Array, " b"]:
 def caption_is_exact(logits: Logits, caption_ids: CaptionIds) -> Bool[Array, " b"]:
     """Whether all the positions of a row are right."""
     return (logits.argmax(-1) == caption_ids).all(-1)
+
+
+def hinge_loss(
+    real: Float[Array, "b g g"], fake: Float[Array, "b g g"]
+) -> Float[Array, ""]:
+    """The discriminator's: half of mean max(0, 1 - real) + mean max(0, 1 + fake),
+    means over everything.
+    """
+    return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Float[Array, "b g g"]) -> Float[Array, ""]:
+    """The tokenizer's: minus the mean of the logits of its images, over everything."""
+    return -fake.mean()
+
+
+def lecam_loss(
+    real: Float[Array, "b g g"],
+    fake: Float[Array, "b g g"],
+    average_real: Float[Array, ""],
+    average_fake: Float[Array, ""],
+) -> Float[Array, ""]:
+    """Keeps the mean logit of each kind near the other kind's running average.
+
+    Source: LeCam (Tseng et al. 2021), with means over everything before the squares,
+    as the release has it.
+
+    Args:
+        average_real, average_fake: running averages of the mean logits, decay 0.999.
+    """
+    above = jax.nn.relu(real.mean() - average_fake)
+    below = jax.nn.relu(average_real - fake.mean())
+    return jnp.square(above) + jnp.square(below)

@@ -1,0 +1,170 @@
+"""Networks that metrics judge with, and their weights: a directory of
+
+metrics.json       sizes, the files they were converted from, and digests
+NAME.safetensors   float32 parameters by their path, of each of NAMES that it has
+vocabulary.json    captions to CLIP's ids, where it has clip
+
+which `python -m flowtok_jax.convert` writes; or "random".
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.eval.inception import SIDE, Inception
+from flowtok_jax.models.clip import make_clip_scorer
+from flowtok_jax.models.critics import LPIPS
+from flowtok_jax.places import local_file, to_place
+from flowtok_jax.shapes import Params
+from flowtok_jax.tensors import Shape, check_shapes, read_safetensors
+
+METRICS = "metrics.json"
+NAMES = ("inception", "lpips", "clip")
+RANDOM = "random"
+# The flag of the converter that makes each.
+FLAGS = {
+    "inception": "--inception=pt_inception-2015-12-05-6726825d.pth",
+    "lpips": "--lpips=vgg16-397923af.pth,vgg.pth",
+    "clip": "--clip_score=openai/clip-vit-large-patch14-336",
+}
+# A small CLIP that knows the ids of any vocabulary up to CLIP's own.
+RANDOM_CLIP = {
+    "text": {"width": 64, "depth": 2, "heads": 1},
+    "vision": {"width": 64, "depth": 2, "heads": 1, "image_size": 64, "patch": 8},
+    "features": 64,
+}
+
+
+class MetricNet(NamedTuple):
+    """A network of a metric."""
+
+    module: nn.Module
+    params: Params
+    sha256: str  # of the weights file, "random" of random ones
+
+
+def make_module(name: str, sizes: Mapping[str, Any]) -> nn.Module:
+    """The module of a name of NAMES; only clip has sizes."""
+    if name == "clip":
+        return make_clip_scorer(**sizes)
+    return {"inception": Inception, "lpips": LPIPS}[name](**sizes)
+
+
+def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
+    """Path -> shape of the module's parameters; computes nothing."""
+    if name == "clip":
+        side, ids = module.image_size, jnp.zeros((1, module.text.context), jnp.int32)
+        inputs = jnp.zeros((1, side, side, 3)), ids
+    else:
+        images = jnp.zeros((1, SIDE, SIDE, 3))
+        inputs = (images, images) if name == "lpips" else (images,)
+    params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+def load_metric_net(name: str, place: str) -> MetricNet:
+    """A network of NAMES with its weights, in this machine's memory.
+
+    Args:
+        place: a directory that the converter wrote, or "random": the architecture
+            (of clip a small one) with weights that are drawn, the same everywhere.
+
+    Raises:
+        UserError: where the weights are absent, damaged or not what metrics.json says.
+    """
+    if name not in NAMES:
+        raise UserError(f"no metric has a network {name!r}; wanted one of {NAMES}")
+    if place == RANDOM:
+        module = make_module(name, RANDOM_CLIP if name == "clip" else {})
+        shapes = shapes_of(name, module)
+        leaves = {path: _draw(path, shape) for path, shape in shapes.items()}
+        return MetricNet(module, unflatten_dict(leaves, sep="/"), RANDOM)
+    directory, entry = to_place(place), read_metrics(place).get(name)
+    if entry is None:
+        raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
+    try:
+        module = make_module(name, entry["sizes"])
+        wanted, digest = shapes_of(name, module), entry["sha256"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / METRICS} is not that of this version's networks: {error}"
+        ) from error
+    path = directory / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {_cure(name)}")
+    with local_file(path) as file:
+        found = digest_of(file)
+        if found != digest:
+            raise UserError(
+                f"{path} has sha256 {found}, {METRICS} says {digest}; {_cure(name)}"
+            )
+        arrays = read_safetensors(file)
+        got = {key: array.shape for key, array in arrays.items()}
+        check_shapes(f"{path} does not fit {METRICS}", got, wanted)
+        # A copy: the file may go away under a mapped array.
+        leaves = {key: np.array(x, np.float32) for key, x in arrays.items()}
+    return MetricNet(module, unflatten_dict(leaves, sep="/"), found)
+
+
+def read_metrics(place: str) -> dict[str, Any]:
+    """What a directory of metric weights holds, by name.
+
+    Raises:
+        UserError: where it is none.
+    """
+    path = to_place(place) / METRICS
+    try:
+        entries = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is not there; wanted a directory of metric weights, made by "
+            "`python -m flowtok_jax.convert --inception=FILE --lpips=FILES "
+            "--clip_score=DIR --out=DIR`, or 'random'"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} holds a {type(entries).__name__}; wanted an object")
+    return entries
+
+
+def digest_of(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cure(name: str) -> str:
+    return f"run `python -m flowtok_jax.convert {FLAGS[name]} --out=DIR`"
+
+
+def _draw(path: str, shape: Shape) -> np.ndarray:
+    """A leaf at random, by numpy: it compiles nothing, and is the same everywhere.
+
+    Kernels keep the size of what passes through ReLUs (He et al. 2015), so that an
+    untrained network still tells images apart; norms and weights start at 1.
+    """
+    leaf = path.split("/")[-1]
+    if leaf in ("bias", "mean"):
+        return np.zeros(shape, np.float32)
+    is_drawn = leaf in ("kernel", "embedding", "positions", "class_token")
+    if not is_drawn:
+        return np.ones(shape, np.float32)
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(path.encode())))
+    values = rng.standard_normal(shape, np.float32)
+    if leaf != "kernel":
+        return values
+    # A convolution's [h w in out]; else [in out], or [blocks in out] of stacked ones.
+    fan_in = math.prod(shape[:-1]) if len(shape) == 4 else shape[-2]
+    return values * np.float32(math.sqrt(2 / fan_in))
