@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 SIDE, FEATURES, LOGITS = 299, 2048, 1008
 
-Maps = Float[Array, "b h w c"]
+Maps = Float[Array, "b _ _ _"]  # [b h w c]; all but the batch change
 
 
 def resize_legacy(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
