@@ -131,6 +131,7 @@ class FlowTok:
         config: ConfigDict | None = None,
         *,
         local_files_only: bool = False,
+        mesh: Mesh | None = None,
     ) -> "FlowTok":
         """Weights of a directory, or of a repository on the Hugging Face hub.
 
@@ -139,13 +140,14 @@ class FlowTok:
                 hub id of such files, or the workdir of a run.
             config: instead of the stored one, to sample with other options.
             local_files_only: take a hub id from the cache, without the network.
+            mesh: the devices to work on, as of the class.
 
         Raises:
             UserError: where the weights are not there, damaged or incomplete.
         """
         place = pretrained.find(source, local_files_only=local_files_only)
         if not pretrained.is_pretrained(place):
-            return cls.from_workdir(place, config)
+            return cls.from_workdir(place, config, mesh)
         stored, groups = pretrained.read_config(place), groups_of(place)
         needed = {"clip", "tokenizer"}
         if "i2t" in groups:
@@ -160,7 +162,7 @@ class FlowTok:
         config = stored if config is None else config
         params = {group: read_group(place, nets, group) for group in groups}
         vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
-        return cls.from_config(config, params, vocabulary)
+        return cls.from_config(config, params, vocabulary, mesh)
 
     def save_pretrained(self, directory: str | Place) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.
@@ -200,11 +202,13 @@ class FlowTok:
         return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
-        self, prompts: Sequence[str], seed: int = 0, **options
+        self, prompts: Sequence[str], seed: int = 0, first_row: int = 0, **options
     ) -> Float[np.ndarray, "b s s 3"]:
         """One image a prompt, in [0, 1].
 
         Args:
+            first_row: number of the first prompt: the noise of prompt i is that of
+                (seed, first_row + i), whatever the batch.
             options: of SampleOptions, instead of those the object was made with.
         """
         chosen = _replace(self.sample, options)
@@ -214,18 +218,23 @@ class FlowTok:
         if not len(prompts):
             raise UserError("no prompts; wanted at least one")
         ids = self.vocabulary.encode(prompts)
-        return self._in_batches(self._programs.text_to_image, ids, seed, chosen)
+        program = self._programs.text_to_image
+        return self._in_batches(program, ids, seed, first_row, chosen)
 
-    def image_to_text(self, images: ArrayLike, seed: int = 0, **options) -> list[str]:
+    def image_to_text(
+        self, images: ArrayLike, seed: int = 0, first_row: int = 0, **options
+    ) -> list[str]:
         """One caption an image; images are [b, s, s, 3] in [0, 1].
 
         Args:
+            first_row: as of `text_to_image`.
             options: of SampleOptions, instead of those the object was made with.
         """
         chosen = _replace(self.caption, options)
         self._need("i2t", "image to text")
         images = self._checked(images)
-        ids = self._in_batches(self._programs.image_to_text, images, seed, chosen)
+        program = self._programs.image_to_text
+        ids = self._in_batches(program, images, seed, first_row, chosen)
         return self.vocabulary.decode(ids)
 
     def _need(self, group: str, what: str) -> None:
@@ -282,7 +291,12 @@ class FlowTok:
         return self._program(function)(self.params, *inputs)
 
     def _in_batches(
-        self, function: Callable, inputs: np.ndarray, seed: int, options: SampleOptions
+        self,
+        function: Callable,
+        inputs: np.ndarray,
+        seed: int,
+        first_row: int,
+        options: SampleOptions,
     ) -> np.ndarray:
         """Runs all the inputs through one program, the last batch filled up."""
         program = self._program(function, options=options)
@@ -292,5 +306,6 @@ class FlowTok:
         key, results = np.asarray(jax.random.key_data(jax.random.key(seed))), []
         for part in rows.reshape(-1, size):
             batch = self._put(inputs[np.minimum(part, count - 1)])
-            results.append(program(self.params, batch, key, self._put(part)))
+            numbers = self._put(first_row + part)
+            results.append(program(self.params, batch, key, numbers))
         return np.concatenate([np.asarray(r) for r in results])[:count]

@@ -66,6 +66,9 @@ class Extractor:
     depends on its number only: the same bits on one device and on eight. Every process
     has to make the same calls.
 
+    Attributes:
+        width: dimensions of the features.
+
     Args:
         rows: of a device.
         side: pixels of all the images, which legacy resizing has to know.
@@ -91,6 +94,9 @@ class Extractor:
         if resize == "legacy":
             shape, dtype = (side, side, 3), np.uint8
         self._empty = np.zeros((len(self._local), *shape), dtype)
+        image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
+        params = {"params": net.params}
+        self.width = jax.eval_shape(net.module.apply, params, image)[0].shape[1]
 
         def features_of(
             params, images: Num[Array, "1 b h w 3"], loaded: Bool[Array, "1 b"]

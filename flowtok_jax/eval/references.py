@@ -178,21 +178,20 @@ def read_reference(place: Place) -> Reference:
     )
 
 
-def check_fits(reference: Reference, name: str, extract: Extractor, width: int) -> None:
+def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
     """Refuses statistics that our features cannot be compared with.
 
     Args:
         name: of the file, for messages.
-        width: dimensions of our features.
 
     Raises:
         UserError: where dimensions, resizing or network differ.
     """
     there = len(reference.whole.mean)
-    if there != width:
+    if there != extract.width:
         raise UserError(
             f"reference {name} has {there} dimensions, Inception's features here "
-            f"{width}; make it by `{COMMAND}`"
+            f"{extract.width}; make it by `{COMMAND}`"
         )
     if reference.resize not in (None, extract.resize):
         raise UserError(

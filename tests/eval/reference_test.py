@@ -188,18 +188,21 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path):
         return read_reference(tmp_path / "x.npz")
 
     ours = extractor()
-    check_fits(reads(), "x.npz", ours, 4)
-    check_fits(reads(resize="clean", net=fake.SHA256), "x.npz", ours, 4)
+    assert ours.width == fake.FEATURES
+    ours.width = 4
+    check_fits(reads(), "x.npz", ours)
+    check_fits(reads(resize="clean", net=fake.SHA256), "x.npz", ours)
     for arrays, message in (
         ({}, "x.npz has 4 dimensions, Inception's features here 2048"),
         ({"resize": "legacy"}, "is of legacy resizing, eval.fid.resize is clean"),
         ({"net": "0" * 64}, "is of other weights of Inception .000000000000 there"),
     ):
+        ours.width = 4 if arrays else 2048
         with pytest.raises(UserError, match=message):
-            check_fits(reads(**arrays), "x.npz", ours, 4 if arrays else 2048)
+            check_fits(reads(**arrays), "x.npz", ours)
     ours.net_sha256 = "random"
     with pytest.raises(UserError, match=r"other weights of Inception \(unknown there"):
-        check_fits(reads(), "x.npz", ours, 4)
+        check_fits(reads(), "x.npz", ours)
 
 
 def start(count, *arguments):
