@@ -19,7 +19,14 @@ LEVELS = (
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
     ("convert.checks", "convert.critic_checks", "convert.metrics"),
-    ("main", "convert.__main__", "convert.parity", "data.prepare", "eval.reference"),
+    (
+        "main",
+        "convert.__main__",
+        "convert.parity",
+        "data.prepare",
+        "eval.reference",
+        "eval.score",
+    ),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
 DOORS = (
@@ -30,6 +37,7 @@ DOORS = (
     "convert.parity",
     "data.prepare",
     "eval.reference",
+    "eval.score",
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

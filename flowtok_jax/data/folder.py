@@ -208,24 +208,48 @@ def make_karpathy(arguments: str) -> Files:
     parts = arguments.split(":")
     if len(parts) != 3:
         raise UserError(f"source {source}; wanted karpathy:JSON:IMAGEDIR:SPLIT")
-    path, root = pathlib.Path(parts[0]), _directory(parts[1], source)
+    root = _directory(parts[1], source)
+    rows = read_karpathy(parts[0], parts[2])
+    return Files(source, [_sentences(root, row) for row in rows])
+
+
+def read_karpathy(json_file: str, split: str) -> list[Mapping[str, Any]]:
+    """Rows of the images of a split of Karpathy's JSON; see `karpathy_rows`."""
+    path = pathlib.Path(json_file)
     try:
-        rows = json.loads(path.read_bytes())["images"]
-        splits = {row["split"] for row in rows}
+        content = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"source {source}: {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not Karpathy's JSON ({error})") from error
+    return karpathy_rows(content, str(path), split)
+
+
+def karpathy_rows(content: Any, name: str, split: str) -> list[Mapping[str, Any]]:
+    """Rows of the images of a split, or of several joined by `+`.
+
+    Args:
+        content: of Karpathy's JSON.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: where it is something else, or lacks the split.
+    """
+    try:
+        rows = content["images"]
+        splits = {row["split"] for row in rows}
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f"source {source}: {path} is not Karpathy's JSON ({error}); wanted "
-            "dataset_coco.json or one of the same form"
+            f"{name} is not Karpathy's JSON ({error}); wanted dataset_coco.json or one "
+            "of the same form"
         ) from error
-    wanted = set(parts[2].split("+"))
+    wanted = set(split.split("+"))
     if not wanted <= splits:
         raise UserError(
-            f"source {source} has no split {', '.join(sorted(wanted - splits))}; "
-            f"{path} has {', '.join(sorted(splits))}"
+            f"{name} has no split {', '.join(sorted(wanted - splits))}; it has "
+            f"{', '.join(sorted(splits))}"
         )
-    return Files(source, [_sentences(root, r) for r in rows if r["split"] in wanted])
+    return [row for row in rows if row["split"] in wanted]
 
 
 def _sentences(root: pathlib.Path, row: Mapping[str, Any]) -> Entry:

@@ -19,6 +19,7 @@ from flowtok_jax.data.examples import Source
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.eval.reconstruction import psnr_db
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.shapes import Params
 
@@ -85,11 +86,6 @@ def load_examples(source: Source, count: int) -> Examples:
     )
 
 
-def psnr_db(images: np.ndarray, targets: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of [0, 1] images, of their mean squared error."""
-    return float(-10 * np.log10(np.mean((images - targets) ** 2)))
-
-
 def attribute_accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> float:
     """Share of images off which the oracle reads every object as wanted."""
     found = [read_scene(image) for image in images]
@@ -123,6 +119,10 @@ def make_preview(
     return preview
 
 
+def _psnr_db(images: np.ndarray, examples: Examples) -> float:
+    return float(psnr_db(images, examples.floats).mean())
+
+
 def _rows(images: np.ndarray, rows: int = 2) -> list[list[np.ndarray]]:
     columns = PREVIEW_COLUMNS
     return [list(images[i * columns : (i + 1) * columns]) for i in range(rows)]
@@ -131,7 +131,7 @@ def _rows(images: np.ndarray, rows: int = 2) -> list[list[np.ndarray]]:
 def _preview_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
     tokens = flowtok.encode_image(examples.floats).mean
     images = np.asarray(flowtok.decode_image(tokens, examples.captions))
-    scalars = {f"eval/psnr_db{suffix}": psnr_db(images, examples.floats)}
+    scalars = {f"eval/psnr_db{suffix}": _psnr_db(images, examples)}
     if examples.scenes:
         accuracy = attribute_accuracy(images, examples.scenes)
         scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
@@ -217,7 +217,7 @@ def _summarize_tokenizer(flowtok: FlowTok, held_out: Examples, seen: Examples):
     )
     wanted = held_out.scenes
     scalars = {
-        "tokenizer_psnr_db": psnr_db(images, held_out.floats),
+        "tokenizer_psnr_db": _psnr_db(images, held_out),
         "tokenizer_accuracy": attribute_accuracy(images, wanted),
         "tokenizer_wrong_caption_accuracy": attribute_accuracy(wrong, wanted),
         "tokenizer_mean_latent_accuracy": attribute_accuracy(blind, wanted),

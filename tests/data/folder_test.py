@@ -177,7 +177,7 @@ def test_images_may_stand_in_one_folder(coco):
 
 def test_karpathy_strings_that_cannot_be(coco):
     images = coco.parent / "images"
-    with pytest.raises(UserError, match="no split trian; .* has restval, test, train"):
+    with pytest.raises(UserError, match="no split trian; it has restval, test, train"):
         make_karpathy(f"{coco}:{images}:trian")
     with pytest.raises(UserError, match="wanted karpathy:JSON:IMAGEDIR:SPLIT"):
         make_karpathy(f"{coco}:{images}")

@@ -22,14 +22,6 @@ def examples(count=8, split="held_out"):
     return runner.load_examples(source, count)
 
 
-def test_psnr_is_that_of_the_mean_squared_error():
-    zeros = np.zeros((2, 4, 4, 3))
-    assert runner.psnr_db(zeros + 0.1, zeros) == pytest.approx(20)
-    half = zeros.copy()
-    half[0] = 0.1  # one of two images
-    assert runner.psnr_db(half, zeros) == pytest.approx(23.0103)
-
-
 def test_attribute_accuracy_is_the_share_of_images_with_every_object_right():
     rng = np.random.default_rng(0)
     drawn = [(RED,), (RED, BLUE), (BLUE,), (RED, BLUE)]

@@ -1,0 +1,302 @@
+"""Caption metrics as the COCO server computes them, by pycocoevalcap.
+
+BLEU-1..4 (Papineni et al. 2002), METEOR (Denkowski and Lavie 2014), ROUGE-L (Lin 2004),
+CIDEr-D (Vedantam et al. 2015) and SPICE (Anderson et al. 2016), as fractions; papers
+print them times 100. Captions are split by Stanford's Penn Treebank tokenizer, which
+needs Java, as METEOR and SPICE do. Without Java the others are computed of words split
+in Python, and their names say so (`bleu4_simple_tokens`).
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+from flowtok_jax.errors import UserError
+
+PACKAGE = "pycocoevalcap"
+BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
+PYTHON_METRICS = (*BLEU, "rouge_l", "cider")
+METRICS = (*PYTHON_METRICS, "meteor", "spice")
+SIMPLE = "_simple_tokens"
+SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+JAVA_PATIENCE = 60  # seconds to say its version
+
+Captions = dict[int, list[str]]  # as pycocoevalcap takes them
+CLITIC = r"'(?:s|re|ve|ll|d|m)"
+SPLIT_OFF = re.compile(rf"(?<=\w)(n't|{CLITIC})\b")
+WORD = re.compile(rf"(?<!\S){CLITIC}(?!\S)|\w+(?:[-.&'/]\w+)*|[$%]")
+
+
+class Scores(NamedTuple):
+    """What captions are worth, what could not be measured and why, and by which tools.
+
+    Attributes:
+        metrics: of METRICS, fractions; names end in `_simple_tokens` where words were
+            split in Python.
+        not_measured: name of a metric -> reason.
+        protocol: versions, tokenizer and counts.
+    """
+
+    metrics: dict[str, float]
+    not_measured: dict[str, str]
+    protocol: dict[str, Any]
+
+    def renamed(self, suffix: str) -> "Scores":
+        """The same, with the names of the metrics followed by a suffix."""
+        metrics = {name + suffix: value for name, value in self.metrics.items()}
+        return self._replace(metrics=metrics)
+
+
+class _Failure(Exception):  # noqa: N818 (a reason, no error)
+    """Why a metric cannot be measured."""
+
+
+def score_captions(
+    hypotheses: Mapping[int, str], references: Mapping[int, Sequence[str]]
+) -> Scores:
+    """The metrics of one caption an image against the captions that people wrote.
+
+    What its tools are missing for is in `not_measured`. Nothing is downloaded.
+
+    Raises:
+        UserError: where images of the two are not the same, or have no captions.
+    """
+    _check(hypotheses, references)
+    numbers = {image: number for number, image in enumerate(hypotheses)}
+    refs = {n: [_line(t) for t in references[i]] for i, n in numbers.items()}
+    hyps = {n: [_line(hypotheses[i])] for i, n in numbers.items()}
+    protocol: dict[str, Any] = {
+        "images": len(hyps),
+        "references": sum(map(len, refs.values())),
+    }
+    if importlib.util.find_spec(PACKAGE) is None:
+        reason = f"{PACKAGE} is not installed: pip install -r requirements-eval.txt"
+        return Scores({}, dict.fromkeys(METRICS, reason), protocol)
+    protocol[PACKAGE] = importlib.metadata.version(PACKAGE)
+    with _muted() as log:
+        try:
+            protocol["java"] = _java_version()
+            tokens = _ptb_tokens(refs, log), _ptb_tokens(hyps, log)
+        except _Failure as failure:
+            tokens = _simple_tokens(refs), _simple_tokens(hyps)
+            metrics, lacking = _measure(*tokens, PYTHON_METRICS, log)
+            metrics, lacking = (
+                {name + SIMPLE: value for name, value in found.items()}
+                for found in (metrics, lacking)
+            )
+            protocol["tokens"] = "simple"
+            lacking = dict.fromkeys(METRICS, str(failure)) | lacking
+        else:
+            metrics, lacking = _measure(*tokens, METRICS, log)
+            protocol["tokens"] = "ptb"
+    return Scores(metrics, lacking, protocol)
+
+
+def _check(
+    hypotheses: Mapping[int, str], references: Mapping[int, Sequence[str]]
+) -> None:
+    if not hypotheses:
+        raise UserError("no captions to score; wanted one an image")
+    for what, some, others in (
+        ("have a caption but no references", hypotheses, references),
+        ("have references but no caption", references, hypotheses),
+    ):
+        lacking = [image for image in some if image not in others]
+        if lacking:
+            raise UserError(
+                f"{len(lacking)} of {len(some)} images {what}, the first {lacking[0]}; "
+                "wanted captions and references of the same images"
+            )
+    bare = [i for i, texts in references.items() if isinstance(texts, str) or not texts]
+    if bare:
+        raise UserError(
+            f"{len(bare)} images have no list of references, the first {bare[0]}; "
+            "wanted at least one reference an image"
+        )
+
+
+def _line(caption: str) -> str:
+    """The caption on one line: any other would shift those after it, in Java."""
+    return " ".join(caption.split())
+
+
+def _simple_tokens(captions: Captions) -> Captions:
+    """Lower-case words without punctuation, 's and n't split off as the Treebank's.
+
+    On captions without brackets and abbreviations the two are the same.
+    """
+
+    def split(text: str) -> str:
+        text = text.lower().replace("\u2019", "'").replace("cannot", "can not")
+        return " ".join(WORD.findall(SPLIT_OFF.sub(r" \1 ", text)))
+
+    return {image: [split(t) for t in texts] for image, texts in captions.items()}
+
+
+def _ptb_tokens(captions: Captions, log: IO[bytes]) -> Captions:
+    """Lower-case Penn Treebank tokens without punctuation."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # Empty lines at the end would be lost.
+    rows = {
+        image: [{"caption": text} for text in texts if text]
+        for image, texts in captions.items()
+    }
+    rows = {image: texts for image, texts in rows.items() if texts}
+    found = _attempt(PTBTokenizer().tokenize, rows, log=log) if rows else {}
+    counts = {image: len(texts) for image, texts in rows.items()}
+    if {image: len(texts) for image, texts in found.items()} != counts:
+        raise _Failure(f"the Treebank tokenizer failed{_last_line(log)}")
+    tokens = {image: iter(texts) for image, texts in found.items()}
+    return {
+        image: [next(tokens[image]) if text else "" for text in texts]
+        for image, texts in captions.items()
+    }
+
+
+def _java_version() -> str:
+    if shutil.which("java") is None:
+        raise _Failure(
+            "Java is not installed, which the Treebank tokenizer, METEOR and SPICE "
+            "need: install a JRE, such as Debian's default-jre-headless"
+        )
+    try:
+        found = subprocess.run(
+            ["java", "-version"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=JAVA_PATIENCE,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _Failure(f"`java -version` fails: {_one_line(error)}") from error
+    text = found.stdout.decode(errors="replace")
+    version = re.search(r'version "([^"]+)"', text)
+    return version[1] if version else text.partition("\n")[0]
+
+
+def _measure(
+    refs: Captions, hyps: Captions, wanted: Sequence[str], log: IO[bytes]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The wanted metrics, and why others of them are lacking."""
+    metrics, lacking = {}, {}
+    for names, measure in MEASURES.items():
+        if not set(names) <= set(wanted):
+            continue
+        try:
+            values = _attempt(measure, refs, hyps, log=log)
+        except _Failure as failure:
+            lacking |= dict.fromkeys(names, str(failure))
+        else:
+            metrics |= dict(zip(names, map(float, values), strict=True))
+    return metrics, lacking
+
+
+def _attempt(function: Callable, *arguments: Any, log: IO[bytes]) -> Any:
+    log.truncate(0)
+    try:
+        return function(*arguments)
+    except _Failure:
+        raise
+    except Exception as error:  # of a Java process everything may fail
+        reason = f"{type(error).__name__}: {_one_line(error)}{_last_line(log)}"
+        raise _Failure(reason) from error
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[IO[bytes]]:
+    """Sends what is printed, by other processes too, to a file and not the terminal."""
+    with contextlib.ExitStack() as stack:
+        # Other processes write to it as well: at its end, wherever it was read.
+        log = stack.enter_context(tempfile.TemporaryFile("a+b"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        for stream in (1, 2):
+            saved = os.dup(stream)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, stream)
+            os.dup2(log.fileno(), stream)
+        yield log
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _last_line(log: IO[bytes]) -> str:
+    """The end of what was printed, which of a Java process says why it failed."""
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line]
+    return f" ({lines[-1].strip()[:200]})" if lines else ""
+
+
+def _bleu(refs: Captions, hyps: Captions) -> Sequence[float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    return Bleu(4).compute_score(refs, hyps)[0]
+
+
+def _rouge(refs: Captions, hyps: Captions) -> Sequence[float]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    return [Rouge().compute_score(refs, hyps)[0]]
+
+
+def _cider(refs: Captions, hyps: Captions) -> Sequence[float]:
+    from pycocoevalcap.cider.cider import Cider
+
+    if len(refs) < 2:
+        raise _Failure(
+            "CIDEr weighs words by how few of the images have them, and there is one"
+        )
+    return [Cider().compute_score(refs, hyps)[0]]
+
+
+def _meteor(refs: Captions, hyps: Captions) -> Sequence[float]:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    scorer = Meteor()
+    java = scorer.meteor_p
+    try:
+        return [scorer.compute_score(refs, hyps)[0]]
+    finally:
+        if scorer.lock.locked():  # left so by an error; its __del__ waits for it
+            scorer.lock.release()
+        java.kill()
+        java.wait()
+        with contextlib.suppress(BrokenPipeError):  # of what it never read
+            java.stdin.close()
+        with java.stdout, java.stderr:
+            os.write(2, java.stderr.read())  # to where the others print it
+
+
+def _spice(refs: Captions, hyps: Captions) -> Sequence[float]:
+    import pycocoevalcap.spice
+
+    folder = pathlib.Path(pycocoevalcap.spice.__file__).parent / "lib"
+    missing = [name for name in SPICE_JARS if not (folder / name).is_file()]
+    if missing:  # pycocoevalcap would download them: 400 MB
+        raise _Failure(
+            f"SPICE needs {' and '.join(missing)} of Stanford CoreNLP 3.6.0 in the "
+            f"folder spice/lib of {PACKAGE}, and Java 8 or 11"
+        )
+    from pycocoevalcap.spice.spice import Spice
+
+    return [Spice().compute_score(refs, hyps)[0]]
+
+
+MEASURES: dict[tuple[str, ...], Callable[[Captions, Captions], Sequence[float]]] = {
+    BLEU: _bleu,
+    ("rouge_l",): _rouge,
+    ("cider",): _cider,
+    ("meteor",): _meteor,
+    ("spice",): _spice,
+}
