@@ -166,14 +166,14 @@ class Setup:
 
     @functools.cached_property
     def _extract(self) -> Extractor:
-        config = self._config.eval
+        config = self._config
         return Extractor(
-            load_metric_net("inception", config.weights),
+            load_metric_net("inception", config.eval.weights),
             self._mesh,
-            resize=config.fid.resize,
-            rows=config.batch_size,
-            threads=self._config.data.threads,
-            side=self._config.tokenizer.image_size,
+            resize=config.eval.fid.resize,
+            rows=config.eval.batch_size,
+            threads=config.data.threads,
+            side=config.tokenizer.image_size,
         )
 
     def _net(self, name: str) -> MetricNet | str:
@@ -259,26 +259,26 @@ class Setup:
 
     def t2i(self) -> Part:
         """Text to image, of the protocol's captions or those of data.eval."""
-        config = self._config.eval
-        if not config.weights:
+        config, wanted = self._config, []
+        if not config.eval.weights:
             raise UserError(NO_WEIGHTS + ", or --config.eval.parts without t2i")
-        wanted = []
-        if config.protocol:
-            prompts = read_prompts(config.protocol, config.captions, config.samples)
-            origin: dict[str, Any] = {"protocol": config.protocol}
+        if name := config.eval.protocol:
+            path, samples = config.eval.captions, config.eval.samples
+            prompts = read_prompts(name, path, samples)
+            origin: dict[str, Any] = {"protocol": name}
         else:
             prompts, origin = self.real.prompts(), self._data()
             if self.real.are_scenes:
                 wanted = [self.real.scene(i) for i in range(len(prompts))]
         origin |= {"samples": len(prompts), "captions_sha256": digest_of(prompts)}
         sampler = {"sampler": self._sampler("sample")}
-        image_size = {"image_size": self._config.tokenizer.image_size}
+        image_size = {"image_size": config.tokenizer.image_size}
         return TextToImage(
             self._flowtok,
             prompts,
-            seed=config.seed,
+            seed=config.eval.seed,
             protocol=origin | self._weights("t2i") | sampler | image_size,
-            features=self._features(config.protocol),
+            features=self._features(config.eval.protocol),
             clip=self._clip(),
             wanted=wanted,
         )

@@ -9,7 +9,7 @@ PACKAGE = "flowtok_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
 LEVELS = (
     ("shapes", "errors"),
-    ("processes", "mesh", "places"),
+    ("processes", "mesh", "places", "logs", "config_files"),
     ("models", "flow", "data"),
     ("workdir", "pictures", "tensors", "programs", "collectives", "topologies"),
     ("pretrained",),
@@ -17,7 +17,7 @@ LEVELS = (
     ("convert",),
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
-    ("compilation", "stages", "pretokenize"),
+    ("compilation", "stages", "pretokenize", "evaluation"),
     ("convert.checks", "convert.critic_checks", "convert.metrics"),
     (
         "main",

@@ -56,17 +56,17 @@ class FeatureMetrics(NamedTuple):
         return f"{metric}{net}{self.suffix(count)}"
 
     def measure(
-        self, arrays: Arrays, groups: Sequence[str] = (), prefix: str = ""
+        self, arrays: Arrays, groups: Sequence[str] = (), fid: str = "fid"
     ) -> Measured:
         """All of the numbers.
 
         Args:
             groups: of each row that was looked at; also measured one by one.
-            prefix: of the metrics' names.
+            fid: what FID is called here.
         """
         pool, count = arrays["pool"], len(arrays["pool"])
         ours, reference = Moments.of(pool), self.reference
-        found = {"fid": Gaussian.of(ours).distance(reference.whole)}
+        found = {fid: Gaussian.of(ours).distance(reference.whole)}
         score = inception_score(arrays["logits"], splits=SPLITS)
         found |= {"inception_score": score.mean, "inception_score_std": score.std}
         lacking = {}
@@ -82,19 +82,17 @@ class FeatureMetrics(NamedTuple):
             else:
                 reason = f"wanted more than {NEIGHBOURS} samples and reference images"
                 lacking = dict.fromkeys(("precision", "recall"), reason)
-        named = {prefix + self.name(k, count): v for k, v in found.items()}
-        lacking = {prefix + self.name(k, count): v for k, v in lacking.items()}
-        return Measured(named, lacking).merge(self._by_group(pool, groups, prefix))
+        named = {self.name(k, count): v for k, v in found.items()}
+        lacking = {self.name(k, count): v for k, v in lacking.items()}
+        return Measured(named, lacking).merge(self._by_group(pool, groups))
 
-    def _by_group(
-        self, pool: np.ndarray, groups: Sequence[str], prefix: str
-    ) -> Measured:
+    def _by_group(self, pool: np.ndarray, groups: Sequence[str]) -> Measured:
         """FID of each group."""
         found, lacking = {}, {}
         names = np.array(groups)
         for group in sorted(set(groups) - {""}):
             rows = pool[names == group]
-            name = prefix + self.name(f"fid_{group}", len(rows))
+            name = self.name(f"fid_{group}", len(rows))
             if group not in self.reference.groups:
                 lacking[name] = (
                     f"the reference has no group {group}; make it with --by_folder"

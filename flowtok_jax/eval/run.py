@@ -135,13 +135,16 @@ def show(results: Sequence[dict[str, Any]], folder: Place) -> None:
     table.add_column("value", justify="right")
     for result in results:
         for name, value in result["metrics"].items():
-            table.add_row(result["part"], name, f"{value:.4f}")
+            table.add_row(result["part"], name, f"{value:.5g}")
         for name in result["not_measured"]:
             table.add_row(result["part"], name, "not measured")
     console = rich.console.Console()
     console.print(table)
     for result in results:
-        for name, reason in result["not_measured"].items():
-            console.print(f"{name}: {reason}", soft_wrap=True, highlight=False)
+        lacking = result["not_measured"]
+        for reason in dict.fromkeys(lacking.values()):
+            names = ", ".join(name for name in lacking if lacking[name] == reason)
+            line = f"not measured: {names}: {reason}"
+            console.print(line, soft_wrap=True, highlight=False)
         path = folder / f"{result['name']}.json"
         console.print(f"protocol: {path}", soft_wrap=True, highlight=False)

@@ -110,7 +110,7 @@ class Reconstruction:
         if self._features is None:
             found.not_measured["rfid"] = NO_WEIGHTS
             return found
-        return found.merge(self._features.measure(arrays, prefix="r"))
+        return found.merge(self._features.measure(arrays, fid="rfid"))
 
     def picture(self, arrays: Arrays) -> np.ndarray:
         """See Part."""
