@@ -56,7 +56,10 @@ class Tfds(Records):
         name = name.decode(errors="replace") or f"{self.arguments}:{index}"
         if "image" not in row:
             raise BadRecord("missing_image", name)
-        return Record(name=name, captions=_captions(row, name), image=row["image"])
+        captions = _captions(row, name)
+        # The number that captions of COCO are scored by.
+        known = {"image_id": int(row["image/id"])} if "image/id" in row else {}
+        return Record(name, captions, image=row["image"], metadata=known)
 
 
 def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -4,13 +4,12 @@ A results file is what COCO's server takes: [{"image_id": int, "caption": str}, 
 """
 
 import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowtok_jax.data.folder import karpathy_rows
 from flowtok_jax.errors import UserError
-from flowtok_jax.places import Place, write_bytes
+from flowtok_jax.places import Place, to_place, write_bytes
 
 
 def image_id(metadata: Mapping[str, Any], index: int) -> int:
@@ -24,7 +23,7 @@ def image_id(metadata: Mapping[str, Any], index: int) -> int:
     return index
 
 
-def read_references(path: str, split: str = "test") -> dict[int, list[str]]:
+def read_references(path: str | Place, split: str = "test") -> dict[int, list[str]]:
     """Captions by image of COCO's annotations (captions_val2014.json), or of a split of
     Karpathy's dataset_coco.json; several splits are joined by `+`.
 
@@ -38,7 +37,7 @@ def read_references(path: str, split: str = "test") -> dict[int, list[str]]:
         for image, caption in pairs:
             found.setdefault(image, []).append(caption)
         return found
-    rows = karpathy_rows(content, path, split)
+    rows = karpathy_rows(content, str(path), split)
     try:
         pairs = [
             (image_id(row, i), [sentence["raw"] for sentence in row["sentences"]])
@@ -52,7 +51,7 @@ def read_references(path: str, split: str = "test") -> dict[int, list[str]]:
     return _once(path, pairs)
 
 
-def _rows(path: str, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _rows(path: str | Place, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     rows = content["annotations"]
     if not _are_captions(rows):
         raise UserError(
@@ -71,7 +70,7 @@ def _are_captions(rows: Any) -> bool:
     )
 
 
-def read_results(path: str) -> dict[int, str]:
+def read_results(path: str | Place) -> dict[int, str]:
     """The caption of each image of a results file.
 
     Raises:
@@ -92,16 +91,16 @@ def write_results(path: Place, captions: Mapping[int, str]) -> None:
     write_bytes(path, (json.dumps(rows, indent=0) + "\n").encode())
 
 
-def _read(path: str) -> Any:
+def _read(path: str | Place) -> Any:
     try:
-        return json.loads(pathlib.Path(path).read_bytes())
+        return json.loads(to_place(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def _once(path: str, pairs: Iterable[tuple[int, Any]]) -> dict[int, Any]:
+def _once(path: str | Place, pairs: Iterable[tuple[int, Any]]) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for image, value in pairs:
         if image in found:

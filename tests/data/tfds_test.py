@@ -29,7 +29,7 @@ def make_builder(folder):
             text = tfds.features.Text()
             captions = tfds.features.Sequence({"id": np.int64, "text": text})
             features = {"image": tfds.features.Image(), "captions": captions}
-            features |= {"image/filename": tfds.features.Text()}
+            features |= {"image/filename": tfds.features.Text(), "image/id": np.int64}
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
             )
@@ -45,6 +45,7 @@ def make_builder(folder):
                     {
                         "image": io.BytesIO(made.jpeg(i)),
                         "image/filename": f"{split}_{i}.jpg",
+                        "image/id": 100 + i,
                         "captions": captions,
                     },
                 )
@@ -69,6 +70,7 @@ def test_records_have_five_captions_and_the_files_bytes(tiny):
     record = found["test_1.jpg"]
     assert record.captions == tuple(f"test 1 {j}" for j in range(5))
     assert record.image == made.jpeg(1)
+    assert record.metadata == {"image_id": 101}
 
 
 def test_splits_are_joined_and_cut(tiny):

@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+
+from flowtok_jax.data import scenes
+from flowtok_jax.errors import UserError
+from flowtok_jax.eval.caption_files import read_references, read_results, write_results
+from flowtok_jax.eval.captioning import (
+    CaptionedImages,
+    caption_images,
+    captions_of,
+    score_hypotheses,
+)
+from flowtok_jax.pipeline import FlowTok
+from tests import tiny
+from tests.data import made
+
+
+@pytest.fixture
+def karpathy(tmp_path):
+    """Karpathy's JSON with 7 images to test on and others, the images in folders."""
+    rows, root = [], tmp_path / "images" / "val2014"
+    root.mkdir(parents=True)
+    for i in range(9):
+        (root / f"{i}.jpg").write_bytes(made.jpeg(i, width=40, height=32))
+        sentences = [{"raw": f"the picture number {i} in words {j}"} for j in range(5)]
+        rows.append(
+            {
+                "filepath": "val2014",
+                "filename": f"{i}.jpg",
+                "split": "val" if i < 2 else "test",
+                "cocoid": 500 - i,
+                "sentences": sentences,
+            }
+        )
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": rows}))
+    return f"{path}", f"karpathy:{path}:{tmp_path / 'images'}:test"
+
+
+def open_images(spec, size=32) -> CaptionedImages:
+    return CaptionedImages(spec, image_size=size, seed=0)
+
+
+class Reader(FlowTok):
+    """Stands in for one that says an image's references, found by its colour."""
+
+    def __init__(self, source):
+        self.known = {}
+        for i in range(len(source)):
+            pixel = (source[i].image[0, 0] / 255).astype(np.float32)
+            self.known[tuple(pixel.round(4))] = source[i].references[0]
+        self.rows = []
+
+    def image_to_text(self, images, seed, first_row):
+        assert images.dtype == np.float32
+        self.rows += range(first_row, first_row + len(images))
+        return [self.known[tuple(image[0, 0].round(4))] for image in images]
+
+
+def caption_all(flowtok, source, chunk, **options) -> list[dict]:
+    found = []
+    for start in range(0, len(source), chunk):
+        indices = range(start, min(start + chunk, len(source)))
+        found += caption_images(flowtok, source, indices, **options)
+    return found
+
+
+def test_every_image_is_captioned_once_and_scored_by_all_references(
+    karpathy, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    path, spec = karpathy
+    source = open_images(spec)
+    reader = Reader(source)
+    hypotheses = caption_all(reader, source, chunk=3)
+    assert reader.rows == list(range(7))
+    hypotheses = json.loads(
+        json.dumps(hypotheses)
+    )  # as a run that is killed keeps them
+    assert hypotheses[1] == {
+        "image_id": 497,
+        "caption": "the picture number 3 in words 0",
+        "references": [f"the picture number 3 in words {j}" for j in range(5)],
+    }
+    write_results(tmp_path / "results.json", captions_of(hypotheses))
+    assert set(read_results(tmp_path / "results.json")) == set(read_references(path))
+    scores = score_hypotheses(hypotheses, images=len(source))
+    assert scores.metrics["bleu4_simple_tokens"] == pytest.approx(1, abs=1e-8)
+    assert scores.protocol["references"] == 35
+    part = score_hypotheses(hypotheses[:4], images=len(source))
+    assert "bleu4_simple_tokens_partial_n4" in part.metrics
+    assert "bleu4_simple_tokens" not in part.metrics
+
+
+def test_images_are_cut_out_of_the_middle(karpathy):
+    found = open_images(karpathy[1], size=16)[0]
+    (wanted,) = (made.picture(40, 32, 2),)
+    assert found.image.shape == (16, 16, 3)
+    middle = np.asarray(wanted.resize((20, 16)), float)[:, 2:18]
+    assert np.abs(found.image - middle).mean() < 8
+    assert np.abs(np.asarray(wanted.resize((16, 16)), float) - middle).mean() > 8
+
+
+@pytest.fixture(scope="module")
+def noisy(flowtok):
+    """The tiny demo with noise for velocities, so that captions differ."""
+    params = dict(flowtok.params)
+    dit = tiny.random_like(params["i2t"]["dit"], std=0.5)
+    params["i2t"] = params["i2t"] | {"dit": dit}
+    caption = flowtok.caption._replace(source="sample")
+    return FlowTok(flowtok.nets, params, flowtok.vocabulary, caption=caption)
+
+
+def test_captions_do_not_depend_on_the_chunks(karpathy, noisy):
+    source = open_images(karpathy[1])
+    whole = caption_all(noisy, source, chunk=7)
+    assert caption_all(noisy, source, chunk=3) == whole
+    assert caption_all(noisy, source, chunk=7, seed=1) != whole
+
+
+def test_the_references_of_a_scene_are_all_its_phrasings():
+    source = open_images("shapes:held_out")
+    found = source[3]
+    assert (found.image_id, found.image.shape) == (3, (32, 32, 3))
+    assert len(found.references) > 1
+    (scene,) = {scenes.parse_caption(text) for text in found.references}
+    assert scenes.is_held_out(scene)
+
+
+def test_ids_are_indices_where_the_source_has_none(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(made.jpeg(i))
+        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
+    source = open_images(f"folder:{tmp_path}")
+    assert [source[i].image_id for i in range(len(source))] == [0, 1]
+    assert source[1].references == ("picture 1",)
+
+
+def test_what_cannot_be_measured_is_said_in_one_line(karpathy, tmp_path):
+    for spec in ("shapes,shapes", "latents:x/*.tar"):
+        with pytest.raises(UserError, match="one source of images; got"):
+            open_images(spec)
+    (tmp_path / "images" / "val2014" / "4.jpg").write_bytes(b"no image")
+    source = open_images(karpathy[1])
+    with pytest.raises(
+        UserError, match=r"image 2 of karpathy.*\(not_an_image: .*4.jpg"
+    ):
+        source[2]
+    same = [{"image_id": 5, "caption": "a", "references": ["a"]}] * 2
+    with pytest.raises(UserError, match="image 5 occurs twice"):
+        score_hypotheses(same, images=2)
