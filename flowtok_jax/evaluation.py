@@ -6,13 +6,7 @@
         --config.eval.captions=captions_val2014.json --config.eval.samples=30000 \\
         --config.eval.weights=weights/metrics --config.eval.fid.reference=coco.npz
 
-Each part (t2i, i2t, tokenizer) writes to WORKDIR/eval
-
-    NAME.json    numbers, protocol, what could not be measured and why
-    NAME.png     the first samples
-    NAME/        arrays of finished chunks, from which a killed run goes on
-
-where NAME ends in a digest of the protocol: weights, captions, options, reference.
+Each part (t2i, i2t, tokenizer) writes to WORKDIR/eval what eval/run.py says.
 """
 
 import functools
@@ -28,6 +22,7 @@ from flowtok_jax.data import captions
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.errors import UserError
+from flowtok_jax.eval.captioning import CaptionedImages
 from flowtok_jax.eval.feature_metrics import FeatureMetrics
 from flowtok_jax.eval.features import Extractor, check_resize
 from flowtok_jax.eval.image_to_text import ImageToText
@@ -285,12 +280,21 @@ class Setup:
 
     def i2t(self) -> Part:
         """Captions of the images of data.eval."""
+        config, real = self._config, self.real
+        source = CaptionedImages(
+            real.spec,
+            image_size=config.tokenizer.image_size,
+            seed=config.train.seed,
+            cache=config.data.cache,
+        )
         sampler = {"sampler": self._sampler("caption")}
         return ImageToText(
             self._flowtok,
-            self.real,
-            seed=self._config.eval.seed,
+            source,
+            count=real.count,
+            seed=config.eval.seed,
             protocol=self._data() | self._weights("i2t") | sampler,
+            scene_of=real.scene if real.are_scenes else None,
         )
 
     def tokenizer(self) -> Part:

@@ -1,79 +1,78 @@
 """Image to text: caption metrics, and on scenes what a parser reads."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from flowtok_jax import pictures
 from flowtok_jax.data import scenes
-from flowtok_jax.eval.captions import score_captions
+from flowtok_jax.eval.captioning import (
+    CaptionedImages,
+    caption_images,
+    captions_of,
+    score_hypotheses,
+)
 from flowtok_jax.eval.chunks import Arrays
-from flowtok_jax.eval.parts import SHOWN, Measured, rejected
+from flowtok_jax.eval.parts import COLUMNS, SHOWN, Measured, Part
 from flowtok_jax.eval.protocols import metric_suffix
-from flowtok_jax.eval.real import RealImages
 from flowtok_jax.pipeline import FlowTok
 
-COLUMNS = 8  # of the picture
 
+class ImageToText(Part):
+    """One caption an image; see Part.
 
-class ImageToText:
-    """One caption a real image; see parts.py."""
+    Args:
+        scene_of: what a generated image shows, by its number; None of others.
+    """
 
     name = "i2t"
 
     def __init__(
         self,
         flowtok: FlowTok,
-        real: RealImages,
+        source: CaptionedImages,
         *,
+        count: int,
         seed: int,
         protocol: dict[str, Any],
+        scene_of: Callable[[int], scenes.Scene] | None = None,
     ):
-        self._flowtok, self._real, self._seed = flowtok, real, seed
-        self.count, self.protocol = real.count, protocol
+        self._flowtok, self._source, self._seed = flowtok, source, seed
+        self.count, self.protocol, self._scene_of = count, protocol, scene_of
 
     def compute(self, rows: range) -> Arrays:
-        """See Part; a caption's noise is that of its record's number."""
-        items, bad = self._real.read(rows)
-        arrays = {
-            "number": np.array([item.number for item in items], np.int64),
-            "rejected": rejected(bad),
+        """See Part."""
+        found = caption_images(self._flowtok, self._source, rows, seed=self._seed)
+        side = self._source.image_size
+        shown = [self._source[i].image for i in rows if i < SHOWN]
+        return {
+            "hypotheses": np.array([json.dumps(h) for h in found]),
+            "shown": np.array(shown, np.uint8).reshape(-1, side, side, 3),
         }
-        # Those that cannot be used keep their row, so that the others keep their noise.
-        side = self._flowtok.nets.tokenizer.image_size
-        pixels = np.zeros((len(rows), side, side, 3), np.float32)
-        for item in items:
-            pixels[item.number - rows.start] = item.image / np.float32(255)
-        texts = self._flowtok.image_to_text(pixels, self._seed, rows.start)
-        kept = [texts[item.number - rows.start] for item in items]
-        arrays["caption"] = np.array(kept, np.str_)
-        shown = np.round(pixels * 255).astype(np.uint8)[arrays["number"] - rows.start]
-        arrays["shown"] = shown[arrays["number"] < SHOWN]
-        return arrays
 
     def measure(self, arrays: Arrays) -> Measured:
         """See Part."""
-        numbers, captions = arrays["number"].tolist(), arrays["caption"].tolist()
-        suffix = metric_suffix("", len(numbers))
-        hypotheses = dict(zip(numbers, captions, strict=True))
-        references = {number: self._real.captions(number) for number in numbers}
-        scores = score_captions(hypotheses, references)
-        found = Measured(
-            {f"{name}{suffix}": value for name, value in scores.metrics.items()},
-            dict(scores.not_measured),
-            {"captions": scores.protocol},
-        )
-        if self._real.are_scenes:
+        found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
+        suffix = metric_suffix("", len(found))
+        scores = score_hypotheses(found, images=len(found)).renamed(suffix)
+        captions = captions_of(found)
+        metrics = dict(scores.metrics)
+        if self._scene_of is not None:
             right = [
-                scenes.parse_caption(caption) == self._real.scene(number)
-                for number, caption in hypotheses.items()
+                scenes.parse_caption(caption) == self._scene_of(number)
+                for number, caption in captions.items()
             ]
-            found.metrics[f"exact_match{suffix}"] = float(np.mean(right))
-        return found
+            metrics[f"exact_match{suffix}"] = float(np.mean(right))
+        rows = [{"image_id": i, "caption": text} for i, text in captions.items()]
+        details = {"captions": scores.protocol}
+        return Measured(metrics, scores.not_measured, details, {"captions": rows})
 
     def picture(self, arrays: Arrays) -> np.ndarray:
         """See Part."""
-        texts = arrays["caption"].tolist()
+        found = map(json.loads, arrays["hypotheses"][:SHOWN].tolist())
+        texts = [hypothesis["caption"] for hypothesis in found]
         starts = range(0, len(arrays["shown"]), COLUMNS)
         rows = [list(arrays["shown"][i : i + COLUMNS]) for i in starts]
         return pictures.grid(rows, [texts[i : i + COLUMNS] for i in starts])

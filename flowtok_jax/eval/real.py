@@ -1,6 +1,5 @@
 """The real images of an evaluation: the first records of a source, each once."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -71,12 +70,6 @@ class RealImages:
     def scene(self, number: int) -> scenes.Scene:
         """What a generated image shows."""
         return self._shapes.scene(number)
-
-    def captions(self, number: int) -> Sequence[str]:
-        """All the captions that an image has; of a scene, every way to say it."""
-        if self.are_scenes:
-            return scenes.captions_of(self.scene(number))
-        return self._records[number].captions
 
     def _item(self, number: int) -> Item | BadRecord:
         try:

@@ -1,8 +1,9 @@
 """Runs a part of an evaluation in chunks, measures it, and keeps what was found.
 
-    NAME.json    numbers, protocol, what could not be measured and why
-    NAME.png     the first samples
-    NAME/        arrays of finished chunks, from which a killed run goes on
+    NAME.json           numbers, protocol, what could not be measured and why
+    NAME.png            the first samples
+    NAME.captions.json  of image to text, in the form that COCO's server takes
+    NAME/               arrays of finished chunks, from which a killed run goes on
 
 NAME ends in a digest of the protocol, so that another protocol is another NAME.
 """
@@ -70,14 +71,15 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
 
     def measure() -> None:
         arrays = chunks.read_all()
-        result.update(_describe(part, part.measure(arrays)))
+        found = part.measure(arrays)
+        result.update(_describe(part, found))
         result["rejected"] = _count(arrays.get("rejected", np.array([], np.str_)))
         times = {"compute": middle - begun, "measure": time.monotonic() - middle}
         seconds = {key: round(value, 1) for key, value in times.items()}
         result["seconds"] = {**seconds, "computed_samples": computed}
-        picture = part.picture(arrays)
-        if picture is not None:
-            pictures.save_png(folder / f"{name}.png", picture)
+        pictures.save_png(folder / f"{name}.png", part.picture(arrays))
+        for end, value in found.files.items():
+            write_json(folder / f"{name}.{end}.json", value)
         write_json(path, result)
 
     processes.first_does(measure)

@@ -13,15 +13,13 @@ from flowtok_jax.eval.chunks import Arrays
 from flowtok_jax.eval.clip_score import clip_score
 from flowtok_jax.eval.feature_metrics import FeatureMetrics
 from flowtok_jax.eval.nets import RANDOM, MetricNet
-from flowtok_jax.eval.parts import SHOWN, Measured
+from flowtok_jax.eval.parts import COLUMNS, SHOWN, Measured, Part
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.pipeline import FlowTok
 
-COLUMNS = 8  # of the picture
 
-
-class TextToImage:
-    """One image a prompt; see parts.py.
+class TextToImage(Part):
+    """One image a prompt; see Part.
 
     Args:
         protocol: what was drawn of which weights; the rest is added.

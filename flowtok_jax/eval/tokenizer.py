@@ -11,17 +11,17 @@ from flowtok_jax.eval import reconstruction
 from flowtok_jax.eval.chunks import Arrays
 from flowtok_jax.eval.feature_metrics import FeatureMetrics
 from flowtok_jax.eval.nets import RANDOM, MetricNet
-from flowtok_jax.eval.parts import NO_WEIGHTS, SHOWN, Measured, rejected
+from flowtok_jax.eval.parts import NO_WEIGHTS, SHOWN, Measured, Part, rejected
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.reconstruction import LatentStatistics
 from flowtok_jax.pipeline import FlowTok
 
 
-class Reconstruction:
+class Reconstruction(Part):
     """Real images through the tokenizer and back, from the posterior's mean.
 
-    See parts.py.
+    See Part.
 
     Args:
         features: None where there is no Inception.
