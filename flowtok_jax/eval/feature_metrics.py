@@ -23,13 +23,13 @@ class FeatureMetrics(NamedTuple):
 
     Attributes:
         samples: how many it looks at, the first ones.
-        suffix: of the metrics' names, by the number of samples.
+        suffix: of the metrics' names; `metric_suffix` of a protocol.
     """
 
     extract: Extractor
     reference: Reference
     samples: int
-    suffix: Callable[[int], str]
+    suffix: Callable[..., str]
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -44,16 +44,18 @@ class FeatureMetrics(NamedTuple):
             "precision_recall": {"k": NEIGHBOURS},
         }
 
-    def see(self, images: UInt8[np.ndarray, "b s s 3"], numbers: Sequence[int]):
+    def see(
+        self, images: UInt8[np.ndarray, "b s s 3"], numbers: range | np.ndarray
+    ) -> Arrays:
         """The arrays of these images that it looks at, by their numbers."""
-        mine = images[np.asarray(numbers, int) < self.samples]
+        mine = images[np.array(numbers) < self.samples]
         found = self.extract(len(mine), mine.__getitem__)
         return {"pool": found.pool, "logits": found.logits}
 
-    def name(self, metric: str, count: int) -> str:
-        """A metric's name, which tells on what it rests."""
+    def name(self, metric: str, *counts: int) -> str:
+        """A metric's name, which tells on what it rests; counts as of the suffix."""
         net = RANDOM if self.extract.net_sha256 == "random" else ""
-        return f"{metric}{net}{self.suffix(count)}"
+        return f"{metric}{net}{self.suffix(*counts)}"
 
     def measure(
         self, arrays: Arrays, groups: Sequence[str] = (), fid: str = "fid"
@@ -92,7 +94,7 @@ class FeatureMetrics(NamedTuple):
         names = np.array(groups)
         for group in sorted(set(groups) - {""}):
             rows = pool[names == group]
-            name = self.name(f"fid_{group}", len(rows))
+            name = self.name(f"fid_{group}", len(pool), len(rows))
             if group not in self.reference.groups:
                 lacking[name] = (
                     f"the reference has no group {group}; make it with --by_folder"

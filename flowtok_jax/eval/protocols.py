@@ -149,10 +149,15 @@ def digest_of(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
-def metric_suffix(protocol: str, samples: int) -> str:
+def metric_suffix(protocol: str, samples: int, count: int | None = None) -> str:
     """What follows a metric's name, so that it tells how many samples it rests on:
     nothing where they are all that the protocol has.
+
+    Args:
+        samples: that were looked at.
+        count: of those of them that the metric is of, such as a category's.
     """
+    count = samples if count is None else count
     if protocol not in PROTOCOLS:
-        return f"_n{samples}"
-    return "" if samples == PROTOCOLS[protocol].samples else f"_partial_n{samples}"
+        return f"_n{count}"
+    return "" if samples == PROTOCOLS[protocol].samples else f"_partial_n{count}"

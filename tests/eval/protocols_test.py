@@ -120,5 +120,7 @@ def test_names_tell_how_many_samples_a_metric_rests_on(monkeypatch):
     assert metric_suffix("coco_fid_30k", 30_000) == ""
     assert metric_suffix("coco_fid_30k", 512) == "_partial_n512"
     assert metric_suffix("", 512) == "_n512"
+    assert metric_suffix("mjhq_30k", 30_000, 3000) == ""
+    assert metric_suffix("mjhq_30k", 600, 61) == "_partial_n61"
     assert PROTOCOLS["mjhq_30k"].samples == 30_000
     assert len(protocols.CATEGORIES) == 10
