@@ -196,6 +196,9 @@ def get_config() -> ConfigDict:
             "every": 100,  # steps between lines of metrics.jsonl; 0: at the end only
             "preview_every": 5000,  # steps between picture grids; 0: at the end only
             "preview_samples": 64,  # images behind a preview
+            # FID of them too, by eval.weights and eval.fid.resize; takes longer than
+            # the rest of a preview.
+            "preview_fid": False,
         }
     )
 

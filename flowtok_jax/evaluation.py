@@ -38,6 +38,7 @@ from flowtok_jax.eval.references import (
     write_reference,
 )
 from flowtok_jax.eval.run import digest, run_part, show
+from flowtok_jax.eval.runner import make_extractor
 from flowtok_jax.eval.text_to_image import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
@@ -161,15 +162,7 @@ class Setup:
 
     @functools.cached_property
     def _extract(self) -> Extractor:
-        config = self._config
-        return Extractor(
-            load_metric_net("inception", config.eval.weights),
-            self._mesh,
-            resize=config.eval.fid.resize,
-            rows=config.eval.batch_size,
-            threads=config.data.threads,
-            side=config.tokenizer.image_size,
-        )
+        return make_extractor(self._config, self._mesh)
 
     def _net(self, name: str) -> MetricNet | str:
         """A network of metrics, or why it is not there."""
@@ -255,8 +248,6 @@ class Setup:
     def t2i(self) -> Part:
         """Text to image, of the protocol's captions or those of data.eval."""
         config, wanted = self._config, []
-        if not config.eval.weights:
-            raise UserError(NO_WEIGHTS + ", or --config.eval.parts without t2i")
         if name := config.eval.protocol:
             path, samples = config.eval.captions, config.eval.samples
             prompts = read_prompts(name, path, samples)

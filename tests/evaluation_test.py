@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,11 @@ from PIL import Image
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.eval import protocols, text_to_image
+from flowtok_jax.eval import protocols
 from flowtok_jax.eval.fid import frechet_distance
+from flowtok_jax.eval.parts import Part
 from flowtok_jax.eval.references import read_reference
+from flowtok_jax.eval.run import name_of
 from flowtok_jax.eval.runner import attribute_accuracy
 from flowtok_jax.pictures import to_uint8
 from flowtok_jax.train.state import params_sha256
@@ -31,7 +34,9 @@ OPTIONS = {"eval.samples": COUNT, "eval.judged": 20, "eval.chunk": 10}
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-    monkeypatch.setattr("flowtok_jax.evaluation.load_metric_net", fake.load_metric_net)
+    for module in ("evaluation", "eval.runner"):
+        name = f"flowtok_jax.{module}.load_metric_net"
+        monkeypatch.setattr(name, fake.load_metric_net)
 
 
 def command(demo, workdir, **overrides) -> list[str]:
@@ -233,42 +238,18 @@ def test_batch_chunk_and_devices_do_not_change_the_numbers(cli, demo, whole, tmp
     assert names == {x["name"] for x in results(whole[0]).values()}
 
 
-def test_interrupted_it_goes_on_at_the_first_chunk_that_is_not_there(
-    cli, demo, whole, tmp_path, monkeypatch
-):
-    arguments = command(demo, tmp_path, **{"eval.parts": "('t2i',)"})
-    compute = text_to_image.TextToImage.compute
+class Named(Part):
+    name, count = "t2i", 24
 
-    def interrupted(self, rows):
-        if rows.start == 10:
-            raise KeyboardInterrupt
-        return compute(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(text_to_image.TextToImage, "compute", interrupted)
-        outcome = cli(*arguments)
-    assert outcome.status == 130
-    assert "interrupted; the same command goes on from here" in outcome.stderr
-    (first,) = tmp_path.rglob("00000-00010.npz")
-    assert not results(tmp_path)
-    before = first.stat().st_mtime_ns
-    outcome = cli(*arguments)
-    assert "t2i goes on: 10 of 24 are there" in outcome.stderr
-    assert first.stat().st_mtime_ns == before
-    found = results(tmp_path)
-    assert found["t2i"]["seconds"]["computed_samples"] == 14
-    assert numbers(found)["t2i"] == numbers(results(whole[0]))["t2i"]
+    def __init__(self, **protocol):
+        self.protocol = {"data": "folder:my photos/x", "seed": 0, **protocol}
 
 
-def test_another_option_is_another_name(cli, demo, whole, tmp_path):
-    shutil.copytree(whole[0] / "eval", tmp_path / "eval")
-    changed = {"sample.scale": 3.0, "eval.parts": "('t2i',)"}
-    outcome = cli(*command(demo, tmp_path, **changed))
-    assert outcome.status == 0, outcome.stderr
-    names = {x["name"] for x in results(whole[0]).values()}
-    there = {path.stem for path in (tmp_path / "eval").glob("*.png")}
-    assert there > names
-    assert len(there) == 4
+def test_another_protocol_is_another_name():
+    names = [name_of(Named(**x)) for x in ({}, {}, {"seed": 1}, {"sampler": {"a": 1}})]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    assert re.fullmatch("t2i_folder_my_photos_x_n24_[0-9a-f]{8}", names[0])
 
 
 def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_path):
@@ -277,6 +258,8 @@ def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_pa
     (process,) = start(1, 8, *arguments)
     run.wait_for(process, lambda: list(tmp_path.rglob("00000-00010.npz")))
     process.send_signal(signal.SIGTERM)
+    (first,) = tmp_path.rglob("t2i_*/00000-00010.npz")
+    before = first.stat().st_mtime_ns
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
@@ -285,6 +268,8 @@ def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_pa
     outputs = [p.communicate(timeout=300) for p in found]
     assert [p.returncode for p in found] == [0, 0], outputs
     wanted = numbers(results(whole[0]))
+    assert re.search("t2i goes on: [12]0 of 24 are there", outputs[0][1])
+    assert first.stat().st_mtime_ns == before
     del wanted["i2t"]
     assert numbers(results(tmp_path)) == wanted
     assert "psnr_db_n24" in outputs[0][0]
@@ -317,8 +302,8 @@ def write_statistics(path, groups=(), **arrays):
     return path
 
 
-@pytest.mark.parametrize(("samples", "suffix"), [(24, ""), (16, "_partial_n16")])
-def test_a_protocol_in_part_says_so(cli, demo, tmp_path, monkeypatch, samples, suffix):
+def test_a_protocol_in_part_says_so(cli, demo, tmp_path, monkeypatch):
+    samples, suffix = 16, "_partial_n16"
     flags = write_protocol(tmp_path, monkeypatch, "coco_fid_30k", coco(30), 24)
     reference = write_statistics(tmp_path / "coco.npz")
     flags |= {"eval.samples": samples, "eval.fid.reference": reference}

@@ -57,6 +57,10 @@ class FeatureMetrics(NamedTuple):
         net = RANDOM if self.extract.net_sha256 == "random" else ""
         return f"{metric}{net}{self.suffix(*counts)}"
 
+    def fid(self, pool: np.ndarray) -> float:
+        """The Frechet distance of features from the reference."""
+        return Gaussian.of(Moments.of(pool)).distance(self.reference.whole)
+
     def measure(
         self, arrays: Arrays, groups: Sequence[str] = (), fid: str = "fid"
     ) -> Measured:
@@ -67,8 +71,7 @@ class FeatureMetrics(NamedTuple):
             fid: what FID is called here.
         """
         pool, count = arrays["pool"], len(arrays["pool"])
-        ours, reference = Moments.of(pool), self.reference
-        found = {fid: Gaussian.of(ours).distance(reference.whole)}
+        reference, found = self.reference, {fid: self.fid(pool)}
         score = inception_score(arrays["logits"], splits=SPLITS)
         found |= {"inception_score": score.mean, "inception_score_std": score.std}
         lacking = {}
