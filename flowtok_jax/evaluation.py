@@ -128,6 +128,7 @@ class Setup:
     ):
         self._config, self._place, self._folder = config, place, folder
         self._flowtok, self._mesh = flowtok, mesh
+        self._digests: dict[str, str] = {}  # of groups of parameters
 
     @functools.cached_property
     def real(self) -> RealImages:
@@ -237,7 +238,11 @@ class Setup:
         if not pretrained.is_pretrained(self._place):
             steps = {g: steps_of(self._place, g)[-1:] for g in groups}
             weights = {"kind": "ema", "steps": {g: s[0] for g, s in steps.items() if s}}
-        digests = {g: params_sha256(self._flowtok.params[g]) for g in groups}
+        for group in groups:
+            if group not in self._digests:
+                params = self._flowtok.params[group]
+                self._digests[group] = params_sha256(params)
+        digests = {group: self._digests[group] for group in groups}
         found = {"weights": weights | {"sha256": digests}}
         return {**found, "precision": config.compute.dtype, "seed": config.eval.seed}
 
