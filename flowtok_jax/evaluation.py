@@ -11,6 +11,7 @@ Each part (t2i, i2t, tokenizer) writes to WORKDIR/eval what eval/run.py says.
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,10 @@ from flowtok_jax.eval.text_to_image import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.places import Place, to_place
+from flowtok_jax.programs import SampleOptions
 from flowtok_jax.train.sharding import make_mesh
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights import steps_of
+from flowtok_jax.weights import groups_of, steps_of
 
 EVAL = "eval"
 # The groups of parameters that a part's numbers depend on.
@@ -71,11 +73,9 @@ def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str,
         UserError: for what cannot be, before anything is computed.
     """
     _check(config)
-    mesh = make_mesh(**config.mesh)
-    flowtok = FlowTok.from_pretrained(place, config, mesh=mesh)
-    setup = Setup(config, place, workdir / EVAL, flowtok, mesh)
+    chosen = _choose(config, groups_of(place))
+    setup = Setup(config, place, workdir / EVAL, make_mesh(**config.mesh))
     makers = {"t2i": setup.t2i, "i2t": setup.i2t, "tokenizer": setup.tokenizer}
-    chosen = _choose(config, flowtok)
     parts = [makers[name]() for name in chosen]  # all mistakes show before the work
     results = [run_part(p, workdir / EVAL, config.eval.chunk) for p in parts]
     if processes.is_first():
@@ -92,6 +92,8 @@ def _check(config: ConfigDict) -> None:
     if config.eval.judged == 1:
         raise UserError("eval.judged is 1; statistics need 2 at least, or 0 for all")
     check_resize(config.eval.fid.resize)
+    for options in (config.sample, config.caption):
+        SampleOptions(**options).check()
     for name in config.eval.parts:
         if name not in PARTS:
             raise UserError(
@@ -99,13 +101,13 @@ def _check(config: ConfigDict) -> None:
             )
 
 
-def _choose(config: ConfigDict, flowtok: FlowTok) -> list[str]:
+def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
     """The parts asked for; by default all that the weights have, of a protocol its own.
 
     Raises:
         UserError: where the weights lack a part that is asked for.
     """
-    there = [name for name in PARTS if name in flowtok.params]
+    there = [name for name in PARTS if name in groups]
     for name in config.eval.parts:
         if name not in there:
             raise UserError(
@@ -118,17 +120,14 @@ def _choose(config: ConfigDict, flowtok: FlowTok) -> list[str]:
 class Setup:
     """What the parts are made of, each thing made once, and when it is asked for."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        place: Place,
-        folder: Place,
-        flowtok: FlowTok,
-        mesh: Mesh,
-    ):
+    def __init__(self, config: ConfigDict, place: Place, folder: Place, mesh: Mesh):
         self._config, self._place, self._folder = config, place, folder
-        self._flowtok, self._mesh = flowtok, mesh
+        self._mesh = mesh
         self._digests: dict[str, str] = {}  # of groups of parameters
+
+    @functools.cached_property
+    def _flowtok(self) -> FlowTok:
+        return FlowTok.from_pretrained(self._place, self._config, mesh=self._mesh)
 
     @functools.cached_property
     def real(self) -> RealImages:
@@ -261,6 +260,7 @@ class Setup:
             prompts, origin = self.real.prompts(), self._data()
             if self.real.are_scenes:
                 wanted = [self.real.scene(i) for i in range(len(prompts))]
+        features = self._features(config.eval.protocol)
         origin |= {"samples": len(prompts), "captions_sha256": digest_of(prompts)}
         sampler = {"sampler": self._sampler("sample")}
         image_size = {"image_size": config.tokenizer.image_size}
@@ -269,7 +269,7 @@ class Setup:
             prompts,
             seed=config.eval.seed,
             protocol=origin | self._weights("t2i") | sampler | image_size,
-            features=self._features(config.eval.protocol),
+            features=features,
             clip=self._clip(),
             wanted=wanted,
         )
