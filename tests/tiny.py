@@ -1,6 +1,7 @@
 """Tiny networks and a batch for tests, and the weights behind the golden numbers."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.convert.convert import convert, release_shapes
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.models.build import Nets, abstract_group, make_nets
+from flowtok_jax.tensors import write_safetensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 FOLDER = Goldens(GOLDENS)
@@ -96,6 +98,22 @@ def clip_state_dict(sizes: dict, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = release_shapes("clip", sizes)
     return {k: 0.1 * rng.standard_normal(s, np.float32) for k, s in shapes.items()}
+
+
+def write_clip(directory: Path) -> None:
+    """The CLIP behind clip_tiny.npz as a directory of Hugging Face's."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {k: np.asarray(x) for k, x in FOLDER.state("clip_tiny").items()}
+    write_safetensors(directory / "model.safetensors", state)
+    letters = [chr(code) for code in (*range(97, 123), *range(33, 66))]
+    tokens = [*letters, *(f"{c}</w>" for c in letters)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    (directory / "vocab.json").write_text(json.dumps(vocab))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    heads = {"num_attention_heads": 4}
+    config = {"text_config": heads, "vision_config": heads}
+    (directory / "config.json").write_text(json.dumps(config))
 
 
 @functools.cache

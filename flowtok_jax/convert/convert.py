@@ -6,7 +6,6 @@ A state dict maps a name to an array in PyTorch's layout. Groups are those of
 be used or dropped for a stated reason, every leaf of ours set, every shape right.
 """
 
-import logging
 import math
 import re
 from collections import defaultdict
@@ -20,6 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flowtok_jax.convert import rules
 from flowtok_jax.convert.layout import (
     check_rules,
+    find_dropped,
+    log_dropped,
     source_shapes,
     to_ours,
     to_source,
@@ -51,7 +52,7 @@ def convert(
         UserError: naming what is unused, unset, of a wrong shape, or a table that is
             not ours.
     """
-    _log_ignored(group, find_ignored(group, state))
+    log_dropped(group, find_ignored(group, state))
     sizes = read_sizes(group, {name: np.shape(x) for name, x in state.items()}, heads)
     state = rules.DEFAULTS[group] | dict(state)
     _check_tables(group, state, sizes)
@@ -112,24 +113,9 @@ def read_sizes(
     return sizes
 
 
-def _log_ignored(group: str, ignored: Mapping[str, str]) -> None:
-    """One line a reason."""
-    names = defaultdict(list)
-    for name, why in ignored.items():
-        names[why].append(name)
-    for why, found in names.items():
-        shown = found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
-        logging.info("%s: not converted: %s (%s)", group, shown, why)
-
-
 def find_ignored(group: str, names: Iterable[str]) -> dict[str, str]:
     """The names that conversion drops, each with the reason."""
-    return {
-        name: why
-        for name in names
-        for pattern, why in rules.IGNORED[group]
-        if re.fullmatch(pattern, name)
-    }
+    return find_dropped(rules.IGNORED[group], names)
 
 
 def _count(template: str, names: Iterable[str]) -> int:

@@ -5,7 +5,6 @@ towers by its Hugging Face names. Every name must be used, or dropped for a stat
 reason.
 """
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from flowtok_jax.convert import rules
-from flowtok_jax.convert.layout import check_rules, source_shapes, to_ours
+from flowtok_jax.convert.layout import (
+    check_rules,
+    find_dropped,
+    log_dropped,
+    source_shapes,
+    to_ours,
+)
 from flowtok_jax.errors import UserError
 from flowtok_jax.models import critics
 from flowtok_jax.shapes import Params
@@ -74,18 +79,14 @@ def prepare(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: where a fixed array is not ours.
     """
-    kept, dropped = {}, {}
+    dropped = find_dropped(rules.CRITICS_IGNORED[name], state)
+    log_dropped(name, dropped)
+    kept, tables = {}, TABLES.get(name, {})
     for key, array in state.items():
-        why = (w for p, w in rules.CRITICS_IGNORED[name] if re.fullmatch(p, key))
-        if reason := next(why, ""):
-            dropped.setdefault(reason, []).append(key)
-        elif key in TABLES.get(name, {}):
-            _check_table(key, array, TABLES[name][key])
-        else:
+        if key in tables:
+            _check_table(key, array, tables[key])
+        elif key not in dropped:
             kept[_rename(name, key)] = array
-    for reason, keys in dropped.items():
-        shown = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
-        logging.info("%s: not converted: %s (%s)", name, shown, reason)
     return kept
 
 

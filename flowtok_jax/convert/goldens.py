@@ -97,7 +97,7 @@ class Goldens:
             return values / np.float32(math.sqrt(math.prod(shape[1:])))
         if name.endswith((".weight", ".g")):
             return 1 + np.float32(0.1) * values
-        return np.float32(0.1) * values
+        return np.asarray(np.float32(0.1) * values)  # of one value too
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of NAME.npz.

@@ -1,7 +1,10 @@
 """Arrays from PyTorch's names and layouts to ours and back, by a table of rules."""
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +83,28 @@ def check_rules(name: str, rules: Sequence[Rule], targets: Mapping[str, Shape]) 
             f"{sorted(targets.keys() - ruled)}, and nothing is called "
             f"{sorted(ruled - targets.keys())}"
         )
+
+
+def find_dropped(
+    patterns: Sequence[tuple[str, str]], names: Iterable[str]
+) -> dict[str, str]:
+    """The names that a (regex of the whole name, reason) fits, each with the reason."""
+    return {
+        name: why
+        for name in names
+        for pattern, why in patterns
+        if re.fullmatch(pattern, name)
+    }
+
+
+def log_dropped(what: str, dropped: Mapping[str, str]) -> None:
+    """One line a reason."""
+    names = defaultdict(list)
+    for name, why in dropped.items():
+        names[why].append(name)
+    for why, found in names.items():
+        shown = found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
+        logging.info("%s: not converted: %s (%s)", what, shown, why)
 
 
 def _pieces(rule: Rule, shape: Shape) -> Iterator[tuple[str, tuple]]:

@@ -1,7 +1,9 @@
 """Weights of the networks that metrics judge with, to a directory of our own."""
 
 import argparse
+import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from flowtok_jax.eval.nets import METRICS, digest_of, make_module, shapes_of
 from flowtok_jax.shapes import Params
 from flowtok_jax.tensors import write_safetensors
 from flowtok_jax.workdir import write_json
+
+LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
 
 
 class Source(NamedTuple):
@@ -32,6 +36,11 @@ def convert_metrics(flags: argparse.Namespace) -> None:
     Raises:
         UserError: naming the file, and what is missing, not used or of a wrong shape.
     """
+    if flags.heads or flags.dtype != "float32":
+        raise UserError(
+            "--heads and --dtype are for the model's own weights; CLIP's config.json "
+            "says its heads, and metrics compute in float32"
+        )
     sources, vocabulary = {}, None
     if flags.inception:
         sources["inception"] = _read_files("inception", flags.inception)
@@ -52,7 +61,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             write_safetensors(path, leaves)
             entries[name] = {
                 "sizes": source.sizes,
-                "sources": {file.name: digest_of(file) for file in source.paths},
+                "sources": {file.name: _digest(file) for file in source.paths},
                 "sha256": digest_of(path),
             }
         if vocabulary is not None:
@@ -60,12 +69,26 @@ def convert_metrics(flags: argparse.Namespace) -> None:
         write_json(part / METRICS, entries)
 
 
+def _digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file; warns where its name says another, as PyTorch's do."""
+    digest, named = digest_of(path), re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
+    if named and not digest.startswith(named[1]):
+        logging.warning(
+            "%s has sha256 %s..., its name says %s...: it may be damaged or changed",
+            path,
+            digest[:8],
+            named[1],
+        )
+    return digest
+
+
 def _read_files(name: str, given: str) -> Source:
     """The arrays of one or several files, joined by commas, together."""
     paths, state = [pathlib.Path(p) for p in given.split(",")], {}
     for path in paths:
+        read = files.read_state(path)
         try:
-            found = prepare(name, files.read_state(path))
+            found = prepare(name, read)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if twice := sorted(found.keys() & state):
@@ -91,4 +114,6 @@ def _convert(name: str, source: Source) -> Params:
     try:
         return convert_critic(name, source.state, shapes)
     except UserError as error:
-        raise UserError(f"{', '.join(map(str, source.paths))}: {error}") from error
+        named = ", ".join(map(str, source.paths))
+        hint = f"; {LPIPS_FILES}" if name == "lpips" and len(source.paths) == 1 else ""
+        raise UserError(f"{named}: {error}{hint}") from error

@@ -27,15 +27,17 @@ VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 BLUR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 
-Maps = Float[Array, "b h w c"]
+Maps = Float[Array, "b _ _ _"]  # [b h w c]; all but the batch change
 
 
 class LPIPS(nn.Module):
     """Perceptual distance of images in [0, 1]: one value a pair.
 
     float32 is float32 on every device. Gradients are finite where features are zero.
+    Weights are published for the default layers only.
     """
 
+    layers: tuple[tuple[int, ...], ...] = VGG
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -44,12 +46,12 @@ class LPIPS(nn.Module):
         shift, scale = (np.float32(v)[None, None, None] for v in (SHIFT, SCALE))
         x, distance = ((x - shift) / scale).astype(self.dtype), 0.0
         with jax.default_matmul_precision("highest"):
-            for layer, widths in enumerate(VGG):
+            for layer, widths in enumerate(self.layers):
                 x = self._vgg_layer(x, layer, widths)
                 one, two = jnp.split(_unit(x), 2)
-                places = jnp.square(one - two).mean((1, 2))  # [b c]
+                squares = jnp.square(one - two).mean((1, 2))  # [b c]
                 ones = nn.initializers.ones
-                distance += places @ self.param(f"weights{layer}", ones, widths[-1:])
+                distance += squares @ self.param(f"weights{layer}", ones, widths[-1:])
         return distance
 
     def _vgg_layer(self, x: Maps, layer: int, widths: tuple[int, ...]) -> Maps:

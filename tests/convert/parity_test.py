@@ -98,6 +98,20 @@ def test_every_tiny_tensor_is_within_its_tolerance(capsys, name):
     assert set(summary["not_selected"]) == others
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [("discriminator", 5), ("lpips", 1), ("inception", 4), ("fid", 1)],
+)
+def test_every_number_of_the_critics_is_within_its_tolerance(capsys, name, outputs):
+    """At full size: there is no other."""
+    status, lines, summary = compare(capsys, tiny.GOLDENS, f"--only={name}")
+    assert status == 0
+    assert summary["passed"] == len(lines) == outputs
+    allowed = 1e-6 if name == "fid" else 1e-4
+    assert summary["worst"]["tolerance"] == allowed
+    assert summary["worst"]["relative"] <= allowed
+
+
 def test_another_salt_and_other_sizes(capsys, folder):
     """Our own velocity of a model with fewer blocks and other weights."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(b"other/any")))
@@ -221,18 +235,18 @@ def test_a_file_that_cannot_be_compared_fails_by_name(capsys, folder, damage, sa
     assert says in lines[FORWARD]
 
 
-def test_what_this_version_does_not_have_is_said_and_fails(capsys, folder):
-    names = [f"{FORWARD}.npz", "lpips.npz", "fid.npz", "audio.npz"]
+def test_a_file_of_no_known_kind_is_said_and_fails(capsys, folder):
+    names = [f"{FORWARD}.npz", "fid.npz", "audio.npz"]
     rewrite(folder / "golden.json", lambda g: g.update(files=names))
     status, lines, summary = compare(capsys, folder)
     assert status == 1
-    assert summary["failed"] == ["lpips", "fid", "audio"]
-    assert summary["unsupported"] == ["lpips", "fid"]
-    assert "is not implemented in this version" in lines["lpips"]
+    assert summary["failed"] == ["fid", "audio"]
+    assert summary["missing"] == ["fid", "audio"]  # whose files are absent
+    assert "is listed in golden.json and absent" in lines["fid"]
     assert "is of no known kind" in lines["audio"]
     status, _, summary = compare(capsys, folder, "--only=flowtok_tiny")
     assert status == 0
-    assert summary["not_selected"] == ["lpips", "fid", "audio"]
+    assert summary["not_selected"] == ["fid", "audio"]
 
 
 def test_a_file_that_is_not_listed_is_said(capsys, folder):

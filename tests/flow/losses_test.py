@@ -127,3 +127,27 @@ def test_a_caption_is_exact_when_all_its_positions_are():
     logits = jax.nn.one_hot(jnp.array([[0, 4, 2], [1, 1, 0]]), 5)
     ids = jnp.array([[0, 4, 2], [1, 3, 0]])
     np.testing.assert_array_equal(losses.caption_is_exact(logits, ids), [True, False])
+
+
+def _logits(*values):
+    return jnp.array(values, jnp.float32)[:, None, None]
+
+
+def test_hinge_loss_is_flat_beyond_its_margin():
+    real, fake = _logits(2.0, 0.5), _logits(-3.0, 0.0)
+    np.testing.assert_allclose(losses.hinge_loss(real, fake), 0.5 * (0.25 + 0.5))
+    slopes = jax.grad(losses.hinge_loss, (0, 1))(real, fake)
+    np.testing.assert_allclose(slopes[0].ravel(), [0, -0.25])
+    np.testing.assert_allclose(slopes[1].ravel(), [0, 0.25])
+
+
+def test_generator_loss_falls_as_its_images_look_real():
+    np.testing.assert_allclose(losses.generator_loss(_logits(1, 2, 3, 6)), -3.0)
+
+
+def test_lecam_loss_takes_means_before_squares():
+    real, fake = _logits(3.0, -1.0), _logits(-2.0, -4.0)
+    averages = jnp.float32(0.5), jnp.float32(0.25)
+    wanted = (1.0 - 0.25) ** 2 + (0.5 + 3.0) ** 2
+    np.testing.assert_allclose(losses.lecam_loss(real, fake, *averages), wanted)
+    np.testing.assert_allclose(losses.lecam_loss(fake, real, *averages), 0)

@@ -1,12 +1,14 @@
-"""CLIP's text tower."""
+"""CLIP's towers, against a slow version and transformers' CLIPModel."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
+from flowtok_jax.eval.nets import shapes_of
 from flowtok_jax.models.build import count_parameters
-from flowtok_jax.models.clip import ClipText
+from flowtok_jax.models.clip import ClipScorer, ClipText, ClipVision, make_clip_scorer
 from tests import tiny
 from tests.models.layers_test import slow_attention
 
@@ -71,3 +73,75 @@ def test_embedding_std_is_that_of_the_config():
     params = jax.jit(clip.init)(jax.random.key(0), ids)["params"]
     np.testing.assert_allclose(np.std(params["embed"]["embedding"]), 0.7, rtol=0.05)
     np.testing.assert_allclose(np.std(params["positions"]), 0.35, rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """The network behind clip_tiny.npz, and its parameters."""
+    state = prepare("clip", tiny.FOLDER.state("clip_tiny"))
+    shapes = {name: drawn.shape for name, drawn in state.items()}
+    net = make_clip_scorer(**read_clip_sizes(shapes, {"text": 4, "vision": 4}))
+    params = convert_critic("clip", state, shapes_of("clip", net))
+    return net, jax.device_put(params)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(tiny.uniform("clip/images", 4, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def test_both_towers_embed_as_transformers_does(scorer, images):
+    net, params = scorer
+    golden = tiny.golden("clip_tiny")
+    ids = jnp.asarray(golden["caption_ids"])
+    got = jax.jit(net.apply)({"params": params}, images, ids)
+    for vectors, name in zip(got, ("image_embeds", "text_embeds"), strict=True):
+        assert tiny.relative_error(vectors, golden[name]) < 1e-5
+        spread = np.std(golden[name], 0).max()
+        assert spread > 0.05  # the golden tells images and captions apart
+        lengths = np.linalg.norm(vectors, axis=-1)
+        np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+def test_embeddings_are_those_of_both_methods(scorer, images):
+    net, params = scorer
+    ids = jnp.asarray(tiny.golden("clip_tiny")["caption_ids"])
+    image, text = jax.jit(net.apply)({"params": params}, images, ids)
+    embed = {
+        name: jax.jit(lambda p, x, name=name: net.apply(p, x, method=name))
+        for name in ("embed_image", "embed_text")
+    }
+    got = embed["embed_image"]({"params": params}, images[1:3])
+    np.testing.assert_allclose(got, image[1:3], atol=1e-5)
+    # What stands behind the end token counts for nothing.
+    longer = ids.at[:2, 8:].set(7)
+    got = embed["embed_text"]({"params": params}, longer)
+    np.testing.assert_allclose(got, text, atol=1e-5)
+
+
+def test_a_scorer_is_its_sizes(scorer):
+    net, _ = scorer
+    assert net.image_size == 32
+    assert net.vision == ClipVision(48, 3, 4, image_size=32, patch=8)
+    assert net.text == ClipText(32, 2, 4, vocab_size=120, context=16)
+
+
+@pytest.mark.parametrize(
+    ("net", "count"),
+    [
+        (ClipScorer(ClipText(), ClipVision()), 427_944_193),
+        (
+            make_clip_scorer(
+                dict(width=512, depth=12, heads=8),
+                dict(width=768, depth=12, heads=12, image_size=224, patch=32),
+                512,
+            ),
+            151_277_313,
+        ),
+    ],
+    ids=["vit_l_14_336", "vit_b_32"],
+)
+def test_published_sizes_have_their_number_of_parameters(net, count):
+    """As transformers counts them, which includes CLIP's own temperature."""
+    shapes = shapes_of("clip", net).values()
+    assert sum(int(np.prod(shape)) for shape in shapes) + 1 == count
