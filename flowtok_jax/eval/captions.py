@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
@@ -28,6 +29,7 @@ PYTHON_METRICS = (*BLEU, "rouge_l", "cider")
 METRICS = (*PYTHON_METRICS, "meteor", "spice")
 SIMPLE = "_simple_tokens"
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+SPICE_FOLDER = "lib"  # of pycocoevalcap/spice
 JAVA_PATIENCE = 60  # seconds to say its version
 
 Captions = dict[int, list[str]]  # as pycocoevalcap takes them
@@ -88,15 +90,11 @@ def score_captions(
             tokens = _ptb_tokens(refs, log), _ptb_tokens(hyps, log)
         except _Failure as failure:
             tokens = _simple_tokens(refs), _simple_tokens(hyps)
-            metrics, lacking = _measure(*tokens, PYTHON_METRICS, log)
-            metrics, lacking = (
-                {name + SIMPLE: value for name, value in found.items()}
-                for found in (metrics, lacking)
-            )
-            protocol["tokens"] = "simple"
+            metrics, lacking = _measure(*tokens, PYTHON_METRICS, SIMPLE, log)
             lacking = dict.fromkeys(METRICS, str(failure)) | lacking
+            protocol["tokens"] = "simple"
         else:
-            metrics, lacking = _measure(*tokens, METRICS, log)
+            metrics, lacking = _measure(*tokens, METRICS, "", log)
             protocol["tokens"] = "ptb"
     return Scores(metrics, lacking, protocol)
 
@@ -185,13 +183,14 @@ def _java_version() -> str:
 
 
 def _measure(
-    refs: Captions, hyps: Captions, wanted: Sequence[str], log: IO[bytes]
+    refs: Captions, hyps: Captions, wanted: Sequence[str], suffix: str, log: IO[bytes]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The wanted metrics, and why others of them are lacking."""
+    """The wanted metrics, and why others of them are lacking; by name and suffix."""
     metrics, lacking = {}, {}
     for names, measure in MEASURES.items():
         if not set(names) <= set(wanted):
             continue
+        names = [name + suffix for name in names]
         try:
             values = _attempt(measure, refs, hyps, log=log)
         except _Failure as failure:
@@ -202,7 +201,8 @@ def _measure(
 
 
 def _attempt(function: Callable, *arguments: Any, log: IO[bytes]) -> Any:
-    log.truncate(0)
+    log.seek(0)
+    log.truncate()
     try:
         return function(*arguments)
     except _Failure:
@@ -216,8 +216,10 @@ def _attempt(function: Callable, *arguments: Any, log: IO[bytes]) -> Any:
 def _muted() -> Iterator[IO[bytes]]:
     """Sends what is printed, by other processes too, to a file and not the terminal."""
     with contextlib.ExitStack() as stack:
-        # Other processes write to it as well: at its end, wherever it was read.
-        log = stack.enter_context(tempfile.TemporaryFile("a+b"))
+        # Without a buffer: other processes write to it as well, where it was left.
+        log = stack.enter_context(tempfile.TemporaryFile("w+b", 0))
+        for stream in (sys.stdout, sys.stderr):  # of what was printed before
+            stream.flush()
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         for stream in (1, 2):
             saved = os.dup(stream)
@@ -281,12 +283,12 @@ def _meteor(refs: Captions, hyps: Captions) -> Sequence[float]:
 def _spice(refs: Captions, hyps: Captions) -> Sequence[float]:
     import pycocoevalcap.spice
 
-    folder = pathlib.Path(pycocoevalcap.spice.__file__).parent / "lib"
+    folder = pathlib.Path(pycocoevalcap.spice.__file__).parent / SPICE_FOLDER
     missing = [name for name in SPICE_JARS if not (folder / name).is_file()]
     if missing:  # pycocoevalcap would download them: 400 MB
         raise _Failure(
-            f"SPICE needs {' and '.join(missing)} of Stanford CoreNLP 3.6.0 in the "
-            f"folder spice/lib of {PACKAGE}, and Java 8 or 11"
+            f"SPICE needs {' and '.join(missing)} of Stanford CoreNLP 3.6.0 in "
+            f"the folder spice/lib of {PACKAGE}, and Java 8 or 11"
         )
     from pycocoevalcap.spice.spice import Spice
 

@@ -12,7 +12,6 @@ number by which raw tokens get the standard deviation 1, over all tokens and cha
 """
 
 import functools
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -81,15 +80,6 @@ def measure(
     """All of them of each image: psnr_db, ssim and, where a network is given, lpips."""
     found = {"psnr_db": psnr_db(images, targets), "ssim": ssim(images, targets)}
     return found if net is None else found | {"lpips": lpips(net, images, targets)}
-
-
-def summarize(chunks: Iterable[Mapping[str, Values]]) -> dict[str, float]:
-    """Means over the images of several chunks of what `measure` gave."""
-    chunks = list(chunks)
-    return {
-        name: float(np.concatenate([chunk[name] for chunk in chunks]).mean())
-        for name in chunks[0]
-    }
 
 
 def _in_batches(function, images: np.ndarray, targets: np.ndarray) -> Values:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pycocoevalcap.eval
+import pycocoevalcap.spice.spice
 import pytest
 from pycocotools.coco import COCO
 
@@ -214,6 +215,29 @@ def test_bleu_and_rouge_by_hand(no_java):
     assert metrics["rouge_l" + SIMPLE] == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("value", [0.205, None])
+def test_spice_is_measured_where_its_parts_are_there(monkeypatch, value):
+    class Spice:
+        def compute_score(self, gts, res):
+            if value is None:
+                raise subprocess.CalledProcessError(
+                    1, ["java", "-jar", "spice-1.0.jar"]
+                )
+            return value, [{}] * len(gts)
+
+    monkeypatch.setattr(captions, "SPICE_JARS", ("spice-1.0.jar",))
+    monkeypatch.setattr(captions, "SPICE_FOLDER", ".")
+    monkeypatch.setattr(pycocoevalcap.spice.spice, "Spice", Spice)
+    tokens = {0: ["a dog"]}, {0: ["a dog"]}
+    with captions._muted() as log:
+        metrics, lacking = captions._measure(*tokens, ["spice"], "", log)
+    if value is None:
+        assert metrics == {}
+        assert "'-jar', 'spice-1.0.jar'" in lacking["spice"]
+    else:
+        assert (metrics, lacking) == ({"spice": value}, {})
+
+
 def test_cider_of_one_image_is_not_measured(no_java):
     scores = score_captions({1: "a dog"}, {1: ["a dog"]})
     assert "cider" + SIMPLE not in scores.metrics
@@ -264,6 +288,8 @@ def test_what_is_printed_comes_back_when_all_is_done(capfd):
         subprocess.run(["sh", "-c", "echo hidden; echo too >&2"], check=True)
         print("hidden")  # noqa: T201
         assert captions._last_line(log) == " (too)"
+        captions._attempt(subprocess.run, ["sh", "-c", "echo on >&2"], log=log)
+        assert captions._last_line(log) == " (on)"  # and nothing of before
     subprocess.run(["sh", "-c", "echo seen; echo this >&2"], check=True)
     print("again")  # noqa: T201
     seen = capfd.readouterr()
