@@ -94,11 +94,6 @@ def _check(config: ConfigDict) -> None:
     check_resize(config.eval.fid.resize)
     for options in (config.sample, config.caption):
         SampleOptions(**options).check()
-    for name in config.eval.parts:
-        if name not in PARTS:
-            raise UserError(
-                f"eval.parts has {name!r}; wanted some of {', '.join(PARTS)}"
-            )
 
 
 def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
@@ -107,14 +102,20 @@ def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
     Raises:
         UserError: where the weights lack a part that is asked for.
     """
+    # ml_collections reads "t2i,i2t" as a tuple of that one text.
+    asked = [name for text in config.eval.parts for name in text.split(",")]
     there = [name for name in PARTS if name in groups]
-    for name in config.eval.parts:
+    for name in asked:
+        if name not in PARTS:
+            raise UserError(
+                f"eval.parts has {name!r}; wanted some of {', '.join(PARTS)}"
+            )
         if name not in there:
             raise UserError(
                 f"eval.parts has {name}, the weights have {', '.join(there)} only"
             )
     default = ["t2i"] if config.eval.protocol else there
-    return [name for name in PARTS if name in (config.eval.parts or default)]
+    return [name for name in PARTS if name in (asked or default)]
 
 
 class Setup:

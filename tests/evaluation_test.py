@@ -34,6 +34,7 @@ OPTIONS = {"eval.samples": COUNT, "eval.judged": 20, "eval.chunk": 10}
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
+    monkeypatch.setenv("PATH", "")  # without Java, whose metrics take seconds
     for module in ("evaluation", "eval.runner"):
         name = f"flowtok_jax.{module}.load_metric_net"
         monkeypatch.setattr(name, fake.load_metric_net)
@@ -96,7 +97,7 @@ def start(count, devices, *arguments) -> list[subprocess.Popen]:
                 *([*together, f"--process_id={i}"] if count > 1 else []),
             ],
             cwd=run.ROOT,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "120"},
+            env=os.environ | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -229,7 +230,7 @@ def test_again_elsewhere_the_same_json_but_for_times(cli, demo, whole, tmp_path)
 def test_batch_chunk_and_devices_do_not_change_the_numbers(cli, demo, whole, tmp_path):
     sizes = {"eval.chunk": 7, "sample.batch_size": 3, "caption.batch_size": 5}
     sizes |= {"eval.batch_size": 2, "mesh.data": 2, "mesh.tensor": 4}
-    sizes |= {"eval.parts": "('t2i', 'i2t')"}
+    sizes |= {"eval.parts": "t2i,i2t"}
     outcome = cli(*command(demo, tmp_path, **sizes))
     assert outcome.status == 0, outcome.stderr
     found = {part: x["metrics"] for part, x in results(tmp_path).items()}
@@ -257,7 +258,7 @@ def test_another_protocol_is_another_name():
 
 def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_path):
     """What one process of 8 devices began, two of 4 finish: the same JSON."""
-    arguments = command(demo, tmp_path, **{"eval.parts": "('t2i', 'tokenizer')"})
+    arguments = command(demo, tmp_path, **{"eval.parts": "t2i,tokenizer"})
     (process,) = start(1, 8, *arguments)
     run.wait_for(process, lambda: list(tmp_path.rglob("00000-00010.npz")))
     process.send_signal(signal.SIGTERM)
@@ -345,7 +346,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path):
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text(f"picture {i}")
     (folder / "03.png").write_bytes(b"no image")
-    flags = {"data.eval": f"folder:{folder}", "eval.parts": "('tokenizer',)"}
+    flags = {"data.eval": f"folder:{folder}", "eval.parts": "tokenizer"}
     outcome = cli(*command(demo, tmp_path, **flags))
     assert outcome.status == 0, outcome.stderr
     assert "12 images, fewer than the 24 wanted" in outcome.stderr
@@ -362,7 +363,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path):
         ({"eval.samples": 1}, "eval.samples is 1; wanted at least 2"),
         ({"eval.judged": 1}, "eval.judged is 1; statistics need 2 at least"),
         ({"eval.chunk": 0}, "eval.chunk is 0; wanted at least 1"),
-        ({"eval.parts": "('fid',)"}, "eval.parts has 'fid'; wanted some of t2i, i2t,"),
+        ({"eval.parts": "t2i,fid"}, "eval.parts has 'fid'; wanted some of t2i, i2t,"),
         ({"eval.fid.resize": "none"}, "resize is 'none'; wanted one of clean, legacy"),
         ({"eval.weights": ""}, "eval.weights names no metric weights; wanted a direct"),
         ({"eval.protocol": "coco"}, "eval.protocol is 'coco'; wanted one of coco_fid"),
@@ -394,7 +395,7 @@ def test_weights_without_a_part_are_told_from_those_with_it(cli, demo, tmp_path)
     copy = tmp_path / "run"
     shutil.copytree(demo.workdir, copy)
     shutil.rmtree(copy / "checkpoints" / "t2i")
-    arguments = ["--mode=eval", f"--workdir={copy}", "--config.eval.parts=('t2i',)"]
+    arguments = ["--mode=eval", f"--workdir={copy}", "--config.eval.parts=t2i"]
     message = "eval.parts has t2i, the weights have i2t, tokenizer only"
     assert message in cli(*arguments).complaint
     config = json.loads((copy / "config.json").read_text())
