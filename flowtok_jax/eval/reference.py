@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from flowtok_jax import processes
+from flowtok_jax import logs, processes
 from flowtok_jax.data import images, sources
 from flowtok_jax.data.records import (
     REASONS,
@@ -205,9 +205,7 @@ def make(flags: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for name in ("absl", "jax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logs.set_up()
     flags, complaint = make_parser().parse_args(argv), ""
     try:
         processes.start(

@@ -37,7 +37,8 @@ def make(monkeypatch, capsys):
     monkeypatch.setattr(reference, "load_metric_net", fake.load_metric_net)
 
     def call(*arguments):
-        status = reference.main([*arguments, "--batch=2", "--threads=2"])
+        with run.own_logging():
+            status = reference.main([*arguments, "--batch=2", "--threads=2"])
         stdout, stderr = capsys.readouterr()
         return status, json.loads(stdout) if stdout else None, stderr
 
