@@ -29,12 +29,13 @@ from tests.eval.features_test import by_hand
 from tests.eval.protocols_test import coco, mjhq
 
 COUNT = 24
+NO_JAVA = {"PATH": "", "COLUMNS": "120"}  # whose metrics take seconds
 OPTIONS = {"eval.samples": COUNT, "eval.judged": 20, "eval.chunk": 10}
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-    monkeypatch.setenv("PATH", "")  # without Java, whose metrics take seconds
+    monkeypatch.setenv("PATH", NO_JAVA["PATH"])
     for module in ("evaluation", "eval.runner"):
         name = f"flowtok_jax.{module}.load_metric_net"
         monkeypatch.setattr(name, fake.load_metric_net)
@@ -97,7 +98,7 @@ def start(count, devices, *arguments) -> list[subprocess.Popen]:
                 *([*together, f"--process_id={i}"] if count > 1 else []),
             ],
             cwd=run.ROOT,
-            env=os.environ | environ,
+            env=os.environ | NO_JAVA | {"JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,5 +1,6 @@
 """The real images of an evaluation: the first records of a source, each once."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -107,5 +108,8 @@ class RealImages:
     def prompts(self) -> list[Prompt]:
         """The first caption of each record that has one."""
         found = self._records.read_many(range(self.count))
-        good = (r for r in found if isinstance(r, Record) and r.captions)
+        good = [r for r in found if isinstance(r, Record) and r.captions]
+        if len(good) < len(found):
+            counts = len(found) - len(good), len(found)
+            logging.warning("%s: %d of %d records have no caption", self.spec, *counts)
         return [Prompt(record.name, record.captions[0]) for record in good]
