@@ -17,9 +17,7 @@ from flowtok_jax.data import scenes
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols
 from flowtok_jax.eval.fid import frechet_distance
-from flowtok_jax.eval.parts import Part
 from flowtok_jax.eval.references import read_reference
-from flowtok_jax.eval.run import name_of
 from flowtok_jax.eval.runner import attribute_accuracy
 from flowtok_jax.pictures import to_uint8
 from flowtok_jax.train.state import params_sha256
@@ -241,20 +239,6 @@ def test_batch_chunk_and_devices_do_not_change_the_numbers(cli, demo, whole, tmp
     # What names a run is its protocol, of which these are no part.
     names = {x["name"] for x in results(tmp_path).values()}
     assert names == {x["name"] for x in wanted.values()}
-
-
-class Named(Part):
-    name, count = "t2i", 24
-
-    def __init__(self, **protocol):
-        self.protocol = {"data": "folder:my photos/x", "seed": 0, **protocol}
-
-
-def test_another_protocol_is_another_name():
-    names = [name_of(Named(**x)) for x in ({}, {}, {"seed": 1}, {"sampler": {"a": 1}})]
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
-    assert re.fullmatch("t2i_folder_my_photos_x_n24_[0-9a-f]{8}", names[0])
 
 
 def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_path):
