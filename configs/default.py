@@ -196,6 +196,9 @@ def get_config() -> ConfigDict:
             "every": 100,  # steps between lines of metrics.jsonl; 0: at the end only
             "preview_every": 5000,  # steps between picture grids; 0: at the end only
             "preview_samples": 64,  # images behind a preview
+            # FID of them too, by eval.weights and eval.fid.resize; takes longer than
+            # the rest of a preview.
+            "preview_fid": False,
         }
     )
 
@@ -205,7 +208,27 @@ def get_config() -> ConfigDict:
     options |= {"times": "release", "batch_size": 64}
     config.sample = ConfigDict({**options, "scale": 2.0})  # text to image
     config.caption = ConfigDict({**options, "scale": 1.0})  # image to text
-    config.eval = ConfigDict({"samples": 512})  # of each attribute accuracy
+    config.eval = ConfigDict(
+        {
+            # Of a part of --mode=eval, and of each accuracy at the end of the demo.
+            "samples": 512,
+            "parts": (),  # of t2i, i2t, tokenizer; (): all that the weights have
+            # Of t2i: coco_fid_30k or mjhq_30k; "": captions and images of data.eval.
+            "protocol": "",
+            "captions": "",  # the protocol's file, see eval/protocols.py
+            # Directory of the networks of metrics, by flowtok_jax.convert; "random":
+            # they are never trained, and the metrics' names say so.
+            "weights": "",
+            "judged": 0,  # samples that these networks see, the first ones; 0: all
+            "batch_size": 32,  # images that Inception takes at a time on a device
+            "fid": {
+                "reference": "",  # npz of eval.reference; "": the images of data.eval
+                "resize": "clean",  # or legacy, see eval/features.py
+            },
+            "seed": 0,  # of the noise
+            "chunk": 1000,  # samples computed between what a killed run keeps
+        }
+    )
     return config
 
 

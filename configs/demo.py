@@ -47,6 +47,9 @@ def get_config(stage: str = "") -> ConfigDict:
     config.sample.batch_size = config.caption.batch_size = 128
     config.caption.update({"source": "mean", "scale": 1.5})
 
+    # Networks of metrics that need no download; 128 images of 299 px take a while.
+    config.eval.update({"weights": "random", "judged": 128})
+
     # A weak KL: shapes blur at 1e-6.
     config.loss.tokenizer.kl_weight = 1e-7
     # The release's form as a mean, so that the batch does not change it; holds

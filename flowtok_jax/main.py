@@ -3,6 +3,7 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=eval --workdir=runs/demo
     python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
         --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
@@ -14,17 +15,13 @@ mistake of the user's, with one line that says what to do; 130 where interrupted
 
 import contextlib
 import errno
-import inspect
 import io
 import json
 import logging
 import os
-import pathlib
-import runpy
 import signal
 import sys
 import traceback
-import warnings
 from typing import NoReturn
 
 import jax
@@ -34,6 +31,9 @@ from ml_collections import ConfigDict, config_flags
 from flowtok_jax import (
     commands,
     compilation,
+    config_files,
+    evaluation,
+    logs,
     pretokenize,
     processes,
     stages,
@@ -47,7 +47,8 @@ from flowtok_jax.pretrained import adopt
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
-MODES = ("train", "sample", "caption", "pretokenize", "compile")
+MODES = ("train", "sample", "caption", "eval", "pretokenize", "compile")
+OF_WEIGHTS = ("sample", "caption", "eval")  # modes that use trained weights
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
@@ -98,8 +99,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _flowtok(config: ConfigDict | None) -> FlowTok:
-    """The weights of --checkpoint, else of --workdir."""
+def _weights() -> str:
+    """Where the weights are: --checkpoint, else --workdir."""
     place = CHECKPOINT.value or WORKDIR.value
     if not place:
         raise UserError(
@@ -111,7 +112,7 @@ def _flowtok(config: ConfigDict | None) -> FlowTok:
             f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
             "of pretrained weights"
         )
-    return FlowTok.from_pretrained(place, config)
+    return place
 
 
 def _tower_note() -> str:
@@ -123,7 +124,7 @@ def _tower_note() -> str:
 
 def _sample(config: ConfigDict | None) -> int:
     prompts = commands.split_prompts(PROMPTS.value, PROMPTS_FILE.value)
-    flowtok = _flowtok(config)
+    flowtok = FlowTok.from_pretrained(_weights(), config)
     folder = to_place(WORKDIR.value or CHECKPOINT.value) / SAMPLES
     try:
         if not is_remote(folder):  # gcsfs would make a bucket of a mistyped name
@@ -143,12 +144,30 @@ def _sample(config: ConfigDict | None) -> int:
 def _caption(config: ConfigDict | None) -> int:
     if not IMAGES.value:
         raise UserError("no images named; wanted --images='photos/*.png'")
-    flowtok = _flowtok(config)
+    flowtok = FlowTok.from_pretrained(_weights(), config)
     failed = commands.caption(flowtok, IMAGES.value, SEED.value, JSON.value, _say)
     note = _tower_note()
     if note:
         logging.info(note)
     return 1 if failed else 0
+
+
+def _evaluate(config: ConfigDict | None) -> int:
+    place = to_place(_weights())
+    config = read_config(place) if config is None else config
+    if "eval" not in config or "protocol" not in config.eval:
+        raise UserError(
+            f"the config stored in {place} has no keys of --mode=eval; give a config "
+            "beside it: --config=configs/eval.py, or the one it was trained with"
+        )
+    _join_processes()
+    # Nothing has to be saved; among several processes JAX would keep it to itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    evaluation.evaluate(config, place, to_place(WORKDIR.value or CHECKPOINT.value))
+    note = _tower_note()
+    if note:
+        logging.info(note)
+    return 0
 
 
 def _compile(config: ConfigDict) -> int:
@@ -173,7 +192,7 @@ def _start_from_checkpoint(config: ConfigDict) -> None:
 def _adopt_stored(config: ConfigDict) -> None:
     """Gives a config that wants it what is stored with the weights to use."""
     place = CHECKPOINT.value or config.init_from
-    if not place and MODE.value in ("sample", "caption"):
+    if not place and MODE.value in OF_WEIGHTS:
         place = WORKDIR.value
     if not place:
         raise UserError(
@@ -185,29 +204,8 @@ def _adopt_stored(config: ConfigDict) -> None:
     adopt(config, to_place(place), overrides)
 
 
-def run(changes: list[str]) -> int:
-    """Does what the flags say, and returns the exit status.
-
-    Args:
-        changes: flags that change the stored config, where no --config names one.
-    """
-    config = CONFIG_FLAG.value
-    if changes and MODE.value in ("sample", "caption"):
-        config = _stored_config(changes)
-    elif config is not None and config.init_config:
-        _adopt_stored(config)
-    if MODE.value == "sample":
-        return _sample(config)
-    if MODE.value == "caption":
-        return _caption(config)
-    if config is None:
-        raise UserError("no config named; wanted --config=configs/demo.py, say")
-    if MODE.value == "compile":
-        return _compile(config)
-    if not WORKDIR.value:
-        raise UserError("no workdir named; wanted --workdir=runs/demo, say")
-    if CHECKPOINT.value:
-        _start_from_checkpoint(config)
+def _join_processes() -> None:
+    """Makes this process one of several, of which the first one speaks."""
     processes.start(
         COORDINATOR.value,
         NUM_PROCESSES.value,
@@ -216,6 +214,34 @@ def run(changes: list[str]) -> int:
     )
     if not processes.is_first():
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def run(changes: list[str]) -> int:
+    """Does what the flags say, and returns the exit status.
+
+    Args:
+        changes: flags that change the stored config, where no --config names one.
+    """
+    config = CONFIG_FLAG.value
+    if changes and MODE.value in OF_WEIGHTS:
+        config = _stored_config(changes)
+    elif config is not None and config.init_config:
+        _adopt_stored(config)
+    if MODE.value == "sample":
+        return _sample(config)
+    if MODE.value == "caption":
+        return _caption(config)
+    if MODE.value == "eval":
+        return _evaluate(config)
+    if config is None:
+        raise UserError("no config named; wanted --config=configs/demo.py, say")
+    if MODE.value == "compile":
+        return _compile(config)
+    if not WORKDIR.value:
+        raise UserError("no workdir named; wanted --workdir=runs/demo, say")
+    if CHECKPOINT.value:
+        _start_from_checkpoint(config)
+    _join_processes()
     workdir = to_place(WORKDIR.value)
     if MODE.value == "pretokenize":
         # Nothing has to be saved; among several processes JAX would keep it to itself.
@@ -235,83 +261,15 @@ def run(changes: list[str]) -> int:
     return 0
 
 
-class _OneLine(logging.Formatter):
-    """Messages as a person reads them: a level only where something is wrong."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        plain = record.levelno < logging.WARNING
-        return text if plain else f"{record.levelname.lower()}: {text}"
-
-
-def _set_up_logging() -> None:
-    """Our own messages from INFO on, libraries' from WARNING on; all to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub", "fsspec"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # What these log as an error they raise as well, and we report.
-    for name in ("absl", "orbax", "asyncio", "gcsfs"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Of transformers, which advises everyone to install PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
-
-
-def _named_config(argv: list[str]) -> str:
-    """The value of --config, the last one; empty where there is none."""
-    named = ""
-    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, value = argument.partition("=")
-        if name == "--config":
-            named = value or after
-    return named
-
-
-def _check_config_flags(argv: list[str]) -> None:
-    """Refuses a config file that is not there, and keys that it does not have.
-
-    ml_collections would raise too, with a traceback and without the file's keys.
-    """
-    path, _, variant = _named_config(argv).partition(":")
-    if not path:
-        return
-    if not pathlib.Path(path).is_file():
-        raise UserError(
-            f"--config={path} does not exist; wanted a file of configs/, such as "
-            "configs/demo.py"
-        )
-    get_config = runpy.run_path(path)["get_config"]
-    if variant and not inspect.signature(get_config).parameters:
-        raise UserError(f"--config={path} takes no argument; got {variant!r}")
-    config = get_config(*([variant] if variant else []))
-    for argument in argv:
-        if argument.startswith("--config."):
-            _check_key(config, argument.partition("=")[0])
-
-
-def _check_key(config: ConfigDict, flag: str) -> None:
-    section, path = config, []
-    for name in flag.removeprefix("--config.").split("."):
-        known = list(section.keys()) if isinstance(section, ConfigDict) else []
-        if name not in known:
-            where = ".".join(path) or "the config"
-            raise UserError(
-                f"{flag}: no such key; {where} has {', '.join(known) or 'no keys'}"
-            )
-        section, path = section[name], [*path, name]
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a UserError says what was wrong with them.
 
     Returns:
         Those that change a config where no --config names one: the stored one is meant.
     """
-    _check_config_flags(argv)
+    config_files.check_config_flags(argv)
     changes = []
-    if not _named_config(argv):
+    if not config_files.named_config(argv):
         changes = [a for a in argv if a.startswith("--config.")]
         argv = [a for a in argv if a not in changes]
     try:
@@ -338,7 +296,7 @@ def _stored_config(changes: list[str]) -> ConfigDict:
         )
     config, values = read_config(to_place(place)), flags.FlagValues()
     for change in changes:
-        _check_key(config, change.partition("=")[0])
+        config_files.check_key(config, change.partition("=")[0])
     argv = ["main", *changes]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
@@ -370,7 +328,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         changes = _parse_flags(argv)
-        _set_up_logging()
+        logs.set_up()
         return run(changes)
     except StoreError as error:
         _end_at_once(str(error), 1)
@@ -387,6 +345,9 @@ def main(argv: list[str]) -> int:
         _raise_alone()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.stderr.flush()
+        if jax.distributed.is_initialized():  # at exit JAX would wait for the others
+            os._exit(130)
         return 130
     except Exception:
         _raise_alone()

@@ -131,6 +131,7 @@ class FlowTok:
         config: ConfigDict | None = None,
         *,
         local_files_only: bool = False,
+        mesh: Mesh | None = None,
     ) -> "FlowTok":
         """Weights of a directory, or of a repository on the Hugging Face hub.
 
@@ -139,13 +140,14 @@ class FlowTok:
                 hub id of such files, or the workdir of a run.
             config: instead of the stored one, to sample with other options.
             local_files_only: take a hub id from the cache, without the network.
+            mesh: the devices to work on, as of the class.
 
         Raises:
             UserError: where the weights are not there, damaged or incomplete.
         """
         place = pretrained.find(source, local_files_only=local_files_only)
         if not pretrained.is_pretrained(place):
-            return cls.from_workdir(place, config)
+            return cls.from_workdir(place, config, mesh)
         stored, groups = pretrained.read_config(place), groups_of(place)
         needed = {"clip", "tokenizer"}
         if "i2t" in groups:
@@ -160,7 +162,7 @@ class FlowTok:
         config = stored if config is None else config
         params = {group: read_group(place, nets, group) for group in groups}
         vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
-        return cls.from_config(config, params, vocabulary)
+        return cls.from_config(config, params, vocabulary, mesh)
 
     def save_pretrained(self, directory: str | Place) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.

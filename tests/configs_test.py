@@ -35,6 +35,7 @@ ARGUMENTS = {
     "tokenizer": ("", "256", "512"),
     "i2t": ("", "text_tokenizer", "i2t"),
     "finetune": ("", "t2i", "i2t"),
+    "eval": ("",),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
 }
 CASES = [(f, a) for f, arguments in ARGUMENTS.items() for a in arguments]

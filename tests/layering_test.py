@@ -9,7 +9,7 @@ PACKAGE = "flowtok_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
 LEVELS = (
     ("shapes", "errors"),
-    ("processes", "mesh", "places"),
+    ("processes", "mesh", "places", "logs", "config_files"),
     ("models", "flow", "data"),
     ("workdir", "pictures", "tensors", "programs", "collectives", "topologies"),
     ("pretrained",),
@@ -17,9 +17,16 @@ LEVELS = (
     ("convert",),
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
-    ("compilation", "stages", "pretokenize"),
+    ("compilation", "stages", "pretokenize", "evaluation"),
     ("convert.checks", "convert.critic_checks", "convert.metrics"),
-    ("main", "convert.__main__", "convert.parity", "data.prepare", "eval.score"),
+    (
+        "main",
+        "convert.__main__",
+        "convert.parity",
+        "data.prepare",
+        "eval.reference",
+        "eval.score",
+    ),
 )
 # Commands, and what they alone use, that live in a part below the one they belong to.
 DOORS = (
@@ -29,6 +36,7 @@ DOORS = (
     "convert.metrics",
     "convert.parity",
     "data.prepare",
+    "eval.reference",
     "eval.score",
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -1,5 +1,6 @@
 """The demo made tiny, through the command line: in another process or in this one."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -135,30 +136,35 @@ def make_demo(workdir: pathlib.Path) -> Demo:
     return Demo(workdir, Outcome(process.returncode, stdout, stderr))
 
 
+@contextlib.contextmanager
+def own_logging():
+    """What a command sets of logging and warnings is as before, after the block."""
+    known = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(x for x in known if isinstance(x, logging.Logger))]
+    levels = {logger: logger.level for logger in loggers}
+    handlers = list(logging.root.handlers)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        logging.root.handlers[:] = handlers
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
 class Cli:
     """Calls main in this process, on its 8 devices, and with types checked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys):
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
-    def _loggers(self) -> list[logging.Logger]:
-        known = logging.root.manager.loggerDict.values()
-        return [logging.root, *(x for x in known if isinstance(x, logging.Logger))]
-
     def __call__(self, *arguments: str) -> Outcome:
         argv = ["main", *arguments]
         self._monkeypatch.setattr(sys, "argv", argv)  # where overrides are read off
         self._monkeypatch.chdir(ROOT)
-        handlers = list(logging.root.handlers)
-        levels = {logger: logger.level for logger in self._loggers()}
         self._capsys.readouterr()
-        try:
-            with flagsaver.flagsaver(), warnings.catch_warnings():
-                # Of ml_collections, where it loads a config file.
-                warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)
-                status = main.main(argv)
-        finally:
-            logging.root.handlers[:] = handlers
-            for logger, level in levels.items():
-                logger.setLevel(level)
+        with flagsaver.flagsaver(), own_logging(), warnings.catch_warnings():
+            # Of ml_collections, where it loads a config file.
+            warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)
+            status = main.main(argv)
         return Outcome(status, *self._capsys.readouterr())

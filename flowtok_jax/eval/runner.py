@@ -4,6 +4,7 @@ On generated scenes everything is read by the oracle or the caption parser; on o
 sources previews show pictures and PSNR only.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,12 +20,20 @@ from flowtok_jax.data.examples import Source
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.errors import UserError
+from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.features import Extractor
+from flowtok_jax.eval.nets import load_metric_net
+from flowtok_jax.eval.parts import NO_WEIGHTS
+from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.reconstruction import psnr_db
+from flowtok_jax.eval.references import make_reference
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.shapes import Params
 
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
+Fid = Callable[[np.ndarray], Scalars]
 PREVIEW_COLUMNS = 8
 RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
@@ -112,11 +121,66 @@ def make_preview(
     examples = load_examples(source, count)
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
 
+    options = {}
+    if task in DRAWING:
+        options["fid"] = make_fid(config, examples, mesh)
+
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
         flowtok.params = {**frozen, task: ema}  # where they lie
-        return PREVIEWS[task](flowtok, examples, f"_n{len(examples.captions)}")
+        suffix = metric_suffix("", len(examples.captions))
+        return PREVIEWS[task](flowtok, examples, suffix, **options)
 
     return preview
+
+
+def make_extractor(
+    config: ConfigDict, mesh: Mesh, rows: int | None = None
+) -> Extractor:
+    """Inception as `config.eval` has it.
+
+    Args:
+        rows: of a device; None: eval.batch_size.
+
+    Raises:
+        UserError: where its weights are not there.
+    """
+    if not config.eval.weights:
+        raise UserError(NO_WEIGHTS)
+    return Extractor(
+        load_metric_net("inception", config.eval.weights),
+        mesh,
+        resize=config.eval.fid.resize,
+        rows=rows or config.eval.batch_size,
+        threads=config.data.threads,
+        side=config.tokenizer.image_size,
+    )
+
+
+def make_fid(config: ConfigDict, examples: Examples, mesh: Mesh) -> Fid:
+    """A function of drawn images in [0, 1]: their FID from the examples' own images,
+    if log.preview_fid wants it.
+    """
+    if not config.log.preview_fid:
+        return lambda images: {}
+    count = len(examples.captions)
+    if examples.images is None or count < 2:
+        raise UserError(
+            f"log.preview_fid needs 2 images at least; data.eval gives {count} "
+            f"{'latents' if examples.images is None else 'images'}"
+        )
+    rows = min(config.eval.batch_size, -(-count // mesh.size))
+    extract = make_extractor(config, mesh, rows)
+    real = make_reference(
+        extract, count, examples.images.__getitem__, keeps_features=False
+    )
+    suffix = functools.partial(metric_suffix, "")
+    metrics = FeatureMetrics(extract, real, count, suffix)
+
+    def fid(images: np.ndarray) -> Scalars:
+        found = metrics.see(pictures.to_uint8(images), range(count))
+        return {f"eval/{metrics.name('fid', count)}": metrics.fid(found["pool"])}
+
+    return fid
 
 
 def _psnr_db(images: np.ndarray, examples: Examples) -> float:
@@ -128,10 +192,10 @@ def _rows(images: np.ndarray, rows: int = 2) -> list[list[np.ndarray]]:
     return [list(images[i * columns : (i + 1) * columns]) for i in range(rows)]
 
 
-def _preview_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
+def _preview_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str, fid: Fid):
     tokens = flowtok.encode_image(examples.floats).mean
     images = np.asarray(flowtok.decode_image(tokens, examples.captions))
-    scalars = {f"eval/psnr_db{suffix}": _psnr_db(images, examples)}
+    scalars = {f"eval/psnr_db{suffix}": _psnr_db(images, examples), **fid(images)}
     if examples.scenes:
         accuracy = attribute_accuracy(images, examples.scenes)
         scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
@@ -145,9 +209,9 @@ def _preview_text_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
     return {f"eval/exact_match{suffix}": float(exact)}, {}
 
 
-def _preview_t2i(flowtok: FlowTok, examples: Examples, suffix: str):
+def _preview_t2i(flowtok: FlowTok, examples: Examples, suffix: str, fid: Fid):
     images = flowtok.text_to_image(examples.captions)
-    scalars = {}
+    scalars = fid(images)
     if examples.scenes:
         accuracy = attribute_accuracy(images, examples.scenes)
         scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
@@ -169,6 +233,7 @@ def _preview_i2t(flowtok: FlowTok, examples: Examples, suffix: str):
     return scalars, {"image_to_text": grid}
 
 
+DRAWING = ("tokenizer", "t2i")  # tasks whose previews have images to measure
 PREVIEWS = {
     "tokenizer": _preview_tokenizer,
     "text_tokenizer": _preview_text_tokenizer,

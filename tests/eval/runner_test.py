@@ -6,12 +6,17 @@ import pytest
 from flowtok_jax.data import scenes
 from flowtok_jax.data.scenes import Object
 from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.errors import UserError
 from flowtok_jax.eval import runner
+from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.mesh import put, replicated
+from flowtok_jax.pictures import to_uint8
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.train.sharding import make_mesh
 from flowtok_jax.train.steps import TASKS
 from flowtok_jax.workdir import read_config
+from tests.eval import fake
+from tests.eval.features_test import by_hand
 
 RED = Object("circle", "red", "top left")
 BLUE = Object("square", "blue", "bottom right")
@@ -165,3 +170,26 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
     for grid in grids.values():
         assert grid.dtype == np.uint8
     assert task not in frozen
+
+
+def test_previews_have_fid_where_the_config_asks_for_it(demo, flowtok, monkeypatch):
+    monkeypatch.setattr(runner, "load_metric_net", fake.load_metric_net)
+    config = read_config(demo.workdir)
+    config.log.update({"preview_samples": 5, "preview_fid": True})
+    mesh, params = make_mesh(data=8, fsdp=1, tensor=1), flowtok.params
+    preview = runner.make_preview(config, "t2i", flowtok.vocabulary, mesh)
+    scalars, _ = preview(*(put(x, replicated(mesh)) for x in (params["t2i"], params)))
+    shown = examples(5)
+    drawn = to_uint8(flowtok.text_to_image(shown.captions))
+    a, b = (by_hand(x)[0].astype(np.float64) for x in (drawn, shown.images))
+    wanted = frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+    found = scalars["eval/fid_random_inception_n5"]
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, flowtok):
+    config = read_config(demo.workdir)
+    config.log.preview_fid, config.eval.weights = True, ""
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    with pytest.raises(UserError, match="names no metric weights; wanted a directory"):
+        runner.make_preview(config, "t2i", flowtok.vocabulary, mesh)

@@ -1,0 +1,22 @@
+"""Any trained weights, measured; sizes and options of sampling are those stored there.
+
+    python -m flowtok_jax.main --mode=eval --config=configs/eval.py \\
+        --checkpoint=weights/xl --workdir=runs/xl \\
+        --config.eval.protocol=coco_fid_30k --config.eval.samples=30000 \\
+        --config.eval.captions=captions_val2014.json \\
+        --config.eval.weights=weights/metrics --config.eval.fid.reference=coco.npz
+
+The paper's numbers with these files are for whoever has them: they cannot be fetched
+offline. Keys are in `eval` of configs/default.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The default config, with what the weights say of themselves."""
+    config = default.get_config()
+    config.init_config = True
+    return config

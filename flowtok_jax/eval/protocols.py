@@ -1,0 +1,163 @@
+"""Which captions are drawn, as data, and how metrics of them are named.
+
+    coco_fid_30k   30,000 captions of COCO val2014, one an image
+    mjhq_30k       all 30,000 of MJHQ-30K, in its 10 categories
+
+Captions come in the order of a hash of their ids, so that the draw depends neither on
+the order of the file nor on a random generator's version, and fewer samples are the
+first ones of the whole draw.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from flowtok_jax.errors import UserError
+
+SEED = 0  # of the draw, the same in every run
+
+
+class Prompt(NamedTuple):
+    """A caption to draw, the id it has in its file, and its category, if any."""
+
+    id: str
+    caption: str
+    group: str = ""
+
+
+class Protocol(NamedTuple):
+    """How a published number is made.
+
+    Attributes:
+        file: the name that the captions' file was published under.
+        samples: how many are drawn.
+    """
+
+    file: str
+    samples: int
+    read: Callable[[str, Any], Iterable[Prompt]]
+
+
+CATEGORIES = (
+    "animals",
+    "art",
+    "fashion",
+    "food",
+    "indoor",
+    "landscape",
+    "logo",
+    "people",
+    "plants",
+    "vehicles",
+)
+
+
+def _rank(prompt: Prompt) -> str:
+    return hashlib.sha256(f"{SEED}/{prompt.id}".encode()).hexdigest()
+
+
+def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
+    """One caption an image, of COCO's annotations."""
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(
+            f"captions {path} has no annotations; wanted COCO's captions_val2014.json"
+        )
+    images = {}
+    for number, row in enumerate(rows):
+        lacking = [key for key in ("id", "image_id", "caption") if key not in row]
+        if lacking:
+            raise UserError(
+                f"captions {path}: annotation {number} has no {', '.join(lacking)}; "
+                "wanted COCO's captions_val2014.json"
+            )
+        prompt = Prompt(str(row["id"]), " ".join(str(row["caption"]).split()))
+        drawn = images.get(row["image_id"], prompt)
+        images[row["image_id"]] = min(drawn, prompt, key=_rank)
+    return images.values()
+
+
+def _read_mjhq(path: str, content: Any) -> Iterable[Prompt]:
+    """All the prompts of MJHQ's meta_data.json."""
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"captions {path} has no ids; wanted MJHQ-30K's meta_data.json, an object "
+            "of id -> category and prompt"
+        )
+    found = []
+    for name, row in content.items():
+        lacking = [key for key in ("category", "prompt") if key not in row]
+        if lacking:
+            raise UserError(f"captions {path}: {name} has no {', '.join(lacking)}")
+        if row["category"] not in CATEGORIES:
+            raise UserError(
+                f"captions {path}: {name} has the unknown category "
+                f"{row['category']!r}; wanted one of {', '.join(CATEGORIES)}"
+            )
+        caption = " ".join(str(row["prompt"]).split())
+        found.append(Prompt(name, caption, row["category"]))
+    return found
+
+
+PROTOCOLS = {
+    "coco_fid_30k": Protocol("captions_val2014.json", 30_000, _read_coco),
+    "mjhq_30k": Protocol("meta_data.json", 30_000, _read_mjhq),
+}
+
+
+def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
+    """The first `samples` captions that a protocol draws of its file.
+
+    Raises:
+        UserError: where there is no such protocol, the file is not its own, or has
+            fewer captions.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(
+            f"eval.protocol is {name!r}; wanted one of {', '.join(PROTOCOLS)}, or '' "
+            "for the captions of data.eval"
+        )
+    protocol = PROTOCOLS[name]
+    if not path:
+        raise UserError(
+            f"eval.protocol={name} needs --config.eval.captions=FILE, its "
+            f"{protocol.file}"
+        )
+    if samples > protocol.samples:
+        raise UserError(
+            f"eval.samples is {samples}; {name} has {protocol.samples} at most"
+        )
+    try:
+        content = json.loads(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"captions {path} cannot be read ({error}); wanted {protocol.file}"
+        ) from error
+    found = sorted(protocol.read(path, content), key=_rank)
+    if len(found) < samples:
+        raise UserError(
+            f"captions {path} gives {len(found)} captions, eval.samples asks for "
+            f"{samples}; wanted the whole {protocol.file}, or fewer samples"
+        )
+    return found[:samples]
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of ids, captions and categories, in their order."""
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def metric_suffix(protocol: str, samples: int, count: int | None = None) -> str:
+    """What follows a metric's name, so that it tells how many samples it rests on:
+    nothing where they are all that the protocol has.
+
+    Args:
+        samples: that were looked at.
+        count: of those of them that the metric is of, such as a category's.
+    """
+    count = samples if count is None else count
+    if protocol not in PROTOCOLS:
+        return f"_n{count}"
+    return "" if samples == PROTOCOLS[protocol].samples else f"_partial_n{count}"

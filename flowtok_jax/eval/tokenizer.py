@@ -1,0 +1,118 @@
+"""The image tokenizer: rFID, PSNR, SSIM, LPIPS, and the statistics of its latents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowtok_jax import pictures
+from flowtok_jax.eval import reconstruction
+from flowtok_jax.eval.chunks import Arrays
+from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.nets import RANDOM, MetricNet
+from flowtok_jax.eval.parts import NO_WEIGHTS, SHOWN, Measured, Part, rejected
+from flowtok_jax.eval.protocols import metric_suffix
+from flowtok_jax.eval.real import RealImages
+from flowtok_jax.eval.reconstruction import LatentStatistics
+from flowtok_jax.pipeline import FlowTok
+
+
+class Reconstruction(Part):
+    """Real images through the tokenizer and back, from the posterior's mean.
+
+    See Part.
+
+    Args:
+        features: None where there is no Inception.
+        lpips: its network, or why it is not there.
+        judged: how many images the networks look at, the first ones.
+        batch_size: images that the tokenizer takes at a time.
+    """
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        flowtok: FlowTok,
+        real: RealImages,
+        *,
+        protocol: dict[str, Any],
+        features: FeatureMetrics | None,
+        lpips: MetricNet | str,
+        judged: int,
+        batch_size: int,
+    ):
+        self._flowtok, self._real, self._features = flowtok, real, features
+        self._lpips, self._judged, self._batch_size = lpips, judged, batch_size
+        self.count, self.protocol = real.count, dict(protocol)
+        if features is not None:
+            self.protocol["features"] = features.protocol
+        if not isinstance(lpips, str):
+            self.protocol["lpips"] = lpips.sha256
+
+    def _reconstruct(
+        self, images: np.ndarray, captions: Sequence[str]
+    ) -> tuple[np.ndarray, LatentStatistics]:
+        """Decoded images, and what is between; the last batch is filled up."""
+        decoded, latents, count = [], LatentStatistics(), len(images)
+        size = min(self._batch_size, count)
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            posterior = self._flowtok.encode_image(images[rows])
+            texts = [captions[i] for i in rows]
+            batch = self._flowtok.decode_image(posterior.mean, texts)
+            kept = min(size, count - start)
+            decoded.append(np.asarray(batch)[:kept])
+            posterior = jax.tree.map(lambda x, n=kept: x[:n], posterior)
+            latents = latents.merge(LatentStatistics.of(posterior))
+        return np.concatenate(decoded), latents
+
+    def compute(self, rows: range) -> Arrays:
+        """See Part."""
+        items, bad = self._real.read(rows)
+        numbers = np.array([item.number for item in items])
+        real = np.stack([item.image for item in items])
+        targets = real.astype(np.float32) / 255
+        captions = [item.record.captions[0] for item in items]
+        decoded, latents = self._reconstruct(targets, captions)
+        arrays = reconstruction.measure(decoded, targets)
+        sums = latents._asdict().items()
+        arrays |= {f"latents/{name}": np.asarray(x)[None] for name, x in sums}
+        arrays["rejected"] = rejected(bad)
+        if not isinstance(self._lpips, str):
+            judged = numbers < self._judged
+            pair = decoded[judged], targets[judged]
+            arrays["lpips"] = reconstruction.lpips(self._lpips, *pair)
+        images = pictures.to_uint8(decoded)
+        if self._features is not None:
+            arrays |= self._features.see(images, numbers)
+        shown = numbers < SHOWN // 2
+        return {**arrays, "shown": images[shown], "real": real[shown]}
+
+    def measure(self, arrays: Arrays) -> Measured:
+        """See Part."""
+        sums = (arrays[f"latents/{name}"].sum(0) for name in LatentStatistics._fields)
+        latents = LatentStatistics(*sums)
+        means = {key: float(arrays[key].mean()) for key in ("psnr_db", "ssim")}
+        suffix = metric_suffix("", len(arrays["psnr_db"]))
+        found = Measured(
+            {f"{k}{suffix}": v for k, v in (means | latents.summary()).items()},
+            {},
+            {"latent_channels": latents.channels()},
+        )
+        if isinstance(self._lpips, str):
+            found.not_measured["lpips"] = self._lpips
+        else:
+            net = "_random" if self._lpips.sha256 == RANDOM else ""
+            name = f"lpips{net}{metric_suffix('', len(arrays['lpips']))}"
+            found.metrics[name] = float(arrays["lpips"].mean())
+        if self._features is None:
+            found.not_measured["rfid"] = NO_WEIGHTS
+            return found
+        return found.merge(self._features.measure(arrays, fid="rfid"))
+
+    def picture(self, arrays: Arrays) -> np.ndarray:
+        """See Part."""
+        rows = [list(arrays["real"]), list(arrays["shown"])]
+        return pictures.grid(rows, labels=["image", "decoded"])

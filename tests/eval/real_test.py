@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowtok_jax.data.transforms import ImageTransform
+from flowtok_jax.errors import UserError
+from flowtok_jax.eval.real import RealImages
+
+
+def write(folder, count=6):
+    """Images twice as wide as high: black, with a white square in the middle."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.zeros((20, 40, 3), np.uint8)
+        pixels[:, 10:30] = 255
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    return folder
+
+
+def open_real(spec, count=6, **options):
+    transform = ImageTransform(20, crop="random", flip=True)
+    return RealImages(spec, transform, count=count, seed=0, threads=2, **options)
+
+
+def test_images_are_the_centre_whatever_training_does(tmp_path):
+    real = open_real(f"folder:{write(tmp_path / 'set')}")
+    items, bad = real.read(range(2, 5))
+    assert [item.number for item in items] == [2, 3, 4]
+    assert not bad
+    for item in items:
+        np.testing.assert_array_equal(item.image, real.pixels(item.number))
+        assert item.image[:, 2:-2].min() > 250
+        assert item.record.captions == (f"picture {item.number}",)
+    assert [p.caption for p in real.prompts()] == [f"picture {i}" for i in range(6)]
+    assert not real.are_scenes
+
+
+def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog):
+    folder = write(tmp_path / "set")
+    (folder / "1.png").write_bytes(b"no image")
+    (folder / "3.txt").write_text(" ")
+    real = open_real(f"folder:{folder}")
+    items, bad = real.read(range(6))
+    assert [item.number for item in items] == [0, 2, 4, 5]
+    assert [(x.reason, x.name[-1]) for x in bad] == [
+        ("not_an_image", "1"),
+        ("empty_caption", "3"),
+    ]
+    assert real.pixels(1) is None
+    assert len(real.prompts()) == 5
+    assert "1 of 6 records have no caption" in caplog.text
+    with pytest.raises(UserError, match="none of the records 1 to 1 can be used, .*1"):
+        real.read(range(1, 2))
+
+
+def test_scenes_are_known_to_be_what_they_show():
+    real = open_real("shapes:held_out", 9)
+    assert real.are_scenes
+    assert (real.count, len(real.prompts())) == (9, 9)
+    assert real.scene(3)
+
+
+def test_fewer_than_two_images_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has 1 images; wanted 2"):
+        open_real(f"folder:{write(tmp_path / 'set', 1)}")
