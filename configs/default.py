@@ -206,6 +206,19 @@ def get_config() -> ConfigDict:
     config.sample = ConfigDict({**options, "scale": 2.0})  # text to image
     config.caption = ConfigDict({**options, "scale": 1.0})  # image to text
     config.eval = ConfigDict({"samples": 512})  # of each attribute accuracy
+    config.bench = ConfigDict(
+        {
+            "parts": ("text_to_image",),  # or image_to_text, train: what is timed
+            "batch_sizes": (4,),  # rows of a call, all devices together
+            "num_steps": (20,),  # of the sampler
+            "repeats": 5,  # timed calls
+            "warmup": 1,  # calls before them
+            # That share the rows in sampling, each with all the parameters; 0: all.
+            # Training has config.mesh.
+            "devices": 1,
+            "profile": False,  # one more call of sampling: its time by module
+        }
+    )
     return config
 
 

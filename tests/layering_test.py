@@ -18,6 +18,7 @@ LEVELS = (
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize"),
+    ("bench",),
     ("convert.checks",),
     ("main", "convert.__main__", "convert.parity", "data.prepare"),
 )

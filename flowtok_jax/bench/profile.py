@@ -1,0 +1,153 @@
+"""Where a program's time goes, by module: JAX's profiler, read back.
+
+The profile has the seconds of each instruction of the compiled program; the program
+says which module each instruction comes from. An instruction that the compiler fused
+out of several counts for the module of its result. Analytic FLOPs stand beside.
+"""
+
+import collections
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flowtok_jax.errors import UserError
+from flowtok_jax.models import flops
+from flowtok_jax.models.build import Nets
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ", re.MULTILINE)
+_ORIGIN = re.compile(r'op_name="([^"]*)"')
+_CONTROL = re.compile(r" (?:while|conditional|call)\(")  # they hold the others' time
+_MOVING = re.compile(r"jit\(dynamic_index_in_dim\)|dynamic_slice$")
+
+# The first pattern found in an instruction's path names its network.
+NETWORKS = (
+    ("clip", r"\bClipText\b(?!\.)"),
+    ("projector", r"\bTextProjector\b"),
+    ("dit", r"\bDiT\b"),
+    ("encoder", r"\bTokenizer\.encode\b"),
+    ("decoder", r"\bTokenizer\.decode\b"),
+    ("text_decoder", r"\bTextDecoder\b"),
+)
+# Likewise its part.
+PARTS = (
+    ("attention", r"/attention\b"),
+    ("mlp", r"/(?:mlp|fc1|fc2)\b(?!.*time)"),
+    ("modulation", r"/(?:modulation|time|indicator)\b"),
+    ("weights", _MOVING.pattern),  # one block's, out of all the blocks'
+)
+REST = "rest"  # norms, residuals, first and last layers
+_NAMES = {
+    "attention": ("qkv", "attention", "proj"),
+    "mlp": ("fc1", "fc2", "w12", "w3"),
+    "modulation": ("modulation",),
+}
+
+
+def module_of(path: str) -> tuple[str, str]:
+    """Network and part of an instruction's path; the flow itself is `sampler`."""
+    network = next((n for n, p in NETWORKS if re.search(p, path)), "sampler")
+    if network == "sampler":
+        return network, REST
+    return network, next((n for n, p in PARTS if re.search(p, path)), REST)
+
+
+def origins(hlo: str) -> dict[str, str]:
+    """Instruction -> the path of the module it comes from; without loops and calls."""
+    found = {}
+    for line in hlo.splitlines():
+        name = _INSTRUCTION.match(line)
+        if name and not _CONTROL.search(line):
+            origin = _ORIGIN.search(line)
+            found[name[1]] = origin[1] if origin else ""
+    return found
+
+
+def _events(folder: Path) -> Iterator[tuple[str, float]]:
+    """(instruction, seconds) of all that the profiler saw."""
+    for path in sorted(folder.rglob("*.xplane.pb")):
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op", event.name)
+                    name = str(name).partition(" ")[0].lstrip("%")
+                    yield name, event.duration_ns / 1e9
+
+
+def _arithmetic(nets: Nets, part: str, calls: int) -> dict[tuple[str, str], int]:
+    """FLOPs of a row by network and part, the velocity `calls` times."""
+    costs = flops.forward(nets)
+    encoder, decoder = costs["tokenizer"]
+    used = {
+        "text_to_image": {"clip": 1, "projector": 1, "dit": calls, "decoder": 1},
+        "image_to_text": {"encoder": 1, "dit": calls, "text_decoder": 1},
+    }[part]
+    forward = {name: parts[0] for name, parts in costs.items()}
+    forward |= {"encoder": encoder, "decoder": decoder}
+    found = {}
+    for network, times in used.items():
+        cost = forward[network]
+        for name, members in _NAMES.items():
+            blocks = sum(cost.blocks.get(member, 0) for member in members)
+            found[network, name] = times * blocks
+        found[network, REST] = times * cost.outside
+    return found
+
+
+def by_module(
+    call: Callable[[], None],
+    compiled: jax.stages.Compiled,
+    nets: Nets,
+    *,
+    part: str,
+    rows: int,
+    calls: int,
+    devices: int,
+) -> dict[str, Any]:
+    """Runs the call once under the profiler: seconds and GFLOP by module.
+
+    Args:
+        part: text_to_image or image_to_text.
+        calls: of the velocity, a row.
+        devices: that share the work; seconds are their mean.
+
+    Raises:
+        UserError: where the profile has nothing of the program.
+    """
+    known, seconds = origins(compiled.as_text()), collections.Counter()
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            begun = time.perf_counter()
+            call()
+            wall = time.perf_counter() - begun
+        for name, spent in _events(Path(folder)):
+            if name in known:
+                seconds[module_of(known[name])] += spent / devices
+    if not seconds:
+        raise UserError(
+            "the profile names no instruction of the program on this device; run "
+            "without --config.bench.profile=True"
+        )
+    work = _arithmetic(nets, part, calls)
+    modules = [
+        {
+            "network": network,
+            "part": name,
+            "seconds": round(seconds[network, name], 6),
+            "share": round(seconds[network, name] / wall, 4),
+            "gflop": round(rows * work.get((network, name), 0) / 1e9, 3),
+        }
+        for network, name in sorted(seconds.keys() | {k for k in work if work[k]})
+    ]
+    between = wall - sum(seconds.values())
+    return {
+        "seconds": round(wall, 6),
+        "between_instructions_seconds": round(between, 6),
+        "modules": modules,
+    }
