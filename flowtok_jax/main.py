@@ -147,8 +147,7 @@ def _caption(config: ConfigDict | None) -> int:
         raise UserError("no images named; wanted --images='photos/*.png'")
     flowtok = _flowtok(config)
     failed = commands.caption(flowtok, IMAGES.value, SEED.value, JSON.value, _say)
-    note = _tower_note()
-    if note:
+    if note := _tower_note():
         logging.info(note)
     return 1 if failed else 0
 
@@ -207,7 +206,8 @@ def run(changes: list[str]) -> int:
     if MODE.value == "compile":
         return _compile(config)
     if MODE.value == "bench":
-        return _say(json.dumps(bench(config, CHECKPOINT.value, WORKDIR.value))) or 0
+        _say(json.dumps(bench(config, CHECKPOINT.value, WORKDIR.value)))
+        return 0
     if not WORKDIR.value:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
     if CHECKPOINT.value:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from flowtok_jax.errors import UserError
 from flowtok_jax.flow import samplers
 from flowtok_jax.models.build import Nets
+from flowtok_jax.models.dit import modulations
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.shapes import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 
@@ -66,11 +67,20 @@ def _start(
 
 
 def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
+    """The flow's end. What is the same at every step is computed before the steps: the
+    parameters in the DiT's dtype, which all its layers work in, and its modulations.
+    """
+    dit = jax.tree.map(lambda p: p.astype(nets.dit.dtype), dit)
     velocity = samplers.guided(
-        lambda z, t, null: nets.dit.apply({"params": dit}, z, t, null), options.scale
+        lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
     )
-    solver = samplers.SOLVERS[options.solver]
-    return solver(velocity, z_src, options.num_steps, options.times)
+    return samplers.SOLVERS[options.solver](
+        velocity,
+        z_src,
+        options.num_steps,
+        options.times,
+        prepare=lambda t: modulations(nets.dit, dit, t),
+    )
 
 
 class Programs(NamedTuple):

@@ -17,7 +17,6 @@ import jax
 
 from flowtok_jax.errors import UserError
 from flowtok_jax.models import flops
-from flowtok_jax.models.build import Nets
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ", re.MULTILINE)
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
@@ -41,7 +40,7 @@ PARTS = (
     ("weights", _MOVING.pattern),  # one block's, out of all the blocks'
 )
 REST = "rest"  # norms, residuals, first and last layers
-_NAMES = {
+_LAYERS = {
     "attention": ("qkv", "attention", "proj"),
     "mlp": ("fc1", "fc2", "w12", "w3"),
     "modulation": ("modulation",),
@@ -78,47 +77,33 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
                     yield name, event.duration_ns / 1e9
 
 
-def _arithmetic(nets: Nets, part: str, calls: int) -> dict[tuple[str, str], int]:
-    """FLOPs of a row by network and part, the velocity `calls` times."""
-    costs = flops.forward(nets)
-    encoder, decoder = costs["tokenizer"]
-    used = {
-        "text_to_image": {"clip": 1, "projector": 1, "dit": calls, "decoder": 1},
-        "image_to_text": {"encoder": 1, "dit": calls, "text_decoder": 1},
-    }[part]
-    forward = {name: parts[0] for name, parts in costs.items()}
-    forward |= {"encoder": encoder, "decoder": decoder}
+def _arithmetic(costs: dict[str, flops.Forward]) -> dict[tuple[str, str], int]:
+    """FLOPs by network and part."""
     found = {}
-    for network, times in used.items():
-        cost = forward[network]
-        for name, members in _NAMES.items():
-            blocks = sum(cost.blocks.get(member, 0) for member in members)
-            found[network, name] = times * blocks
-        found[network, REST] = times * cost.outside
-    return found
+    for network, cost in costs.items():
+        for name, members in _LAYERS.items():
+            found[network, name] = sum(cost.blocks.get(m, 0) for m in members)
+        found[network, REST] = cost.outside
+    return {module: count for module, count in found.items() if count}
 
 
 def by_module(
     call: Callable[[], None],
-    compiled: jax.stages.Compiled,
-    nets: Nets,
-    *,
-    part: str,
-    rows: int,
-    calls: int,
+    hlo: str,
+    costs: dict[str, flops.Forward],
     devices: int,
 ) -> dict[str, Any]:
     """Runs the call once under the profiler: seconds and GFLOP by module.
 
     Args:
-        part: text_to_image or image_to_text.
-        calls: of the velocity, a row.
+        hlo: the text of the program that it runs.
+        costs: what its networks compute, as models/flops.py counts.
         devices: that share the work; seconds are their mean.
 
     Raises:
         UserError: where the profile has nothing of the program.
     """
-    known, seconds = origins(compiled.as_text()), collections.Counter()
+    known, seconds = origins(hlo), collections.Counter()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -134,16 +119,16 @@ def by_module(
             "the profile names no instruction of the program on this device; run "
             "without --config.bench.profile=True"
         )
-    work = _arithmetic(nets, part, calls)
+    work = _arithmetic(costs)
     modules = [
         {
             "network": network,
             "part": name,
             "seconds": round(seconds[network, name], 6),
             "share": round(seconds[network, name] / wall, 4),
-            "gflop": round(rows * work.get((network, name), 0) / 1e9, 3),
+            "gflop": round(work.get((network, name), 0) / 1e9, 3),
         }
-        for network, name in sorted(seconds.keys() | {k for k in work if work[k]})
+        for network, name in sorted(seconds.keys() | work.keys())
     ]
     between = wall - sum(seconds.values())
     return {

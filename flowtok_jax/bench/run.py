@@ -126,13 +126,9 @@ def measure(work: Work, options: BenchOptions, devices: int) -> dict[str, Any]:
         "memory": {"program_gib": work.program_gib} | machine.peak_memory(used),
         "load_average": [round(x, 2) for x in os.getloadavg()],
     }
-    if options.profile and work.part != "train":
-        run = work.options
-        calls = run["num_steps"] * {"euler": 1, "heun": 2}[run["solver"]]
-        calls *= 1 if run["scale"] == 1 else 2
-        shape = {"part": work.part, "rows": work.rows, "calls": calls}
+    if options.profile and work.costs:
         result["profile"] = profile.by_module(
-            call, work.compiled, work.nets, devices=devices, **shape
+            call, work.compiled.as_text(), work.costs, devices
         )
     return result
 

@@ -16,6 +16,7 @@ from flowtok_jax import compilation
 from flowtok_jax.bench.machine import room_gib
 from flowtok_jax.errors import UserError
 from flowtok_jax.mesh import put
+from flowtok_jax.models import flops
 from flowtok_jax.models.build import Nets, init_group, make_nets
 from flowtok_jax.places import Place
 from flowtok_jax.shapes import Params
@@ -39,9 +40,9 @@ class Work(NamedTuple):
 
     part: str
     options: dict[str, Any]  # of it, for the result
-    nets: Nets
     rows: int
     flops: int
+    costs: dict[str, flops.Forward]  # of sampling: the networks' own
     compiled: jax.stages.Compiled
     compile_seconds: float
     program_gib: float
@@ -159,10 +160,18 @@ def sampling(
         rest = [_fill(x, nets.clip.vocab_size) for x in inputs]
         return lambda: jax.block_until_ready(compiled(params, *rest))
 
-    own = config[section].to_dict()
-    options = {k: own[k] for k in ("num_steps", "scale", "solver", "times", "source")}
+    options = config[section].to_dict()
+    run = {k: options[k] for k in ("num_steps", "scale", "solver")}
     return Work(
-        part, options, nets, rows, step.flops.model, compiled, seconds, gib, start
+        part=part,
+        options=options,
+        rows=rows,
+        flops=step.flops.model,
+        costs=flops.sampling(nets, part, rows, **run),
+        compiled=compiled,
+        compile_seconds=seconds,
+        program_gib=gib,
+        start=start,
     )
 
 
@@ -194,5 +203,13 @@ def training(
     options = {"stage": stage, "remat": config.compute.remat}
     options |= {"accumulate": config.train.accumulate, "mesh": config.mesh.to_dict()}
     return Work(
-        "train", options, nets, rows, step.flops.model, compiled, seconds, gib, start
+        part="train",
+        options=options,
+        rows=rows,
+        flops=step.flops.model,
+        costs={},
+        compiled=compiled,
+        compile_seconds=seconds,
+        program_gib=gib,
+        start=start,
     )
