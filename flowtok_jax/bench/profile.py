@@ -21,7 +21,6 @@ from flowtok_jax.models import flops
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ", re.MULTILINE)
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 _CONTROL = re.compile(r" (?:while|conditional|call)\(")  # they hold the others' time
-_MOVING = re.compile(r"jit\(dynamic_index_in_dim\)|dynamic_slice$")
 
 # The first pattern found in an instruction's path names its network.
 NETWORKS = (
@@ -34,10 +33,11 @@ NETWORKS = (
 )
 # Likewise its part.
 PARTS = (
-    ("attention", r"/attention\b"),
-    ("mlp", r"/(?:mlp|fc1|fc2)\b(?!.*time)"),
     ("modulation", r"/(?:modulation|time|indicator)\b"),
-    ("weights", _MOVING.pattern),  # one block's, out of all the blocks'
+    ("attention", r"/attention\b"),
+    ("mlp", r"/(?:mlp|fc1|fc2)\b"),
+    # One block's out of all the blocks'.
+    ("weights", r"jit\(dynamic_index_in_dim\)|dynamic_slice$"),
 )
 REST = "rest"  # norms, residuals, first and last layers
 _LAYERS = {
@@ -126,7 +126,7 @@ def by_module(
             "part": name,
             "seconds": round(seconds[network, name], 6),
             "share": round(seconds[network, name] / wall, 4),
-            "gflop": round(work.get((network, name), 0) / 1e9, 3),
+            "gflop": work.get((network, name), 0) / 1e9,
         }
         for network, name in sorted(seconds.keys() | work.keys())
     ]
