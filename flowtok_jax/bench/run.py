@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -82,10 +82,11 @@ def _works(
                 yield sampling(config, part, rows, steps, some, weights), len(some)
 
 
-def _timed(call) -> float:
-    begun = time.perf_counter()
+def _timed(call: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and of all this process's cores."""
+    begun, spent = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, time.process_time() - spent
 
 
 def _rates(work: Work, seconds: list[float], devices: int) -> dict[str, Any]:
@@ -108,10 +109,10 @@ def measure(work: Work, options: BenchOptions, devices: int) -> dict[str, Any]:
     """Runs a program: its times, its rates, its memory; its profile where wanted."""
     try:
         call = work.start()
-        first = _timed(call)
+        first, _ = _timed(call)
         for _ in range(options.warmup - 1):
             call()
-        seconds = [_timed(call) for _ in range(options.repeats)]
+        times = [_timed(call) for _ in range(options.repeats)]
     except jax.errors.JaxRuntimeError as error:
         raise too_large(f"{work.part} at batch {work.rows}", error) from error
     used = jax.devices()[:devices]
@@ -120,7 +121,9 @@ def measure(work: Work, options: BenchOptions, devices: int) -> dict[str, Any]:
         "batch_size": work.rows,
         "devices": devices,
         "options": work.options,
-        **_rates(work, seconds, devices),
+        **_rates(work, [clock for clock, _ in times], devices),
+        # What a CPU's shared cores gave; of an accelerator's host, what it waited with.
+        "host_cpu_seconds": float(np.median([cores for _, cores in times])),
         "compile_seconds": round(work.compile_seconds, 3),
         "first_call_seconds": round(first, 6),
         "memory": {"program_gib": work.program_gib} | machine.peak_memory(used),

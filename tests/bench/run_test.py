@@ -17,7 +17,7 @@ RUN_KEYS = {
     *("part", "batch_size", "devices", "options", "images_per_sec", "seconds"),
     *("model_tflop_per_call", "model_gflop_per_image", "tflops_per_sec", "mfu"),
     *("peak_bf16_tflops_per_sec", "compile_seconds", "first_call_seconds", "memory"),
-    "load_average",
+    *("load_average", "host_cpu_seconds"),
 }
 
 
