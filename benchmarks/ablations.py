@@ -15,6 +15,7 @@ better) stand beside.
 """
 
 import argparse
+import contextlib
 import itertools
 import pathlib
 import shutil
@@ -150,7 +151,9 @@ class Ablations:
             "init_from": str(self.start),
         }
         config = make_config(self.demo, changes)
-        stages.train(config, folder)
+        log = self.out / f"{folder.name}.log"
+        with log.open("w") as file_of_log, contextlib.redirect_stdout(file_of_log):
+            stages.train(config, folder)
         flowtok = FlowTok.from_workdir(folder, for_stage(config, STAGE))
         result = {"variant": name, "seed": seed, "steps": self.steps}
         result |= {"samples": len(self.held_out.captions)}

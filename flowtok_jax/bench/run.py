@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.bench import machine, profile
 from flowtok_jax.bench.peaks import peak_tflops
-from flowtok_jax.bench.work import PARTS, Weights, Work, sampling, too_large, training
+from flowtok_jax.bench.work import PARTS, Weights, Work, fitting, sampling, training
 from flowtok_jax.errors import UserError
 from flowtok_jax.places import to_place
 from flowtok_jax.workdir import write_json
@@ -107,14 +107,12 @@ def _rates(work: Work, seconds: list[float], devices: int) -> dict[str, Any]:
 
 def measure(work: Work, options: BenchOptions, devices: int) -> dict[str, Any]:
     """Runs a program: its times, its rates, its memory; its profile where wanted."""
-    try:
+    with fitting(f"{work.part} at batch {work.rows}"):
         call = work.start()
         first, _ = _timed(call)
         for _ in range(options.warmup - 1):
             call()
         times = [_timed(call) for _ in range(options.repeats)]
-    except jax.errors.JaxRuntimeError as error:
-        raise too_large(f"{work.part} at batch {work.rows}", error) from error
     used = jax.devices()[:devices]
     result = {
         "part": work.part,

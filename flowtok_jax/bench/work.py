@@ -2,10 +2,11 @@
 arguments, made where they lie.
 """
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -112,11 +113,9 @@ def _compile(
     )
     needed = held / compilation.GIB
     if needed <= room:
-        try:
+        with fitting(name):
             compiled = step.program.lower(*step.arguments).compile()
-            needed = compilation.memory_of(compiled)["total_gib"]
-        except jax.errors.JaxRuntimeError as error:
-            raise too_large(name, error) from error
+        needed = compilation.memory_of(compiled)["total_gib"]
     if needed > room:
         raise UserError(
             f"{name} needs {needed:.1f} GiB of a device and there are {room:.1f}; "
@@ -125,11 +124,17 @@ def _compile(
     return compiled, time.perf_counter() - begun, needed
 
 
-def too_large(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
-    """The same error as a user's, where it says that memory is exhausted."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return UserError(f"{name} does not fit into the memory of a device; {CURE}")
+@contextlib.contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Makes a UserError of a device's memory that runs out within."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{name} does not fit into the memory of a device; {CURE}"
+        ) from error
 
 
 def sampling(

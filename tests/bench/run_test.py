@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from configs import demo
+from flowtok_jax.bench.work import fitting
+from flowtok_jax.errors import UserError
 from flowtok_jax.models import flops
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.workdir import for_stage
@@ -153,6 +155,18 @@ def test_a_mistake_ends_in_one_line(cli, arguments, named):
     assert outcome.stdout == ""
     for part in named:
         assert part in outcome.complaint
+
+
+def test_memory_that_a_device_runs_out_of_is_the_users_to_mend():
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with (
+        pytest.raises(UserError, match="training at batch 64 does not fit.*lower"),
+        fitting("training at batch 64"),
+    ):
+        raise full
+    bug = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), fitting("x"):
+        raise bug
 
 
 def test_weights_that_are_not_there_end_in_one_line(cli):
