@@ -49,41 +49,45 @@ def label(report: dict[str, Any], run: dict[str, Any]) -> str:
     return "\n".join([what + (f", {steps} steps" if steps else ""), size, where])
 
 
+def _draw_modules(axes, colours, runs: list[dict[str, Any]]) -> None:
+    """Where each run's time goes, as far as it was profiled."""
+    profiles = [run.get("profile", {}).get("modules", ()) for run in runs]
+    shares = [
+        {f"{m['network']} {m['part']}": 100 * m["share"] for m in modules}
+        for modules in profiles
+    ]
+    most = collections.Counter()
+    for found in shares:
+        most |= collections.Counter(found)
+    base = [0.0] * len(runs)
+    for colour, (module, share) in zip(colours, most.most_common(), strict=False):
+        if share < 1:
+            break
+        widths = [found.get(module, 0.0) for found in shares]
+        axes.barh(range(len(runs)), widths, left=base, color=colour, label=module)
+        base = [x + width for x, width in zip(base, widths, strict=True)]
+    axes.set_xlabel("time by module, % (from 1 % on)")
+    axes.set_xlim(0, 100)
+    if most:
+        axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
+
+
 def draw_results(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Images a second of every run, and seconds by module where they were taken."""
     plt = _pyplot()
-    runs = [(label(r, run), run) for r in reports for run in r["runs"]]
-    names = [name for name, _ in runs]
+    runs = [run for report in reports for run in report["runs"]]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 1.2 + 0.75 * len(runs)), sharey=True
     )
-    bars = left.barh(names, [run["images_per_sec"] for _, run in runs], color="0.5")
-    left.bar_label(bars, fmt=" %.3g", padding=2)
+    rates = [run["images_per_sec"] for run in runs]
+    bars = left.barh(range(len(runs)), rates, color="0.5")
+    left.bar_label(bars, fmt="%.3g", padding=4)
     left.set_xlabel("images/s")
     left.margins(x=0.2)
-    colours = plt.get_cmap("tab20").colors
-    modules = dict.fromkeys(
-        (m["network"], m["part"])
-        for _, run in runs
-        for m in sorted(
-            run.get("profile", {}).get("modules", ()), key=lambda m: -m["seconds"]
-        )
-        if m["share"] >= 0.01
-    )
-    base = collections.Counter()
-    for colour, module in zip(colours, modules, strict=False):
-        for name, run in runs:
-            for found in run.get("profile", {}).get("modules", ()):
-                if (found["network"], found["part"]) == module:
-                    share = 100 * found["share"]
-                    right.barh(name, share, left=base[name], color=colour)
-                    base[name] += share
-        right.barh(names[:1], 0, color=colour, label=" ".join(module))
-    right.set_xlabel("time by module, % (from 1 % on)")
-    right.set_xlim(0, 100)
-    if modules:
-        right.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
+    names = [label(report, run) for report in reports for run in report["runs"]]
+    left.set_yticks(range(len(runs)), names)
     left.invert_yaxis()
+    _draw_modules(right, plt.get_cmap("tab20").colors, runs)
     _save(figure, path)
     plt.close(figure)
 
@@ -109,7 +113,7 @@ def draw_ablations(report: dict[str, Any], path: pathlib.Path) -> None:
     left.invert_yaxis()
     left.set_xlim(0, 1)
     left.set_xlabel(f"accuracy after {report['steps']} steps; dots are seeds")
-    left.legend(loc="lower left")
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     scales = sorted({r["scale"] for r in report["sampling"]})
     for i, scale in enumerate(scales):
         for times, style in STYLES.items():
@@ -124,7 +128,7 @@ def draw_ablations(report: dict[str, Any], path: pathlib.Path) -> None:
     ticks = sorted({r["num_steps"] for r in report["sampling"]})
     right.set_xticks(ticks, map(str, ticks))
     right.minorticks_off()
-    right.set_ylim(0, 1)
+    right.set_ylim(0, 1.02)
     right.set_xlabel("Euler steps; times: line `release`, dashes `left`")
     right.set_ylabel(f"accuracy, n = {report['samples']}")
     right.legend(loc="lower right")
