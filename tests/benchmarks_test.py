@@ -8,6 +8,7 @@ import pytest
 from benchmarks import ablations, plots
 from configs import demo as demo_config
 from flowtok_jax.errors import UserError
+from flowtok_jax.workdir import config_to_json, for_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPORT = {
@@ -64,10 +65,13 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     assert trained == []
 
 
-def test_a_variant_changes_what_it_names_also_for_the_stage(demo):
+def test_a_variant_changes_what_it_names_also_for_the_stage(tmp_path):
+    stored = demo_config.get_config()
+    (tmp_path / "config.json").write_text(config_to_json(stored))
+    assert "num_steps" in stored.per_stage.t2i.train
     changes = {"train.num_steps": 7, "loss.t2i.align_weight": 2.0}
-    config = ablations.make_config(demo.workdir, changes)
-    resolved = ablations.for_stage(config, "t2i")
+    config = ablations.make_config(tmp_path, changes)
+    resolved = for_stage(config, "t2i")
     assert (resolved.train.num_steps, resolved.loss.t2i.align_weight) == (7, 2.0)
     assert config.stages == ("t2i",)
 
