@@ -67,10 +67,9 @@ def _start(
 
 
 def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
-    """The flow's end. What is the same at every step is computed before the steps: the
-    parameters in the DiT's dtype, which all its layers work in, and its modulations.
+    """The flow's end; the DiT's modulations, the same for all rows, are computed before
+    its steps.
     """
-    dit = jax.tree.map(lambda p: p.astype(nets.dit.dtype), dit)
     velocity = samplers.guided(
         lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
     )

@@ -46,7 +46,7 @@ def the_steps(jaxpr):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_neither_casts_a_parameter_nor_computes_a_modulation(dtype):
+def test_a_step_computes_no_modulation(dtype):
     nets, _, function, arguments = lowered(dtype)
     body = the_steps(jax.make_jaxpr(function)(*arguments).jaxpr)
     width, equations = nets.dit.width, inner(body)
@@ -56,9 +56,6 @@ def test_a_step_neither_casts_a_parameter_nor_computes_a_modulation(dtype):
     widths = [e.invars[1].aval.shape[-1] for e in products]
     assert 3 * width in widths
     assert 6 * width not in widths
-    kernels = {(width, 3 * width), (width, width), (width, 4 * width)}
-    casts = [e for e in equations if e.primitive.name == "convert_element_type"]
-    assert not kernels & {e.invars[0].aval.shape for e in casts}
 
 
 @pytest.mark.parametrize(("solver", "scale"), [("euler", 2.0), ("heun", 1.0)])
