@@ -4,6 +4,7 @@ Times are of single calls, each waited for, after the calls that warm up; figure
 their medians. The program's compilation and its first call are told apart from them.
 """
 
+import itertools
 import os
 import shlex
 import sys
@@ -18,12 +19,14 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
+from flowtok_jax import compilation
 from flowtok_jax.bench import machine, profile
 from flowtok_jax.bench.peaks import peak_tflops
 from flowtok_jax.bench.work import PARTS, Weights, Work, fitting, sampling, training
 from flowtok_jax.errors import UserError
-from flowtok_jax.places import to_place
-from flowtok_jax.workdir import write_json
+from flowtok_jax.places import Place, to_place
+from flowtok_jax.train import loop
+from flowtok_jax.workdir import for_stage, write_json
 
 FILE = "bench.json"
 
@@ -66,6 +69,21 @@ class BenchOptions(NamedTuple):
                 "the devices here, or 0 for all of them"
             )
         return self
+
+
+def _check(config: ConfigDict, options: BenchOptions) -> None:
+    """Finds what can be told wrong before the first program takes its minutes."""
+    count = options.devices or jax.device_count()
+    for part, rows in itertools.product(options.parts, options.batch_sizes):
+        if part == "train":
+            own = for_stage(config, compilation.choose_stage(config))
+            own.train.batch_size = rows
+            loop.check(own)
+        elif rows % count:
+            raise UserError(
+                f"{part} at batch {rows} does not divide over {count} devices; wanted "
+                "multiples of that in bench.batch_sizes, or another bench.devices"
+            )
 
 
 def _works(
@@ -154,11 +172,25 @@ def bench(
             f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
             "of pretrained weights, or none for random weights"
         )
-    results = [
-        measure(work, options, devices)
-        for work, devices in _works(config, options, Weights(place))
-    ]
-    report = {
+    _check(config, options)
+    results = []
+    try:
+        for work, devices in _works(config, options, Weights(place)):
+            results.append(measure(work, options, devices))
+    finally:  # what was measured stays, where the next program is too large
+        if results:
+            report = _report(config, place, results)
+            if workdir:
+                write_json(to_place(workdir) / FILE, report)
+            show(report)
+    return report
+
+
+def _report(
+    config: ConfigDict, place: Place | None, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The results with what they were measured on."""
+    return {
         "command": shlex.join(["python", "-m", "flowtok_jax.main", *sys.argv[1:]]),
         "machine": machine.describe(jax.devices()),
         "precision": config.compute.dtype,
@@ -168,10 +200,6 @@ def bench(
         "dit": config.dit.to_dict(),
         "runs": results,
     }
-    if workdir:
-        write_json(to_place(workdir) / FILE, report)
-    show(report)
-    return report
 
 
 def show(report: dict[str, Any]) -> None:

@@ -156,6 +156,21 @@ def test_a_mistake_ends_in_one_line(cli, arguments, named):
         assert part in outcome.complaint
 
 
+def test_what_was_measured_stays_where_the_next_is_too_large(cli, tmp_path):
+    outcome = cli(
+        *BENCH,
+        f"--workdir={tmp_path}",
+        "--config.bench.parts=('image_to_text',)",
+        "--config.bench.batch_sizes=(2,1000000000)",
+        "--config.bench.num_steps=(1,)",
+        "--config.bench.repeats=1",
+    )
+    assert outcome.status == 2
+    assert "batch 1000000000 needs" in outcome.complaint
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [r["batch_size"] for r in report["runs"]] == [2]
+
+
 def test_memory_that_a_device_runs_out_of_is_the_users_to_mend():
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     with (
