@@ -40,6 +40,7 @@ PARTS = (
     # One block's out of all the blocks'.
     ("weights", r"jit\(dynamic_index_in_dim\)|dynamic_slice$"),
 )
+Module = tuple[str, str]  # network and part
 REST = "rest"  # norms, residuals, first and last layers
 _LAYERS = {
     "attention": ("qkv", "attention", "proj"),
@@ -48,7 +49,7 @@ _LAYERS = {
 }
 
 
-def module_of(path: str) -> tuple[str, str]:
+def module_of(path: str) -> Module:
     """Network and part of an instruction's path; the flow itself is `sampler`."""
     network = next((n for n, p in NETWORKS if re.search(p, path)), "sampler")
     if network == "sampler":
@@ -56,14 +57,25 @@ def module_of(path: str) -> tuple[str, str]:
     return network, next((n for n, p in PARTS if re.search(p, path)), REST)
 
 
-def origins(hlo: str) -> dict[str, str]:
-    """Instruction -> the path of the module it comes from; without loops and calls."""
+def modules_of(hlo: str) -> dict[str, Module]:
+    """Instruction -> its module; without loops and calls.
+
+    One of which the compiler does not say whence it comes, such as a copy of its own, is
+    `unnamed`, of the network that most others of its computation are of.
+    """
     found = {}
-    for line in hlo.splitlines():
-        name = _INSTRUCTION.match(line)
-        if name and not _CONTROL.search(line):
-            origin = _ORIGIN.search(line)
-            found[name[1]] = origin[1] if origin else ""
+    for computation in re.split(r"\n(?=\S)", hlo):
+        named, unnamed = {}, []
+        for line in computation.splitlines():
+            name, origin = _INSTRUCTION.match(line), _ORIGIN.search(line)
+            if name and not _CONTROL.search(line):
+                if origin:
+                    named[name[1]] = module_of(origin[1])
+                else:
+                    unnamed.append(name[1])
+        networks = collections.Counter(network for network, _ in named.values())
+        most = networks.most_common(1)[0][0] if networks else "sampler"
+        found |= named | dict.fromkeys(unnamed, (most, "unnamed"))
     return found
 
 
@@ -78,7 +90,7 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
                     yield name, event.duration_ns / 1e9
 
 
-def _arithmetic(costs: dict[str, flops.Forward]) -> dict[tuple[str, str], int]:
+def _arithmetic(costs: dict[str, flops.Forward]) -> dict[Module, int]:
     """FLOPs by network and part."""
     found = {}
     for network, cost in costs.items():
@@ -104,7 +116,7 @@ def by_module(
     Raises:
         UserError: where the profile has nothing of the program.
     """
-    known, seconds = origins(hlo), collections.Counter()
+    known, seconds = modules_of(hlo), collections.Counter()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +126,7 @@ def by_module(
             wall = time.perf_counter() - begun
         for name, spent in _events(Path(folder)):
             if name in known:
-                seconds[module_of(known[name])] += spent / devices
+                seconds[known[name]] += spent / devices
     if not seconds:
         raise UserError(
             "the profile names no instruction of the program on this device; run "

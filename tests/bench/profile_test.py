@@ -3,7 +3,7 @@
 import pytest
 
 from flowtok_jax.bench.peaks import peak_tflops
-from flowtok_jax.bench.profile import module_of, origins
+from flowtok_jax.bench.profile import module_of, modules_of
 
 IN = "jit(text_to_image)/while/body/closed_call/DiT/while/body/closed_call/blocks"
 
@@ -27,20 +27,34 @@ IN = "jit(text_to_image)/while/body/closed_call/DiT/while/body/closed_call/block
         ("jit(f)/Tokenizer.decode/decoder/x/blocks/mlp/w12", ("decoder", "mlp")),
         ("jit(f)/Tokenizer.encode/encoder/patch_embed", ("encoder", "rest")),
         ("jit(f)/while/body/closed_call/add", ("sampler", "rest")),
-        ("", ("sampler", "rest")),
     ],
 )
 def test_a_path_names_the_module(path, module):
     assert module_of(path) == module
 
 
-def test_loops_are_left_out_because_their_time_is_that_of_what_they_hold():
+def test_instructions_are_given_to_modules():
+    """Loops are left out, because their time is that of what they hold."""
     hlo = """
-  %while.1 = (s32[], f32[4]) while(%tuple.1), metadata={op_name="jit(f)/DiT/while"}
-  ROOT %fusion.2 = f32[4] fusion(%x), metadata={op_name="jit(f)/DiT/embed/add"}
-  %copy.3 = f32[4] copy(%x)
+%body.1 (arg: f32[4]) -> f32[4] {
+  %fusion.2 = f32[4] fusion(%x), metadata={op_name="jit(f)/DiT/embed/add"}
+  %fusion.4 = f32[4] fusion(%x), metadata={op_name="jit(f)/DiT/blocks/mlp/fc1"}
+  %add.5 = f32[4] add(%x), metadata={op_name="jit(f)/while/body/add"}
+  ROOT %copy.3 = f32[4] copy(%fusion.2)
+}
+
+ENTRY %main.9 (p: f32[4]) -> f32[4] {
+  %while.1 = (s32[], f32[4]) while(%t), metadata={op_name="jit(f)/DiT/while"}
+  ROOT %copy.8 = f32[4] copy(%x)
+}
 """
-    assert origins(hlo) == {"fusion.2": "jit(f)/DiT/embed/add", "copy.3": ""}
+    assert modules_of(hlo) == {
+        "fusion.2": ("dit", "rest"),
+        "fusion.4": ("dit", "mlp"),
+        "add.5": ("sampler", "rest"),
+        "copy.3": ("dit", "unnamed"),
+        "copy.8": ("sampler", "unnamed"),
+    }
 
 
 @pytest.mark.parametrize(
