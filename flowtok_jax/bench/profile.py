@@ -60,8 +60,8 @@ def module_of(path: str) -> Module:
 def modules_of(hlo: str) -> dict[str, Module]:
     """Instruction -> its module; without loops and calls.
 
-    One of which the compiler does not say whence it comes, such as a copy of its own, is
-    `unnamed`, of the network that most others of its computation are of.
+    One of which the compiler does not say whence it comes, such as a copy of its own,
+    is `unnamed`, of the network that most others of its computation are of.
     """
     found = {}
     for computation in re.split(r"\n(?=\S)", hlo):
