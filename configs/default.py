@@ -229,6 +229,19 @@ def get_config() -> ConfigDict:
             "chunk": 1000,  # samples computed between what a killed run keeps
         }
     )
+    config.bench = ConfigDict(
+        {
+            "parts": ("text_to_image",),  # or image_to_text, train: what is timed
+            "batch_sizes": (4,),  # rows of a call, all devices together
+            "num_steps": (20,),  # of the sampler
+            "repeats": 5,  # timed calls
+            "warmup": 1,  # calls before them
+            # That share the rows in sampling, each with all the parameters; 0: all.
+            # Training has config.mesh.
+            "devices": 1,
+            "profile": False,  # one more call of sampling: its time by module
+        }
+    )
     return config
 
 

@@ -105,7 +105,7 @@ def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -
 MAKE = {"train": train_step, "sample": sample_step}
 
 
-def _memory(compiled: jax.stages.Compiled) -> dict[str, float]:
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, float]:
     """Of one device; outputs that take the place of a donated argument cost nothing."""
     stats = compiled.memory_analysis()
     argument, temp = stats.argument_size_in_bytes, stats.temp_size_in_bytes
@@ -142,7 +142,7 @@ def measure(
             raise
         memory = _too_large(error)
     else:
-        memory, moves = _memory(compiled), collectives.count(compiled.as_text())
+        memory, moves = memory_of(compiled), collectives.count(compiled.as_text())
     return {
         "devices": len(devices),
         "device_kind": devices[0].device_kind,

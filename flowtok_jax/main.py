@@ -7,6 +7,7 @@
     python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
         --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
+    python -m flowtok_jax.main --mode=bench --config=configs/xl.py
 
 Exit status: 0, also where SIGTERM ended training (preempted.json is there then); 1
 where some input files could not be read, or a remote store failed on the way; 2 for a
@@ -39,6 +40,7 @@ from flowtok_jax import (
     stages,
     topologies,
 )
+from flowtok_jax.bench.run import bench
 from flowtok_jax.errors import StoreError, UserError, WriteError
 from flowtok_jax.eval import runner
 from flowtok_jax.pipeline import FlowTok
@@ -47,7 +49,7 @@ from flowtok_jax.pretrained import adopt
 from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
-MODES = ("train", "sample", "caption", "eval", "pretokenize", "compile")
+MODES = ("train", "sample", "caption", "eval", "pretokenize", "compile", "bench")
 OF_WEIGHTS = ("sample", "caption", "eval")  # modes that use trained weights
 
 CONFIG_FLAG = config_flags.DEFINE_config_file(
@@ -146,8 +148,7 @@ def _caption(config: ConfigDict | None) -> int:
         raise UserError("no images named; wanted --images='photos/*.png'")
     flowtok = FlowTok.from_pretrained(_weights(), config)
     failed = commands.caption(flowtok, IMAGES.value, SEED.value, JSON.value, _say)
-    note = _tower_note()
-    if note:
+    if note := _tower_note():
         logging.info(note)
     return 1 if failed else 0
 
@@ -164,8 +165,7 @@ def _evaluate(config: ConfigDict | None) -> int:
     # Nothing has to be saved; among several processes JAX would keep it to itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     evaluation.evaluate(config, place, to_place(WORKDIR.value or CHECKPOINT.value))
-    note = _tower_note()
-    if note:
+    if note := _tower_note():
         logging.info(note)
     return 0
 
@@ -237,6 +237,9 @@ def run(changes: list[str]) -> int:
         raise UserError("no config named; wanted --config=configs/demo.py, say")
     if MODE.value == "compile":
         return _compile(config)
+    if MODE.value == "bench":
+        _say(json.dumps(bench(config, CHECKPOINT.value, WORKDIR.value)))
+        return 0
     if not WORKDIR.value:
         raise UserError("no workdir named; wanted --workdir=runs/demo, say")
     if CHECKPOINT.value:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from flowtok_jax.errors import UserError
 from flowtok_jax.flow import samplers
 from flowtok_jax.models.build import Nets
+from flowtok_jax.models.dit import modulations
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.shapes import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 
@@ -66,11 +67,19 @@ def _start(
 
 
 def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
+    """The flow's end; the DiT's modulations, the same for all rows, are computed before
+    its steps.
+    """
     velocity = samplers.guided(
-        lambda z, t, null: nets.dit.apply({"params": dit}, z, t, null), options.scale
+        lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
     )
-    solver = samplers.SOLVERS[options.solver]
-    return solver(velocity, z_src, options.num_steps, options.times)
+    return samplers.SOLVERS[options.solver](
+        velocity,
+        z_src,
+        options.num_steps,
+        options.times,
+        prepare=lambda t: modulations(nets.dit, dit, t),
+    )
 
 
 class Programs(NamedTuple):

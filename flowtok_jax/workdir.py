@@ -30,6 +30,7 @@ FREE = (
     "sample",
     "caption",
     "eval",
+    "bench",
     "data.eval",
     "data.threads",
     "data.prefetch",

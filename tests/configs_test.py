@@ -11,6 +11,7 @@ import pytest
 
 import flowtok_jax
 from configs import default
+from flowtok_jax.bench.run import BenchOptions
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import GROUPS, abstract_group, make_nets
@@ -66,6 +67,7 @@ SPLATTED = {
     "data.filters": (Filters, set()),
     "sample": (SampleOptions, set()),
     "caption": (SampleOptions, set()),
+    "bench": (BenchOptions, set()),
     **{
         f"loss.{task}": (
             TASKS[task].loss,

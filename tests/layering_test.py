@@ -18,6 +18,7 @@ LEVELS = (
     ("pipeline",),
     ("train", "eval", "commands", "shard_folder"),
     ("compilation", "stages", "pretokenize", "evaluation"),
+    ("bench",),
     ("convert.checks", "convert.critic_checks", "convert.metrics"),
     (
         "main",

@@ -10,9 +10,14 @@ spaced points from 0 to 1 - SIGMA_MIN, the last one at the end, as in the releas
 that the solver's name promises.
 
 Guidance wraps a velocity: v_null + scale (v_cond - v_null).
+
+A velocity takes the time as [1], or whatever `prepare` makes of the times: it is called
+once with all of them before the steps, and each step gets its row. So what depends on
+time alone, and not on the state, is not computed again at every step.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +26,10 @@ from flowtok_jax.errors import UserError
 from flowtok_jax.flow.paths import SIGMA_MIN
 from flowtok_jax.shapes import Rows, Time, Tokens
 
-Velocity = Callable[[Tokens, Time], Tokens]
-NullableVelocity = Callable[[Tokens, Time, Rows], Tokens]
+At = Any  # a time, or what `prepare` made of it
+Velocity = Callable[[Tokens, At], Tokens]
+NullableVelocity = Callable[[Tokens, At, Rows], Tokens]
+Prepare = Callable[[Time], Any]
 
 TIMES = ("release", "left")
 END = 1 - SIGMA_MIN
@@ -37,14 +44,19 @@ def evaluation_times(num_steps: int, times: str) -> jax.Array:
     return jnp.arange(num_steps) * (END / num_steps)
 
 
+def as_rows(t: Time) -> jax.Array:
+    """Times as a velocity takes them where nothing is prepared: [1] each."""
+    return t[:, None]
+
+
 def guided(velocity: NullableVelocity, scale: float) -> Velocity:
     """The guided velocity; scale 1 is the plain conditional one and costs half."""
     if scale == 1:
-        return lambda z, t: velocity(z, t, jnp.zeros(1, bool))
+        return lambda z, at: velocity(z, at, jnp.zeros(1, bool))
 
-    def wrapped(z: Tokens, t: Time) -> Tokens:
+    def wrapped(z: Tokens, at: At) -> Tokens:
         null = jnp.repeat(jnp.array([True, False]), z.shape[0])
-        both = velocity(jnp.concatenate([z, z]), t, null)
+        both = velocity(jnp.concatenate([z, z]), at, null)
         v_null, v_cond = jnp.split(both, 2)
         return v_null + scale * (v_cond - v_null)
 
@@ -52,20 +64,28 @@ def guided(velocity: NullableVelocity, scale: float) -> Velocity:
 
 
 def euler(
-    velocity: Velocity, z_src: Tokens, num_steps: int, times: str = "release"
+    velocity: Velocity,
+    z_src: Tokens,
+    num_steps: int,
+    times: str = "release",
+    prepare: Prepare = as_rows,
 ) -> Tokens:
     """`num_steps` Euler steps; the state is float32."""
     h = END / num_steps
 
-    def step(z, t):
-        return z + h * velocity(z, t[None]), None
+    def step(z, at):
+        return z + h * velocity(z, at), None
 
-    steps = evaluation_times(num_steps, times)
+    steps = prepare(evaluation_times(num_steps, times))
     return jax.lax.scan(step, z_src.astype(jnp.float32), steps)[0]
 
 
 def heun(
-    velocity: Velocity, z_src: Tokens, num_steps: int, times: str = "release"
+    velocity: Velocity,
+    z_src: Tokens,
+    num_steps: int,
+    times: str = "release",
+    prepare: Prepare = as_rows,
 ) -> Tokens:
     """`num_steps` Heun steps, two velocities each; the state is float32.
 
@@ -73,12 +93,14 @@ def heun(
     """
     h = END / num_steps
 
-    def step(z, t):
-        v_left = velocity(z, t[None])
-        v_right = velocity(z + h * v_left, jnp.minimum(t + h, END)[None])
+    def step(z, at):
+        left, right = at
+        v_left = velocity(z, left)
+        v_right = velocity(z + h * v_left, right)
         return z + 0.5 * h * (v_left + v_right), None
 
-    steps = evaluation_times(num_steps, times)
+    t = evaluation_times(num_steps, times)
+    steps = prepare(t), prepare(jnp.minimum(t + h, END))
     return jax.lax.scan(step, z_src.astype(jnp.float32), steps)[0]
 
 

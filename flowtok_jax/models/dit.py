@@ -6,9 +6,16 @@
 
 The text enters only as the start of the flow, never here (FlowTok section 3.3; release
 file `libs/model/flowtok.py`). Initialised as DiT: velocity exactly 0 at the start.
+
+Hence shifts, scales and gates do not depend on the sample: `modulations` computes those
+of all the times of a sampler at once, and the DiT takes them in the time's stead.
 """
 
+import functools
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
@@ -24,7 +31,7 @@ from flowtok_jax.models.layers import (
     scan_blocks,
     sincos_positions,
 )
-from flowtok_jax.shapes import Rows, Time, Tokens
+from flowtok_jax.shapes import Params, Rows, Time, Tokens
 
 SIZES = {
     "s": dict(width=384, depth=12, heads=6),
@@ -45,6 +52,21 @@ def _modulation(width: int, parts: int, dtype: DTypeLike) -> nn.Dense:
     )
 
 
+def _indicator(width: int, dtype: DTypeLike) -> nn.Embed:
+    """The table of the indicator: conditional rows, null rows."""
+    init = nn.initializers.normal(0.02)
+    return nn.Embed(2, width, dtype=dtype, embedding_init=init, name="indicator")
+
+
+class Modulations(NamedTuple):
+    """Shifts, scales and gates at one time, or a row for each of several: of every
+    block [depth 2 6d] and of the final layer [2 2d], for conditional and null rows.
+    """
+
+    blocks: Float[Array, "*m depth two parts"]
+    final: Float[Array, "*m two final_parts"]
+
+
 class _LayerNorm(nn.Module):
     """LayerNorm without affine parameters, eps 1e-6, computed in float32."""
 
@@ -59,19 +81,24 @@ class _LayerNorm(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each modulated and gated by the condition k."""
+    """Attention and MLP, each modulated and gated by the condition k.
+
+    Where `is_modulated`, k is the block's row of `Modulations` already.
+    """
 
     heads: int
     mlp_ratio: int = 4
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"
+    is_modulated: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], k: Float[Array, "#b d"]
+        self, x: Float[Array, "b n d"], k: Float[Array, "#b k"]
     ) -> tuple[Float[Array, "b n d"], None]:
-        x, width = pin_rows(x), x.shape[-1]
-        parts = pin_rows(_modulation(width, 6, self.dtype)(nn.silu(pin_rows(k))))
+        x, width, parts = pin_rows(x), x.shape[-1], k
+        if not self.is_modulated:
+            parts = pin_rows(_modulation(width, 6, self.dtype)(nn.silu(pin_rows(k))))
         parts = checkpoint_name(parts, "modulation")
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(parts, 6, -1)
         norm = _LayerNorm(self.dtype)
@@ -89,10 +116,13 @@ class FinalLayer(nn.Module):
 
     channels: int
     dtype: DTypeLike = jnp.float32
+    is_modulated: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], k: Float[Array, "#b d"]) -> Tokens:
-        parts = pin_rows(_modulation(x.shape[-1], 2, self.dtype)(nn.silu(pin_rows(k))))
+    def __call__(self, x: Float[Array, "b n d"], k: Float[Array, "#b k"]) -> Tokens:
+        width, parts = x.shape[-1], k
+        if not self.is_modulated:
+            parts = pin_rows(_modulation(width, 2, self.dtype)(nn.silu(pin_rows(k))))
         shift, scale = jnp.split(parts, 2, -1)
         x = modulate(_LayerNorm(self.dtype)(x), shift, scale)
         out = nn.Dense(
@@ -105,7 +135,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity of n tokens at time t.
+    """Velocity of n tokens at time t, or at what `modulations` made of a time.
 
     `t` and `null` may have one row for a batch that shares them, as in sampling.
     The result is float32, because it is summed up by the ODE solver.
@@ -122,7 +152,9 @@ class DiT(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, z_t: Tokens, t: Time, null: Rows) -> Float[Array, "b n c"]:
+    def __call__(
+        self, z_t: Tokens, t: Time | Modulations, null: Rows
+    ) -> Float[Array, "b n c"]:
         x = nn.Dense(
             self.width,
             dtype=self.dtype,
@@ -133,17 +165,37 @@ class DiT(nn.Module):
             pin_rows(x)
             + jnp.asarray(sincos_positions(self.tokens, self.width), x.dtype)[None]
         )
-        k = TimeEmbedding(self.width, self.dtype, name="time")(t)
-        k = k + nn.Embed(
-            2,
-            self.width,
-            dtype=self.dtype,
-            embedding_init=nn.initializers.normal(0.02),
-            name="indicator",
-        )(null.astype(jnp.int32))
-        blocks = scan_blocks(DiTBlock, self.depth, self.remat)
-        x, _ = blocks(
-            self.heads, self.mlp_ratio, self.dtype, self.attention, name="blocks"
-        )(x, k)
-        x = FinalLayer(self.channels, self.dtype, name="final")(x, k)
+        known, rows = isinstance(t, Modulations), null.astype(jnp.int32)
+        if known:
+            of_blocks, of_final = t.blocks[:, rows], t.final[rows]
+        else:
+            k = TimeEmbedding(self.width, self.dtype, name="time")(t)
+            of_blocks = of_final = k + _indicator(self.width, self.dtype)(rows)
+        in_axes = 0 if known else nn.broadcast
+        blocks = scan_blocks(DiTBlock, self.depth, self.remat, in_axes)(
+            self.heads, self.mlp_ratio, self.dtype, self.attention, known, name="blocks"
+        )
+        x, _ = blocks(x, of_blocks)
+        x = FinalLayer(self.channels, self.dtype, known, name="final")(x, of_final)
         return x.astype(jnp.float32)
+
+
+def modulations(net: DiT, params: Params, t: Time) -> Modulations:
+    """Those of a DiT with these parameters at every time, a row each."""
+    with jax.named_scope("DiT/modulation"):  # for its name in profiles
+        embed = TimeEmbedding(net.width, net.dtype)
+        k = embed.apply({"params": params["time"]}, t)[:, None]
+        table = {"params": params["indicator"]}
+        rows = _indicator(net.width, net.dtype).apply(table, jnp.arange(2))
+        k = nn.silu(k + rows[None])  # [m 2 d]
+
+        def layer(parts, params):
+            dense = _modulation(net.width, parts, net.dtype)
+            return dense.apply({"params": params}, k)
+
+        # Block by block: a product over all of them would copy all their weights.
+        of_blocks = jax.lax.map(
+            functools.partial(layer, 6), params["blocks"]["modulation"]
+        )
+        of_blocks = jnp.moveaxis(of_blocks, 0, 1)  # [m depth 2 6d]
+        return Modulations(of_blocks, layer(2, params["final"]["modulation"]))

@@ -37,6 +37,11 @@ class Forward(NamedTuple):
     def total(self) -> int:
         return sum(self.blocks.values()) + self.outside
 
+    def of(self, rows: int) -> "Forward":
+        """That of so many rows."""
+        blocks = {name: rows * flops for name, flops in self.blocks.items()}
+        return self._replace(blocks=blocks, outside=rows * self.outside)
+
     def recomputed(self, remat: str) -> int:
         """What a policy computes again in the backward pass."""
         kept = REMAT[remat]
@@ -66,8 +71,13 @@ def dit(net: DiT) -> Forward:
     hidden = net.mlp_ratio * d
     blocks = _blocks(net.depth, n, d, fc1=d * hidden, fc2=d * hidden)
     blocks["modulation"] = net.depth * 2 * d * 6 * d
-    time = 2 * d * (256 + d)
-    return Forward(blocks, 2 * n * c * d * 2 + time + 2 * d * 2 * d)
+    return Forward(blocks, 2 * n * c * d * 2 + sum(_conditions(net)))
+
+
+def _conditions(net: DiT) -> tuple[int, int]:
+    """The time's embedding, and the final layer's modulation."""
+    d = net.width
+    return 2 * d * (256 + d), 2 * d * 2 * d
 
 
 def clip(net: ClipText) -> Forward:
@@ -172,26 +182,42 @@ def train_step(nets: Nets, task: str, rows: int, has_moments: bool) -> StepFlops
     return StepFlops(rows * model, rows * again)
 
 
-def text_to_image(
-    nets: Nets, rows: int, *, num_steps: int, scale: float, solver: str
-) -> int:
-    """Drawing `rows` images; a guidance scale other than 1 doubles the velocity."""
+def sampling(
+    nets: Nets, direction: str, rows: int, *, num_steps: int, scale: float, solver: str
+) -> dict[str, Forward]:
+    """What each network computes to sample `rows` rows of text_to_image or
+    image_to_text; the tokenizer's sides are `encoder` and `decoder`.
+    """
     costs = forward(nets)
-    flow = _flow(costs, num_steps, scale, solver)
-    ends = (*costs["clip"], *costs["projector"], costs["tokenizer"][1])
-    return rows * (flow + sum(part.total for part in ends))
+    flow = _velocities(nets.dit, rows, num_steps, scale, solver)
+    if direction == "text_to_image":
+        ends = {name: costs[name][0] for name in ("clip", "projector")}
+        ends["decoder"] = costs["tokenizer"][1]
+    else:
+        ends = {"encoder": costs["tokenizer"][0]}
+        ends["text_decoder"] = costs["text_decoder"][0]
+    return {"dit": flow} | {name: cost.of(rows) for name, cost in ends.items()}
 
 
-def image_to_text(
-    nets: Nets, rows: int, *, num_steps: int, scale: float, solver: str
-) -> int:
-    """Describing `rows` images."""
-    costs = forward(nets)
-    flow = _flow(costs, num_steps, scale, solver)
-    ends = (costs["tokenizer"][0], *costs["text_decoder"])
-    return rows * (flow + sum(part.total for part in ends))
+def text_to_image(nets: Nets, rows: int, **run) -> int:
+    """Drawing `rows` images, with options as of `sampling`."""
+    return sum(c.total for c in sampling(nets, "text_to_image", rows, **run).values())
 
 
-def _flow(costs: dict, num_steps: int, scale: float, solver: str) -> int:
-    calls = num_steps * {"euler": 1, "heun": 2}[solver] * (1 if scale == 1 else 2)
-    return calls * costs["dit"][0].total
+def image_to_text(nets: Nets, rows: int, **run) -> int:
+    """Describing `rows` images, with options as of `sampling`."""
+    return sum(c.total for c in sampling(nets, "image_to_text", rows, **run).values())
+
+
+def _velocities(
+    net: DiT, rows: int, num_steps: int, scale: float, solver: str
+) -> Forward:
+    """A guidance scale other than 1 doubles the rows. Modulations are computed once a
+    time, for a conditional row and a null one.
+    """
+    times = num_steps * {"euler": 1, "heun": 2}[solver]
+    row, (time, final) = dit(net), _conditions(net)
+    every = row._replace(outside=row.outside - time - final)
+    every = every.of(times * rows * (1 if scale == 1 else 2))
+    once = {"modulation": 2 * times * row.blocks["modulation"]}
+    return Forward(every.blocks | once, every.outside + times * (time + 2 * final))

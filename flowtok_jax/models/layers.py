@@ -11,6 +11,7 @@ layers that make them; REMAT says which of them each policy keeps.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -239,10 +240,13 @@ def pin_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, ROWS)
 
 
-def scan_blocks(block: type[nn.Module], depth: int, remat: str) -> type[nn.Module]:
+def scan_blocks(
+    block: type[nn.Module], depth: int, remat: str, in_axes: Any = nn.broadcast
+) -> type[nn.Module]:
     """`depth` blocks as one scanned module: parameters stacked on a leading axis.
 
-    A block maps (x, *shared) to (x, None). `remat` is a policy of REMAT.
+    A block maps (x, *others) to (x, None). `remat` is a policy of REMAT. `in_axes` says
+    whether all blocks share the others, or along which axis each has its own.
     """
     if remat not in REMAT:
         raise UserError(f"compute.remat is {remat!r}; wanted one of {', '.join(REMAT)}")
@@ -254,6 +258,6 @@ def scan_blocks(block: type[nn.Module], depth: int, remat: str) -> type[nn.Modul
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=depth,
     )

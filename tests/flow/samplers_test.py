@@ -59,6 +59,26 @@ def test_heun_averages_the_velocities_of_a_steps_two_ends(times):
     np.testing.assert_allclose(got[0, 0, 0], z, rtol=1e-5)
 
 
+@pytest.mark.parametrize("solver", samplers.SOLVERS)
+@pytest.mark.parametrize("times", samplers.TIMES)
+def test_what_is_prepared_of_all_the_times_reaches_its_own_step(solver, times):
+    seen = []
+
+    def prepare(t):
+        seen.append(t.shape)
+        return {"angle": 3 * t, "twice": 2 * jnp.cos(3 * t)}
+
+    def velocity(z, at):
+        assert at["angle"].shape == ()
+        return 1.5 * z * at["twice"]
+
+    solve = samplers.SOLVERS[solver]
+    wanted = solve(oscillating, START, 7, times)
+    got = solve(velocity, START, 7, times, prepare)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert seen == [(7,)] * (1 if solver == "euler" else 2)
+
+
 def test_the_state_is_float32():
     half = START.astype(jnp.bfloat16)
     for solve in samplers.SOLVERS.values():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.models.build import count_parameters
-from flowtok_jax.models.dit import SIZES, DiT, DiTBlock
+from flowtok_jax.models.dit import SIZES, DiT, DiTBlock, modulations
 from tests import tiny
 
 # Millions, as of the release, which counts its fixed positions too.
@@ -108,3 +108,22 @@ def test_text_enters_as_tokens_only(params, inputs):
     assert np.abs(changed[0] - velocity[0]).min() > 0
     rolled = apply(params, jnp.roll(z_t, 1, axis=1), t, null)
     assert tiny.relative_error(jnp.roll(rolled, -1, axis=1), velocity) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_modulations_stand_for_the_times_that_they_were_computed_of(
+    params, inputs, dtype
+):
+    z_t, times, null = inputs
+    dit = tiny.nets(compute=dict(dtype=dtype)).dit
+    known = jax.jit(lambda t: modulations(dit, params, t))(times)
+    assert known.blocks.shape == (3, 2, 2, 6 * 32)
+    assert known.final.shape == (3, 2, 2 * 32)
+    apply = jax.jit(dit.apply)
+    for i, t in enumerate(times):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], known)
+        for flags in (null, jnp.array([True])):
+            wanted = apply({"params": params}, z_t, t[None], flags)
+            got = apply({"params": params}, z_t, one, flags)
+            tolerance = 1e-5 if dtype == "float32" else 1e-2
+            assert tiny.relative_error(got, wanted) < tolerance

@@ -148,3 +148,16 @@ def test_sampling_has_the_flops_that_xla_counts(direction, scale, solver):
     if is_text:  # the captions' features, twice in the program before XLA merges them
         wanted += ROWS * flops.clip(built.clip).total
     assert got == pytest.approx(wanted, rel=0.04)
+
+
+@pytest.mark.parametrize(("solver", "times"), [("euler", 5), ("heun", 10)])
+def test_modulations_count_once_a_time_however_many_rows(solver, times):
+    few, many = (
+        flops.sampling(
+            nets(), "text_to_image", rows, num_steps=5, scale=2.0, solver=solver
+        )["dit"].blocks
+        for rows in (1, 8)
+    )
+    conditional_and_null = 2 * (2 * 6 * 768**2)
+    assert few["modulation"] == many["modulation"] == times * conditional_and_null
+    assert many["qkv"] == 8 * few["qkv"] == 8 * times * 2 * 77 * 2 * 3 * 768**2

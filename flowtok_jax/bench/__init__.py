@@ -1,0 +1,1 @@
+"""`--mode=bench`: how fast sampling and training are here, and where the time goes."""
