@@ -38,6 +38,7 @@ from flowtok_jax.errors import UserError  # noqa: E402
 from flowtok_jax.eval import runner  # noqa: E402
 from flowtok_jax.flow.samplers import TIMES  # noqa: E402
 from flowtok_jax.pipeline import FlowTok  # noqa: E402
+from flowtok_jax.train.loop import PreemptedError  # noqa: E402
 from flowtok_jax.weights import CHECKPOINTS, groups_of  # noqa: E402
 from flowtok_jax.workdir import (  # noqa: E402
     CONFIG,
@@ -272,6 +273,9 @@ def main() -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except (KeyboardInterrupt, PreemptedError):
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return 130
     sys.stdout.write(markdown(report))
     return 0
 

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import ablations, plots
 from configs import demo as demo_config
 from flowtok_jax.errors import UserError
+from flowtok_jax.train.loop import PreemptedError
 from flowtok_jax.workdir import config_to_json, for_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -93,6 +94,18 @@ def test_mistakes_end_in_one_line(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert ablations.main() == 2
     assert "has no weights of clip, t2i, tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), PreemptedError("t2i", 20)])
+def test_stopped_it_says_how_to_go_on(stop, monkeypatch, capsys):
+    def run(_):
+        raise stop
+
+    monkeypatch.setattr(ablations, "run", run)
+    assert ablations.main() == 130
+    assert capsys.readouterr().err == (
+        "interrupted; the same command goes on from here\n"
+    )
 
 
 def test_the_table_has_means_and_spreads_over_seeds():
