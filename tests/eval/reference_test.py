@@ -18,6 +18,8 @@ from tests.eval import fake
 from tests.eval.features_test import by_hand, extractor
 
 COUNT = 30
+UNIT = {"mu": np.zeros(2), "sigma": np.eye(2)}
+NPY = b"\x93NUMPY\1\0v\0{'descr': '<f8', 'fortran_order': False, 'shape': (0,)}"
 
 
 def write_images(folder, count=COUNT, seed=0):
@@ -159,17 +161,29 @@ def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
     ("arrays", "message"),
     [
         ({"feats": np.zeros((3, 4))}, "holds feats; wanted mu and sigma"),
-        ({"mu": np.zeros(4), "sigma": np.zeros((3, 3))}, "mu has shape (4,) and sigma"),
-        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "is not finite"),
+        (
+            {"mu": np.zeros(4), "sigma": np.zeros((3, 3))},
+            "sigma is float64 of shape (3, 3); wanted numbers of shape (4, 4)",
+        ),
+        ({"mu": np.zeros((2, 1)), "sigma": np.eye(2)}, "mu is float64 of shape (2, 1)"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "mu is <U1 of shape (1,); want"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma is not finite"),
+        ({**UNIT, "n": np.zeros(3)}, "n is float64 of shape (3,); wanted numbers of"),
+        ({**UNIT, "mu/art": np.zeros(2)}, "has no sigma/art; make it by"),
+        (
+            {**UNIT, "features": np.zeros((5, 3))},
+            "features is float64 of shape (5, 3); wanted numbers of shape (any, 2)",
+        ),
         ({"mu": np.array([{}]), "sigma": np.zeros(1)}, "is no npz file that can be"),
-        (None, "is no npz file that can be read"),
+        (b"PK\3\4 cut short", "is no npz file that can be read"),
+        (NPY, "is no npz file that can be read (File is not a zip file)"),
     ],
     ids=str,
 )
 def test_files_of_something_else_are_refused(tmp_path, arrays, message):
     path = tmp_path / "stats.npz"
-    if arrays is None:
-        path.write_bytes(b"PK\3\4 cut short")
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
     else:
         np.savez(path, **arrays)
     with pytest.raises(UserError) as error:
