@@ -348,6 +348,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path):
         ({"eval.samples": 1}, "eval.samples is 1; wanted at least 2"),
         ({"eval.judged": 1}, "eval.judged is 1; statistics need 2 at least"),
         ({"eval.chunk": 0}, "eval.chunk is 0; wanted at least 1"),
+        ({"eval.captions": "x.json"}, "eval.captions=x.json needs --config.eval.pro"),
         ({"eval.parts": "t2i,fid"}, "eval.parts has 'fid'; wanted some of t2i, i2t,"),
         ({"eval.fid.resize": "none"}, "resize is 'none'; wanted one of clean, legacy"),
         ({"eval.weights": ""}, "eval.weights names no metric weights; wanted a direct"),
@@ -389,3 +390,9 @@ def test_weights_without_a_part_are_told_from_those_with_it(cli, demo, tmp_path)
     message = "has no keys of --mode=eval; give a config beside it: --config=configs"
     assert message in cli(*arguments[:2]).complaint
     assert "no weights named" in cli("--mode=eval").complaint
+    given = ["--mode=eval", "--config=configs/demo.py", "--workdir"]
+    message = "nowhere does not exist; wanted a directory"
+    assert message in cli(*given, f"{tmp_path}/nowhere").complaint
+    (tmp_path / "empty").mkdir()
+    message = "the weights have none of t2i, i2t, tokenizer; wanted the workdir"
+    assert message in cli(*given, f"{tmp_path}/empty").complaint

@@ -125,6 +125,8 @@ def test_a_source_of_data_and_legacy_resizing(make, tmp_path):
         ({"images": "shapes:x"}, "no such split"),
         ({"resize": "legacy"}, "needs images of one size; wanted --size=256"),
         ({"weights": ""}, "wanted --images=IMAGES, --out=FILE.npz and --weights=DIR"),
+        ({"out": "{tmp}/one"}, "one cannot be written; wanted a file, FILE.npz"),
+        ({"out": "{tmp}/one/000.png/x.npz"}, "x.npz cannot be written; wanted a file"),
         ({"limit": "-1"}, "--limit is -1; wanted at least 0"),
         ({"images": "{tmp}/one/*", "by_folder": ""}, "is no folder of images"),
     ],
