@@ -79,7 +79,6 @@ def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str,
         UserError: for what cannot be, before anything is computed.
     """
     _check(config)
-    place = pretrained.find(place)
     chosen = _choose(config, groups_of(place))
     setup = Setup(config, place, workdir / EVAL, make_mesh(**config.mesh))
     makers = {"t2i": setup.t2i, "i2t": setup.i2t, "tokenizer": setup.tokenizer}

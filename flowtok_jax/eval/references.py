@@ -11,6 +11,7 @@ Files of others have `mu` and `sigma` only.
 
 import hashlib
 import io
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -105,6 +106,8 @@ def make_reference(
         for name in sorted(set(names.tolist()) - {""}):
             part = found.pool[names == name]
             groups[name] = groups.get(name, Moments()).add(part)
+        if start + BLOCK < count:
+            logging.info("reference: %d of %d images", start + BLOCK, count)
     few = {name: x.count for name, x in {"": whole, **groups}.items() if x.count < 2}
     if few:
         name, left = next(iter(few.items()))

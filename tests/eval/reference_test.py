@@ -61,8 +61,11 @@ def test_statistics_of_a_folder_are_numpys(make, tmp_path, monkeypatch):
     monkeypatch.setattr("flowtok_jax.eval.references.BLOCK", 13)
     images, out = write_images(tmp_path / "a" / "b"), tmp_path / "new" / "ref.npz"
     flags = f"--images={tmp_path}/a", f"--out={out}", "--weights=DIR"
-    status, said, _ = make(*flags, "--features")
+    status, said, stderr = make(*flags, "--features")
     assert status == 0
+    assert stderr.splitlines() == [
+        f"reference: {n} of {COUNT} images" for n in (13, 26)
+    ]
     digest = read_reference(out).digest()
     assert said == {"images": COUNT, "rejected": {}, "sha256": digest}
     with np.load(out) as file:
@@ -145,6 +148,14 @@ def test_what_cannot_be_is_one_line_and_no_file(make, tmp_path, flags, message):
     assert stderr.count("\n") == 1
     assert message in stderr
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_an_interrupted_command_ends_in_one_line(make, monkeypatch):
+    def interrupted(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "make", interrupted)
+    assert make() == (130, None, "interrupted; nothing was written\n")
 
 
 def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
