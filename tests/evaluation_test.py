@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -280,7 +281,7 @@ def quick(monkeypatch):
         return images.astype(np.float32)
 
     def encode(self, images):
-        return Posterior(*np.zeros((2, len(images), 16, 16), np.float32))
+        return Posterior(*jnp.zeros((2, len(images), 16, 16)))
 
     monkeypatch.setattr(FlowTok, "text_to_image", draw)
     monkeypatch.setattr(FlowTok, "encode_image", encode)
@@ -328,8 +329,7 @@ def test_categories_are_measured_alone(cli, demo, tmp_path, monkeypatch, quick):
 
 
 def test_broken_images_are_counted(cli, demo, tmp_path, quick):
-    folder = tmp_path / "set"
-    folder.mkdir()
+    (folder := tmp_path / "set").mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):
         pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
