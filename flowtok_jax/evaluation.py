@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -29,7 +30,12 @@ from flowtok_jax.eval.features import Extractor, check_resize
 from flowtok_jax.eval.image_to_text import ImageToText
 from flowtok_jax.eval.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.eval.parts import NO_WEIGHTS, Part
-from flowtok_jax.eval.protocols import digest_of, metric_suffix, read_prompts
+from flowtok_jax.eval.protocols import (
+    PROTOCOLS,
+    digest_of,
+    metric_suffix,
+    read_prompts,
+)
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.references import (
     Reference,
@@ -91,6 +97,11 @@ def _check(config: ConfigDict) -> None:
             )
     if config.eval.judged == 1:
         raise UserError("eval.judged is 1; statistics need 2 at least, or 0 for all")
+    if config.eval.captions and not config.eval.protocol:
+        raise UserError(
+            f"eval.captions={config.eval.captions} needs --config.eval.protocol=NAME, "
+            f"whose file it is: one of {', '.join(PROTOCOLS)}; or set data.eval"
+        )
     check_resize(config.eval.fid.resize)
     for options in (config.sample, config.caption):
         SampleOptions(**options).check()
@@ -105,6 +116,11 @@ def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
     # ml_collections reads "t2i,i2t" as a tuple of that one text.
     asked = [name for text in config.eval.parts for name in text.split(",")]
     there = [name for name in PARTS if name in groups]
+    if not there:
+        raise UserError(
+            f"the weights have none of {', '.join(PARTS)}; wanted the workdir of a "
+            "run, or a directory of pretrained weights"
+        )
     for name in asked:
         if name not in PARTS:
             raise UserError(
@@ -170,9 +186,11 @@ class Setup:
         if not self._config.eval.weights:
             return NO_WEIGHTS
         try:
-            return load_metric_net(name, self._config.eval.weights)
+            net = load_metric_net(name, self._config.eval.weights)
         except UserError as error:
             return str(error)
+        # Once, not with every chunk.
+        return net._replace(params=jax.device_put(net.params))
 
     def _clip(self) -> tuple[MetricNet, Vocabulary] | str:
         net = self._net("clip")
@@ -211,13 +229,14 @@ class Setup:
             return found, path.name
         return read_reference(path), path.name
 
-    def _features(self, protocol: str) -> FeatureMetrics:
+    def _features(self, protocol: str, count: int) -> FeatureMetrics:
+        """What Inception measures of the first ones of so many images."""
         reference, name = self._reference
         check_fits(reference, name, self._extract)
         return FeatureMetrics(
             self._extract,
             reference,
-            min(self._judged, self._config.eval.samples),
+            min(self._judged, count),
             functools.partial(metric_suffix, protocol),
         )
 
@@ -261,7 +280,7 @@ class Setup:
             prompts, origin = self.real.prompts(), self._data()
             if self.real.are_scenes:
                 wanted = [self.real.scene(i) for i in range(len(prompts))]
-        features = self._features(config.eval.protocol)
+        features = self._features(config.eval.protocol, len(prompts))
         origin |= {"samples": len(prompts), "captions_sha256": digest_of(prompts)}
         sampler = {"sampler": self._sampler("sample")}
         image_size = {"image_size": config.tokenizer.image_size}
@@ -285,22 +304,26 @@ class Setup:
             cache=config.data.cache,
         )
         sampler = {"sampler": self._sampler("caption")}
+        # Without filters: every image is captioned.
+        data = {k: v for k, v in self._data().items() if k != "filters"}
+        scale = {"text_scale": config.loss.i2t.text_scale}
         return ImageToText(
             self._flowtok,
             source,
             count=real.count,
             seed=config.eval.seed,
-            protocol=self._data() | self._weights("i2t") | sampler,
+            protocol=data | self._weights("i2t") | scale | sampler,
             scene_of=real.scene if real.are_scenes else None,
         )
 
     def tokenizer(self) -> Part:
         """The images of data.eval, encoded and decoded."""
+        has_weights = bool(self._config.eval.weights)
         return Reconstruction(
             self._flowtok,
             self.real,
             protocol=self._data() | self._weights("tokenizer"),
-            features=self._features("") if self._config.eval.weights else None,
+            features=self._features("", self.real.count) if has_weights else None,
             lpips=self._net("lpips"),
             judged=self._judged,
             batch_size=self._config.sample.batch_size,

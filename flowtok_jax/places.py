@@ -81,8 +81,12 @@ def write_bytes(place: Place, data: bytes) -> None:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(place.name + ".part")
-    part.write_bytes(data)
-    part.replace(place)
+    try:
+        part.write_bytes(data)
+        part.replace(place)
+    except OSError:
+        part.unlink(missing_ok=True)  # of a full disk, which would stay full
+        raise
 
 
 @contextlib.contextmanager

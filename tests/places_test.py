@@ -266,6 +266,13 @@ def test_only_finished_remote_checkpoints_count(place):
     assert weights.groups_of(place) == ["t2i"]
 
 
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(OSError, match="x.npz"):
+        places.write_bytes(tmp_path / "x.npz", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
 def test_remote_pretrained_weights_are_read(place, tmp_path):
     nets = tiny.nets()
     params = tiny.random_params(nets, "clip")

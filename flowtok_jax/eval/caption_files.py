@@ -9,7 +9,7 @@ from typing import Any
 
 from flowtok_jax.data.folder import karpathy_rows
 from flowtok_jax.errors import UserError
-from flowtok_jax.places import Place, to_place, write_bytes
+from flowtok_jax.places import Place, to_place
 
 
 def image_id(metadata: Mapping[str, Any], index: int) -> int:
@@ -83,12 +83,6 @@ def read_results(path: str | Place) -> dict[int, str]:
             '{"image_id": 42, "caption": "a dog"}'
         )
     return _once(path, [(row["image_id"], row["caption"]) for row in rows])
-
-
-def write_results(path: Place, captions: Mapping[int, str]) -> None:
-    """Writes a results file, whole or not at all."""
-    rows = [{"image_id": image, "caption": text} for image, text in captions.items()]
-    write_bytes(path, (json.dumps(rows, indent=0) + "\n").encode())
 
 
 def _read(path: str | Place) -> Any:

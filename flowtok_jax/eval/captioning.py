@@ -108,7 +108,7 @@ def caption_images(
 
 
 def captions_of(hypotheses: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """The caption of each image, as `caption_files.write_results` takes them.
+    """The caption of each image.
 
     Raises:
         UserError: where an image occurs twice.
@@ -125,15 +125,7 @@ def captions_of(hypotheses: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     return found
 
 
-def score_hypotheses(hypotheses: Sequence[Mapping[str, Any]], *, images: int) -> Scores:
-    """The metrics of what `caption_images` gave.
-
-    Args:
-        images: of the whole source; where there are fewer hypotheses the metrics'
-            names say so.
-    """
+def score_hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> Scores:
+    """The metrics of what `caption_images` gave."""
     references = {h["image_id"]: h["references"] for h in hypotheses}
-    scores = score_captions(captions_of(hypotheses), references)
-    if len(hypotheses) == images:
-        return scores
-    return scores.renamed(f"_partial_n{len(hypotheses)}")
+    return score_captions(captions_of(hypotheses), references)

@@ -15,6 +15,8 @@ from flowtok_jax.eval.statistics import Moments
 
 SPLITS, SUBSETS, SUBSET_SIZE, NEIGHBOURS = 10, 100, 1000, 3
 RANDOM = "_random_inception"
+FEW = "wanted {} samples at least"
+OF_FEATURES = ("kid", "precision", "recall")
 NO_FEATURES = "the reference holds no features; make it with --features to measure this"
 
 
@@ -40,9 +42,16 @@ class FeatureMetrics(NamedTuple):
             "images": self.samples,
             "reference": self.reference.describe(),
             "inception_score": {"splits": SPLITS},
-            "kid": {"subsets": SUBSETS, "subset_size": SUBSET_SIZE},
+            "kid": {"subsets": SUBSETS, "subset_size": self._subset_size},
             "precision_recall": {"k": NEIGHBOURS},
         }
+
+    @property
+    def _subset_size(self) -> int:
+        """Of KID: no set can give more rows than it has."""
+        features = self.reference.features
+        sizes = [self.samples] if features is None else [self.samples, len(features)]
+        return min(SUBSET_SIZE, *sizes)
 
     def see(
         self, images: UInt8[np.ndarray, "b s s 3"], numbers: range | np.ndarray
@@ -70,23 +79,28 @@ class FeatureMetrics(NamedTuple):
             groups: of each row that was looked at; also measured one by one.
             fid: what FID is called here.
         """
-        pool, count = arrays["pool"], len(arrays["pool"])
-        reference, found = self.reference, {fid: self.fid(pool)}
-        score = inception_score(arrays["logits"], splits=SPLITS)
-        found |= {"inception_score": score.mean, "inception_score_std": score.std}
-        lacking = {}
-        if reference.features is None:
-            lacking = dict.fromkeys(("kid", "precision", "recall"), NO_FEATURES)
+        pool, real = arrays["pool"], self.reference.features
+        count, found, lacking = len(pool), {}, {}
+        if count < 2:
+            lacking[fid] = FEW.format(2)
         else:
-            sizes = {"subsets": SUBSETS, "subset_size": SUBSET_SIZE}
-            kid = kernel_distance(pool, reference.features, **sizes)
+            found[fid] = self.fid(pool)
+        if count < SPLITS:
+            lacking["inception_score"] = FEW.format(SPLITS)
+        else:
+            score = inception_score(arrays["logits"], splits=SPLITS)
+            found |= {"inception_score": score.mean, "inception_score_std": score.std}
+        if real is None:
+            lacking |= dict.fromkeys(OF_FEATURES, NO_FEATURES)
+        elif min(count, len(real)) <= NEIGHBOURS:
+            reason = f"{FEW.format(NEIGHBOURS + 1)}, and as many real images"
+            lacking |= dict.fromkeys(OF_FEATURES, reason)
+        else:
+            sizes = {"subsets": SUBSETS, "subset_size": self._subset_size}
+            kid = kernel_distance(pool, real, **sizes)
+            precision, recall = precision_recall(real, pool, k=NEIGHBOURS)
             found |= {"kid": kid.mean, "kid_std": kid.std}
-            if min(count, len(reference.features)) > NEIGHBOURS:
-                values = precision_recall(reference.features, pool, k=NEIGHBOURS)
-                found |= dict(zip(("precision", "recall"), values, strict=True))
-            else:
-                reason = f"wanted more than {NEIGHBOURS} samples and reference images"
-                lacking = dict.fromkeys(("precision", "recall"), reason)
+            found |= {"precision": precision, "recall": recall}
         named = {self.name(k, count): v for k, v in found.items()}
         lacking = {self.name(k, count): v for k, v in lacking.items()}
         return Measured(named, lacking).merge(self._by_group(pool, groups))
@@ -103,7 +117,7 @@ class FeatureMetrics(NamedTuple):
                     f"the reference has no group {group}; make it with --by_folder"
                 )
             elif len(rows) < 2:
-                lacking[name] = f"{len(rows)} samples; wanted 2 at least"
+                lacking[name] = FEW.format(2)
             else:
                 ours = Gaussian.of(Moments.of(rows))
                 found[name] = ours.distance(self.reference.groups[group])

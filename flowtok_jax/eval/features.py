@@ -96,7 +96,8 @@ class Extractor:
         self._empty = np.zeros((len(self._local), *shape), dtype)
         image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
         params = {"params": net.params}
-        self.width = jax.eval_shape(net.module.apply, params, image)[0].shape[1]
+        shapes = jax.eval_shape(net.module.apply, params, image)
+        self.width, self._classes = (x.shape[1] for x in shapes)
 
         def features_of(
             params, images: Num[Array, "1 b h w 3"], loaded: Bool[Array, "1 b"]
@@ -116,9 +117,14 @@ class Extractor:
             load: image i, or None where it is broken; called for this process's rows,
                 on several threads.
         """
+        if not count:
+            pool, logits = (
+                np.zeros((0, n), np.float32) for n in (self.width, self._classes)
+            )
+            return Features(np.zeros(0, np.int64), pool, logits)
         batches, running = [], None
         with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, max(count, 1), self._size):
+            for start in range(0, count, self._size):
                 images, loaded = self._load(pool, start, count, load)
                 started = self._program(self._params, images, loaded)
                 # Read one batch later, so that the next one loads meanwhile.

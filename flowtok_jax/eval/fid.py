@@ -87,6 +87,8 @@ def kernel_distance(
     rng = np.random.default_rng(seed)
     a, b = (x.astype(np.float64) for x in (a, b))
     n = min(subset_size, len(a), len(b))
+    if n == len(a) == len(b):
+        subsets = 1  # both are taken whole, and all would be the same
     found = []
     for _ in range(subsets):
         x, y = (z[rng.choice(len(z), n, replace=False)] for z in (a, b))

@@ -56,7 +56,7 @@ class ImageToText(Part):
         """See Part."""
         found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
         suffix = metric_suffix("", len(found))
-        scores = score_hypotheses(found, images=len(found)).renamed(suffix)
+        scores = score_hypotheses(found).renamed(suffix)
         captions = captions_of(found)
         metrics = dict(scores.metrics)
         if self._scene_of is not None:

@@ -58,6 +58,12 @@ def _rank(prompt: Prompt) -> str:
     return hashlib.sha256(f"{SEED}/{prompt.id}".encode()).hexdigest()
 
 
+def _lacking(row: Any, *keys: str) -> list[str]:
+    """The keys that a row of JSON has no text or number for."""
+    values = row if isinstance(row, dict) else {}
+    return [key for key in keys if not isinstance(values.get(key), str | int)]
+
+
 def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
     """One caption an image, of COCO's annotations."""
     rows = content.get("annotations") if isinstance(content, dict) else None
@@ -67,8 +73,7 @@ def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
         )
     images = {}
     for number, row in enumerate(rows):
-        lacking = [key for key in ("id", "image_id", "caption") if key not in row]
-        if lacking:
+        if lacking := _lacking(row, "id", "image_id", "caption"):
             raise UserError(
                 f"captions {path}: annotation {number} has no {', '.join(lacking)}; "
                 "wanted COCO's captions_val2014.json"
@@ -88,8 +93,7 @@ def _read_mjhq(path: str, content: Any) -> Iterable[Prompt]:
         )
     found = []
     for name, row in content.items():
-        lacking = [key for key in ("category", "prompt") if key not in row]
-        if lacking:
+        if lacking := _lacking(row, "category", "prompt"):
             raise UserError(f"captions {path}: {name} has no {', '.join(lacking)}")
         if row["category"] not in CATEGORIES:
             raise UserError(

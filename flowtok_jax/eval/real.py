@@ -13,6 +13,8 @@ from flowtok_jax.data.transforms import ImageTransform
 from flowtok_jax.errors import UserError
 from flowtok_jax.eval.protocols import Prompt
 
+BLOCK = 256  # records, with their image files, in memory at a time
+
 
 class Item(NamedTuple):
     """A record that can be used: the centre of its image, and all its captions."""
@@ -106,10 +108,26 @@ class RealImages:
         return [item for item in found if isinstance(item, Item)], bad
 
     def prompts(self) -> list[Prompt]:
-        """The first caption of each record that has one."""
-        found = self._records.read_many(range(self.count))
-        good = [r for r in found if isinstance(r, Record) and r.captions]
-        if len(good) < len(found):
-            counts = len(found) - len(good), len(found)
+        """The first caption of each record that has one.
+
+        Raises:
+            UserError: where fewer than 2 have one.
+        """
+        good = []
+        for start in range(0, self.count, BLOCK):
+            rows = range(start, min(start + BLOCK, self.count))
+            found = self._records.read_many(rows)
+            good += [
+                Prompt(r.name, r.captions[0])
+                for r in found
+                if isinstance(r, Record) and r.captions
+            ]
+        if len(good) < 2:
+            raise UserError(
+                f"data.eval = {self.spec}: {len(good)} of {self.count} records have a "
+                "caption; wanted 2 at least to draw"
+            )
+        if len(good) < self.count:
+            counts = self.count - len(good), self.count
             logging.warning("%s: %d of %d records have no caption", self.spec, *counts)
-        return [Prompt(record.name, record.captions[0]) for record in good]
+        return good

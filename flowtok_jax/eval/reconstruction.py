@@ -182,11 +182,3 @@ class LatentStatistics(NamedTuple):
             "latent_std": float(std),
             "implied_latent_scale": float(1 / std),
         }
-
-    def table(self) -> str:
-        """Each channel on a line."""
-        values = self.channels()
-        lines = ["channel" + "".join(f"{name:>10}" for name in values)]
-        for number, row in enumerate(zip(*values.values(), strict=True)):
-            lines.append(f"{number:7}" + "".join(f"{value:10.4f}" for value in row))
-        return "\n".join(lines)

@@ -6,8 +6,8 @@
 IMAGES is a folder (all images in it, at any depth), a quoted glob, or a source of
 training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/sources.py). Images
 that cannot be read are counted by reason. The last line of stdout is one JSON object:
-`images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0, or 2
-for a mistake of the user's, with one line.
+`images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0; 2
+for a mistake of the user's, with one line; 130 where interrupted.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Sequence
 
 import jax
@@ -37,7 +38,7 @@ from flowtok_jax.errors import UserError
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.references import make_reference, write_reference
-from flowtok_jax.places import to_place
+from flowtok_jax.places import Place, is_remote, to_place
 from flowtok_jax.train.sharding import make_mesh
 
 
@@ -123,14 +124,15 @@ class Reader:
 
     def __init__(self, records: Records, size: int):
         self._records, self._size = records, size
-        self.rejects = RejectCounter(1.0)
+        self.rejects, self._lock = RejectCounter(1.0), threading.Lock()
 
     def __call__(self, number: int) -> Pixels | None:
         try:
             record = self._records[number]
             image = images.decode(record.image, record.name)
         except BadRecord as bad:
-            self.rejects.add([(bad.reason, bad.name)], 0)
+            with self._lock:  # several threads read
+                self.rejects.add([(bad.reason, bad.name)], 0)
             return None
         if self._size:
             return images.resize_and_crop(image, self._size)
@@ -168,6 +170,15 @@ def _check(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}; wanted at least {least}")
 
 
+def _check_out(out: Place) -> None:
+    """Refuses, before any image is read, a place that cannot be written."""
+    if is_remote(out):
+        return
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if out.is_dir() or not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"--out={out} cannot be written; wanted a file, FILE.npz")
+
+
 def make(flags: argparse.Namespace) -> dict:
     """Reads the images and writes the file; what to say at the end.
 
@@ -175,6 +186,8 @@ def make(flags: argparse.Namespace) -> dict:
         UserError: for what cannot be; nothing is written then.
     """
     _check(flags)
+    out = to_place(flags.out)
+    processes.first_does(lambda: _check_out(out))
     records = find_images(flags.images, flags.size)
     names = _folders(records, flags.images) if flags.by_folder else None
     net = load_metric_net("inception", flags.weights)
@@ -197,7 +210,6 @@ def make(flags: argparse.Namespace) -> dict:
     rejected = reader.counts()
     if reader.rejects.counts:
         logging.warning("left out: %s", reader.rejects.describe())
-    out = to_place(flags.out)
     processes.first_does(lambda: write_reference(out, reference))
     said = {"images": reference.whole.count, "rejected": rejected}
     return {**said, "sha256": reference.digest()}
@@ -206,7 +218,7 @@ def make(flags: argparse.Namespace) -> dict:
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
     logs.set_up()
-    flags, complaint = make_parser().parse_args(argv), ""
+    flags, status, complaint = make_parser().parse_args(argv), 2, ""
     try:
         processes.start(
             flags.coordinator,
@@ -214,17 +226,21 @@ def main(argv: Sequence[str]) -> int:
             flags.process_id,
             flags.cluster_timeout,
         )
+        if not processes.is_first():
+            logging.getLogger().setLevel(logging.WARNING)
         said = make(flags)
     except UserError as error:
-        complaint = str(error)
+        complaint = f"error: {error}"
     except OSError as error:
-        complaint = f"{flags.out} cannot be written: {error}"
+        complaint = f"error: {flags.out} cannot be written: {error}"
+    except KeyboardInterrupt:
+        status, complaint = 130, "interrupted; nothing was written"
     if complaint:
-        sys.stderr.write(f"error: {complaint}\n")
+        sys.stderr.write(f"{complaint}\n")
         sys.stderr.flush()
         if jax.distributed.is_initialized():  # at exit JAX would wait for the others
-            os._exit(2)
-        return 2
+            os._exit(status)
+        return status
     if processes.is_first():
         sys.stdout.write(f"{json.dumps(said)}\n")
     return 0

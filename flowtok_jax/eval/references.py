@@ -11,7 +11,9 @@ Files of others have `mu` and `sigma` only.
 
 import hashlib
 import io
+import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -104,6 +106,8 @@ def make_reference(
         for name in sorted(set(names.tolist()) - {""}):
             part = found.pool[names == name]
             groups[name] = groups.get(name, Moments()).add(part)
+        if start + BLOCK < count:
+            logging.info("reference: %d of %d images", start + BLOCK, count)
     few = {name: x.count for name, x in {"": whole, **groups}.items() if x.count < 2}
     if few:
         name, left = next(iter(few.items()))
@@ -134,17 +138,34 @@ def write_reference(place: Place, reference: Reference) -> None:
     write_bytes(place, buffer.getvalue())
 
 
-def _gaussian(place: Place, arrays: Mapping[str, np.ndarray], end: str) -> Gaussian:
-    mean, covariance = arrays[f"mu{end}"], arrays[f"sigma{end}"]
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+def _numbers(
+    place: Place, arrays: Mapping[str, np.ndarray], name: str, *shape: int | None
+) -> np.ndarray:
+    """An array of a file, all finite; None in its shape is any length."""
+    if name not in arrays:
+        raise UserError(f"reference {place} has no {name}; make it by `{COMMAND}`")
+    found = arrays[name]
+    fits = found.ndim == len(shape) and all(
+        n in (None, m) for n, m in zip(shape, found.shape, strict=True)
+    )
+    if not fits or found.dtype.kind not in "fiu":
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise UserError(
-            f"{place}: mu{end} has shape {mean.shape} and sigma{end} "
-            f"{covariance.shape}; wanted (d,) and (d, d)"
+            f"reference {place}: {name} is {found.dtype} of shape {found.shape}; "
+            f"wanted numbers of shape ({wanted}); make it by `{COMMAND}`"
         )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{place}: mu{end} or sigma{end} is not finite; make it again")
-    count = int(arrays[f"n{end}"]) if f"n{end}" in arrays else None
-    return Gaussian(mean, covariance, count)
+    if not np.isfinite(found).all():
+        raise UserError(f"reference {place}: {name} is not finite; make it again")
+    return found
+
+
+def _gaussian(place: Place, arrays: Mapping[str, np.ndarray], end: str) -> Gaussian:
+    mean = _numbers(place, arrays, f"mu{end}", None)
+    covariance = _numbers(place, arrays, f"sigma{end}", len(mean), len(mean))
+    count = f"n{end}"
+    if count not in arrays:
+        return Gaussian(mean, covariance)
+    return Gaussian(mean, covariance, int(_numbers(place, arrays, count)))
 
 
 def read_reference(place: Place) -> Reference:
@@ -156,9 +177,12 @@ def read_reference(place: Place) -> Reference:
     if not place.is_file():
         raise UserError(f"reference {place} is not there; make it by `{COMMAND}`")
     try:
-        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in getattr(file, "files", ())}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        data = io.BytesIO(place.read_bytes())
+        if not zipfile.is_zipfile(data):
+            raise zipfile.BadZipFile("File is not a zip file")
+        with np.load(data, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"reference {place} is no npz file that can be read ({error}); make it by "
             f"`{COMMAND}`"
@@ -170,12 +194,11 @@ def read_reference(place: Place) -> Reference:
         )
     ends = [name.removeprefix("mu") for name in arrays if name.startswith("mu/")]
     texts = {name: str(arrays[name]) for name in ("resize", "net") if name in arrays}
-    return Reference(
-        _gaussian(place, arrays, ""),
-        {end[1:]: _gaussian(place, arrays, end) for end in ends},
-        arrays.get("features"),
-        **texts,
-    )
+    whole, features = _gaussian(place, arrays, ""), None
+    if "features" in arrays:
+        features = _numbers(place, arrays, "features", None, len(whole.mean))
+    groups = {end[1:]: _gaussian(place, arrays, end) for end in ends}
+    return Reference(whole, groups, features, **texts)
 
 
 def check_fits(reference: Reference, name: str, extract: Extractor) -> None:

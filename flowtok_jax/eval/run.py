@@ -68,6 +68,7 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
     processes.first_does(lambda: chunks.claim(part.protocol))
     computed = _compute(part, chunks)
     middle, result = time.monotonic(), {}
+    logging.info("%s: measuring", part.name)  # takes minutes, of many samples
 
     def measure() -> None:
         arrays = chunks.read_all()

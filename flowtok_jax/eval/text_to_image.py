@@ -9,6 +9,7 @@ from flowtok_jax import pictures
 from flowtok_jax.data import scenes
 from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.oracle import read_scene
+from flowtok_jax.errors import UserError
 from flowtok_jax.eval.chunks import Arrays
 from flowtok_jax.eval.clip_score import clip_score
 from flowtok_jax.eval.feature_metrics import FeatureMetrics
@@ -49,9 +50,18 @@ class TextToImage(Part):
             self.protocol["clip"] = clip[0].sha256
 
     def compute(self, rows: range) -> Arrays:
-        """See Part."""
+        """See Part.
+
+        Raises:
+            UserError: for images that are not finite; as bytes they would be black.
+        """
         captions = [self._prompts[i].caption for i in rows]
         drawn = self._flowtok.text_to_image(captions, self._seed, rows.start)
+        if bad := sum(not np.isfinite(image).all() for image in drawn):
+            raise UserError(
+                f"{bad} of the images {rows.start} to {rows.stop - 1} are not finite; "
+                "wanted sound weights, or --config.compute.dtype=float32"
+            )
         images = pictures.to_uint8(drawn)
         arrays = self._features.see(images, rows)
         if not isinstance(self._clip, str):

@@ -96,3 +96,20 @@ def test_it_looks_at_the_first_samples_only():
     assert len(metrics.see(images[6:], range(6, 12))["pool"]) == 2
     numbers = np.array([6, 9, 7])
     assert len(metrics.see(images[:3], numbers)["pool"]) == 2
+
+
+def test_too_few_samples_have_no_score_and_no_nan():
+    extract = Extractor(fake.inception(), mesh(), resize="clean", rows=4, threads=2)
+    images = scenes("held_out", 12)
+    reference = make_reference(extract, 12, images.__getitem__, keeps_features=True)
+    metrics = FeatureMetrics(extract, reference, 9, lambda *counts: "")
+    assert metrics.protocol["kid"]["subset_size"] == 9
+    arrays = metrics.see(images, range(12))
+    found = metrics.measure(arrays)
+    assert set(found.metrics) == {"fid", "kid", "kid_std", "precision", "recall"}
+    assert np.isfinite(list(found.metrics.values())).all()
+    assert found.not_measured == {"inception_score": "wanted 10 samples at least"}
+    found = metrics.measure({key: rows[:1] for key, rows in arrays.items()})
+    assert not found.metrics
+    assert found.not_measured["fid"] == "wanted 2 samples at least"
+    assert "kid" in found.not_measured

@@ -82,7 +82,9 @@ def test_images_that_are_broken_are_left_out():
 
 
 def test_no_images_have_no_features():
-    found = extractor()(0, pictures().__getitem__)
+    extract = extractor()
+    found = extract(0, pictures().__getitem__)
+    assert extract._program._cache_size() == 0  # the network did not run
     assert found.pool.shape == (0, fake.FEATURES)
     assert found.logits.shape == (0, fake.CLASSES)
 

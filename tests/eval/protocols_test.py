@@ -86,9 +86,17 @@ def test_mjhq_has_every_prompt_with_its_category(tmp_path):
             {"annotations": [{"caption": "a dog"}]},
             "annotation 0 has no id, image_id; wanted COCO's",
         ),
+        ("coco_fid_30k", {"annotations": [1]}, "annotation 0 has no id, image_id, cap"),
+        (
+            "coco_fid_30k",
+            {"annotations": [{"id": 1, "image_id": [2], "caption": None}]},
+            "annotation 0 has no image_id, caption; wanted COCO's",
+        ),
         ("coco_fid_30k", coco(5), "gives 5 captions, eval.samples asks for 8"),
         ("mjhq_30k", [{"prompt": "a dog"}], "has no ids; wanted MJHQ-30K's meta_data"),
         ("mjhq_30k", {"a": {"prompt": "a dog"}}, "a has no category"),
+        ("mjhq_30k", coco(), "info has no category, prompt"),
+        ("mjhq_30k", {"a": 1}, "a has no category, prompt"),
         (
             "mjhq_30k",
             {"a": {"prompt": "a dog", "category": "dogs"}},

@@ -36,7 +36,8 @@ def test_images_are_the_centre_whatever_training_does(tmp_path):
     assert not real.are_scenes
 
 
-def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog):
+def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("flowtok_jax.eval.real.BLOCK", 4)
     folder = write(tmp_path / "set")
     (folder / "1.png").write_bytes(b"no image")
     (folder / "3.txt").write_text(" ")
@@ -48,8 +49,12 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog):
         ("empty_caption", "3"),
     ]
     assert real.pixels(1) is None
-    assert len(real.prompts()) == 5
+    assert [p.caption[-1] for p in real.prompts()] == ["0", "1", "2", "4", "5"]
     assert "1 of 6 records have no caption" in caplog.text
+    for number in (0, 1, 2, 4):
+        (folder / f"{number}.txt").unlink()
+    with pytest.raises(UserError, match="1 of 6 records have a caption; wanted 2"):
+        real.prompts()
     with pytest.raises(UserError, match="none of the records 1 to 1 can be used, .*1"):
         real.read(range(1, 2))
 

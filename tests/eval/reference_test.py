@@ -18,6 +18,8 @@ from tests.eval import fake
 from tests.eval.features_test import by_hand, extractor
 
 COUNT = 30
+UNIT = {"mu": np.zeros(2), "sigma": np.eye(2)}
+NPY = b"\x93NUMPY\1\0v\0{'descr': '<f8', 'fortran_order': False, 'shape': (0,)}"
 
 
 def write_images(folder, count=COUNT, seed=0):
@@ -59,8 +61,11 @@ def test_statistics_of_a_folder_are_numpys(make, tmp_path, monkeypatch):
     monkeypatch.setattr("flowtok_jax.eval.references.BLOCK", 13)
     images, out = write_images(tmp_path / "a" / "b"), tmp_path / "new" / "ref.npz"
     flags = f"--images={tmp_path}/a", f"--out={out}", "--weights=DIR"
-    status, said, _ = make(*flags, "--features")
+    status, said, stderr = make(*flags, "--features")
     assert status == 0
+    assert stderr.splitlines() == [
+        f"reference: {n} of {COUNT} images" for n in (13, 26)
+    ]
     digest = read_reference(out).digest()
     assert said == {"images": COUNT, "rejected": {}, "sha256": digest}
     with np.load(out) as file:
@@ -123,6 +128,8 @@ def test_a_source_of_data_and_legacy_resizing(make, tmp_path):
         ({"images": "shapes:x"}, "no such split"),
         ({"resize": "legacy"}, "needs images of one size; wanted --size=256"),
         ({"weights": ""}, "wanted --images=IMAGES, --out=FILE.npz and --weights=DIR"),
+        ({"out": "{tmp}/one"}, "one cannot be written; wanted a file, FILE.npz"),
+        ({"out": "{tmp}/one/000.png/x.npz"}, "x.npz cannot be written; wanted a file"),
         ({"limit": "-1"}, "--limit is -1; wanted at least 0"),
         ({"images": "{tmp}/one/*", "by_folder": ""}, "is no folder of images"),
     ],
@@ -143,6 +150,14 @@ def test_what_cannot_be_is_one_line_and_no_file(make, tmp_path, flags, message):
     assert not (tmp_path / "x.npz").exists()
 
 
+def test_an_interrupted_command_ends_in_one_line(make, monkeypatch):
+    def interrupted(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "make", interrupted)
+    assert make() == (130, None, "interrupted; nothing was written\n")
+
+
 def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
     mean, covariance = np.arange(4.0), 2 * np.eye(4)
     np.savez_compressed(tmp_path / "stats.npz", mu=mean, sigma=covariance)
@@ -159,17 +174,29 @@ def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
     ("arrays", "message"),
     [
         ({"feats": np.zeros((3, 4))}, "holds feats; wanted mu and sigma"),
-        ({"mu": np.zeros(4), "sigma": np.zeros((3, 3))}, "mu has shape (4,) and sigma"),
-        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "is not finite"),
+        (
+            {"mu": np.zeros(4), "sigma": np.zeros((3, 3))},
+            "sigma is float64 of shape (3, 3); wanted numbers of shape (4, 4)",
+        ),
+        ({"mu": np.zeros((2, 1)), "sigma": np.eye(2)}, "mu is float64 of shape (2, 1)"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "mu is <U1 of shape (1,); want"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma is not finite"),
+        ({**UNIT, "n": np.zeros(3)}, "n is float64 of shape (3,); wanted numbers of"),
+        ({**UNIT, "mu/art": np.zeros(2)}, "has no sigma/art; make it by"),
+        (
+            {**UNIT, "features": np.zeros((5, 3))},
+            "features is float64 of shape (5, 3); wanted numbers of shape (any, 2)",
+        ),
         ({"mu": np.array([{}]), "sigma": np.zeros(1)}, "is no npz file that can be"),
-        (None, "is no npz file that can be read"),
+        (b"PK\3\4 cut short", "is no npz file that can be read"),
+        (NPY, "is no npz file that can be read (File is not a zip file)"),
     ],
     ids=str,
 )
 def test_files_of_something_else_are_refused(tmp_path, arrays, message):
     path = tmp_path / "stats.npz"
-    if arrays is None:
-        path.write_bytes(b"PK\3\4 cut short")
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
     else:
         np.savez(path, **arrays)
     with pytest.raises(UserError) as error:
