@@ -1,6 +1,7 @@
 """Settings of every test: 8 CPU devices, no silent broadcasts, warnings are errors."""
 
 import os
+import signal
 
 import jax
 import pytest
@@ -14,6 +15,11 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if jax.__version_info__ < (0, 11):  # a later jaxlib may lack the flag, and abort
     flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+# Of a run in the background the shell has Ctrl-C ignored, and what tests start inherits
+# that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
