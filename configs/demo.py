@@ -4,7 +4,7 @@
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --config=configs/demo.py:t2i --workdir=runs/demo
 
-About 9 minutes on two CPU cores; t2i_attribute_accuracy about 0.97, i2t_exact_match
+About 8 minutes on two CPU cores; t2i_attribute_accuracy about 0.97, i2t_exact_match
 about 0.99, both on combinations held out of training. The text tower is CLIP's
 architecture at random initialisation, never trained; the vocabulary is made from the
 captions.
