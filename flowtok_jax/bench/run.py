@@ -242,6 +242,8 @@ def _profile_table(run: dict[str, Any]) -> rich.table.Table:
     for name in ("seconds", "share", "GFLOP", "GFLOP/s"):
         table.add_column(name, justify="right")
     for row in found["modules"]:
+        if row["share"] < 5e-4 and not row["gflop"]:
+            continue
         rate = row["gflop"] / row["seconds"] if row["seconds"] else 0
         table.add_row(
             f"{row['network']} {row['part']}",
