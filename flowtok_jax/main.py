@@ -205,15 +205,13 @@ def _adopt_stored(config: ConfigDict) -> None:
 
 
 def _join_processes() -> None:
-    """Makes this process one of several, of which the first one speaks."""
+    """Makes this process one of several, where flags or a cluster say so."""
     processes.start(
         COORDINATOR.value,
         NUM_PROCESSES.value,
         PROCESS_ID.value,
         CLUSTER_TIMEOUT.value,
     )
-    if not processes.is_first():
-        logging.getLogger().setLevel(logging.WARNING)
 
 
 def run(changes: list[str]) -> int:

@@ -80,6 +80,8 @@ def start(
 ) -> None:
     """Joins the other processes, where there are others; call before any computation.
 
+    Of several the first one speaks: the others log from WARNING on.
+
     Args:
         coordinator: HOST:PORT of process 0; with the two numbers, instead of what the
             environment says.
@@ -113,6 +115,8 @@ def start(
             initialization_timeout=timeout + 60,  # ours ends first, with a clear line
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
 
 
 def _check_given(address: str, count: int | None, index: int | None) -> dict:

@@ -226,8 +226,6 @@ def main(argv: Sequence[str]) -> int:
             flags.process_id,
             flags.cluster_timeout,
         )
-        if not processes.is_first():
-            logging.getLogger().setLevel(logging.WARNING)
         said = make(flags)
     except UserError as error:
         complaint = f"error: {error}"
