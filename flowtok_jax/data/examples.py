@@ -6,6 +6,7 @@ cannot be used is replaced by another, drawn from (seed, index), and reported wi
 example that took its place.
 """
 
+import abc
 import bisect
 import itertools
 import random
@@ -29,17 +30,17 @@ Transform = Callable[[Record, random.Random], Example]
 TRIES = 256  # records in a row before a run stops
 
 
-class Source:
+class Source(abc.ABC):
     """Random access to examples, and the order in which training sees them."""
 
     content: str  # image or moments
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def read(self, position: Number, index: Number) -> Example:
         """The example at a position of the stream, whose record has that index."""
-        raise NotImplementedError
 
     def __getitem__(self, index: Number) -> Example:
         if not 0 <= index < len(self):

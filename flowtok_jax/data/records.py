@@ -1,5 +1,6 @@
 """One record of a data set before decoding, and what can be wrong with it."""
 
+import abc
 import bisect
 import collections
 import itertools
@@ -89,14 +90,14 @@ class Record(NamedTuple):
         return self._replace(captions=captions, recaptions=recaptions)
 
 
-class Records:
+class Records(abc.ABC):
     """Random access to records; indexing raises BadRecord for one that is broken."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Record: ...
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Many records, in places of broken ones what is wrong with them."""

@@ -2,6 +2,7 @@
 measures them when all are there.
 """
 
+import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Measured(NamedTuple):
         return Measured(*(a | b for a, b in zip(self, other, strict=True)))
 
 
-class Part:
+class Part(abc.ABC):
     """Something to evaluate.
 
     Attributes:
@@ -50,17 +51,17 @@ class Part:
     protocol: dict[str, Any]
     count: int
 
+    @abc.abstractmethod
     def compute(self, rows: range) -> Arrays:
         """Arrays of the samples with these numbers; every process calls it.
 
         `shown` has up to SHOWN images for the picture, `rejected` what was left out.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def measure(self, arrays: Arrays) -> Measured:
         """The numbers, of all the samples' arrays; process 0 alone calls it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def picture(self, arrays: Arrays) -> np.ndarray:
         """Some of the samples, as an image."""
-        raise NotImplementedError

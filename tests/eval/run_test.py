@@ -5,6 +5,8 @@ from flowtok_jax.eval.run import name_of
 
 
 class Named(Part):
+    compute = measure = picture = None  # not asked for
+
     name, count = "t2i", 24
 
     def __init__(self, **protocol):
