@@ -30,23 +30,22 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import plots  # noqa: E402
-from flowtok_jax import stages  # noqa: E402
-from flowtok_jax.bench import machine  # noqa: E402
-from flowtok_jax.data.captions import FILE as VOCABULARY  # noqa: E402
 from flowtok_jax.data.sources import make_source  # noqa: E402
-from flowtok_jax.errors import UserError  # noqa: E402
-from flowtok_jax.eval import runner  # noqa: E402
+from flowtok_jax.data.vocabulary import VOCABULARY  # noqa: E402
+from flowtok_jax.eval import previews  # noqa: E402
 from flowtok_jax.flow.samplers import TIMES  # noqa: E402
+from flowtok_jax.modes import train  # noqa: E402
+from flowtok_jax.perf import machine  # noqa: E402
 from flowtok_jax.pipeline import FlowTok  # noqa: E402
+from flowtok_jax.runtime.errors import UserError  # noqa: E402
+from flowtok_jax.runtime.files import read_json, write_json  # noqa: E402
 from flowtok_jax.train.loop import PreemptedError  # noqa: E402
-from flowtok_jax.weights import CHECKPOINTS, groups_of  # noqa: E402
-from flowtok_jax.workdir import (  # noqa: E402
+from flowtok_jax.weights.place import CHECKPOINTS, groups_of  # noqa: E402
+from flowtok_jax.weights.workdir import (  # noqa: E402
     CONFIG,
     drop_overridden,
     for_stage,
     read_config,
-    read_json,
-    write_json,
 )
 
 STAGE = "t2i"
@@ -110,10 +109,12 @@ def make_config(demo: pathlib.Path, changes: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def measure(flowtok: FlowTok, held_out: runner.Examples, **options) -> dict[str, float]:
+def measure(
+    flowtok: FlowTok, held_out: previews.Examples, **options
+) -> dict[str, float]:
     """Accuracies of images of held-out captions, from source samples and means."""
     return {
-        name: runner.attribute_accuracy(
+        name: previews.attribute_accuracy(
             flowtok.text_to_image(held_out.captions, source=source, **options),
             held_out.scenes,
         )
@@ -136,7 +137,7 @@ class Ablations:
             image_size=config.tokenizer.image_size,
             seed=config.train.seed,
         )
-        self.held_out = runner.load_examples(source, flags.samples)
+        self.held_out = previews.load_examples(source, flags.samples)
 
     def variant(self, name: str, seed: int) -> dict[str, Any]:
         """Trains one and measures it; a finished one is read back."""
@@ -154,7 +155,7 @@ class Ablations:
         config = make_config(self.demo, changes)
         log = self.out / f"{folder.name}.log"
         with log.open("w") as file_of_log, contextlib.redirect_stdout(file_of_log):
-            stages.train(config, folder)
+            train.train(config, folder)
         flowtok = FlowTok.from_workdir(folder, for_stage(config, STAGE))
         result = {"variant": name, "seed": seed, "steps": self.steps}
         result |= {"samples": len(self.held_out.captions)}

@@ -12,8 +12,8 @@ FlowTok-B with the released 256 px tokenizer.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.models import dit, tokenizer
+from flowtok_jax.runtime.errors import UserError
 
 
 def get_config() -> ConfigDict:
@@ -119,7 +119,7 @@ def get_config() -> ConfigDict:
             "moments": "float32",  # of Adam, as kept; bfloat16: 4 bytes a value less
         }
     )
-    # KL forms: FORM_REDUCTION, see flow/losses.py.
+    # KL forms: FORM_REDUCTION, see tasks/losses.py.
     config.loss = ConfigDict(
         {
             "tokenizer": {

@@ -16,8 +16,8 @@ images once, by --mode=pretokenize with this config, makes steps faster.
 from ml_collections import ConfigDict
 
 from configs import default
-from flowtok_jax.errors import UserError
 from flowtok_jax.models import dit
+from flowtok_jax.runtime.errors import UserError
 
 STAGES = ("t2i", "i2t")
 

@@ -10,8 +10,8 @@ days on 8 A100; COCO FID-30K 10.06 (XL) and 9.67 (H) at scale 2, 20 steps.
 from ml_collections import ConfigDict
 
 from configs import default
-from flowtok_jax.errors import UserError
 from flowtok_jax.models import dit
+from flowtok_jax.runtime.errors import UserError
 
 STAGES = {"1": "stage1", "2": "stage2", "512": "stage2_512"}
 

@@ -10,7 +10,7 @@ adversarial terms expect blurrier images than the paper's rFID 1.02 (ImageNet va
 from ml_collections import ConfigDict
 
 from configs import default
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 SIZES = {"256": 256, "512": 512}
 

@@ -29,25 +29,23 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowtok_jax import (
-    commands,
-    compilation,
-    config_files,
-    evaluation,
-    logs,
-    pretokenize,
-    processes,
-    stages,
-    topologies,
-)
-from flowtok_jax.bench.run import bench
-from flowtok_jax.errors import StoreError, UserError, WriteError
-from flowtok_jax.eval import runner
+from flowtok_jax.eval import previews as runner
+from flowtok_jax.modes import eval as evaluation
+from flowtok_jax.modes import pretokenize
+from flowtok_jax.modes import sample as commands
+from flowtok_jax.modes import train as stages
+from flowtok_jax.modes.bench import bench
+from flowtok_jax.perf import programs as compilation
+from flowtok_jax.perf import topologies
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.places import is_remote, to_place
-from flowtok_jax.pretrained import adopt
+from flowtok_jax.runtime import cli as logs
+from flowtok_jax.runtime import config as config_files
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.files import is_remote, to_place
 from flowtok_jax.train.loop import PreemptedError
-from flowtok_jax.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
+from flowtok_jax.weights.pretrained import adopt
+from flowtok_jax.weights.workdir import PREEMPTED, SAMPLES, drop_overridden, read_config
 
 MODES = ("train", "sample", "caption", "eval", "pretokenize", "compile", "bench")
 OF_WEIGHTS = ("sample", "caption", "eval")  # modes that use trained weights

@@ -16,17 +16,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from flowtok_jax import pretrained
-from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.errors import UserError
-from flowtok_jax.mesh import in_mesh, put, replicated
+from flowtok_jax.array_types import ROWS, Image, Params
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.places import Place, to_place
-from flowtok_jax.programs import Programs, SampleOptions
-from flowtok_jax.shapes import ROWS, Image, Params
-from flowtok_jax.weights import groups_of, load_group, read_group
-from flowtok_jax.workdir import open_vocabulary, read_config
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.mesh import in_mesh, put, replicated
+from flowtok_jax.sampling import Programs, SampleOptions
+from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.place import groups_of, load_group, read_group
+from flowtok_jax.weights.workdir import open_vocabulary, read_config
 
 
 def _replace(options: SampleOptions, changes: dict) -> SampleOptions:

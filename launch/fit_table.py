@@ -18,7 +18,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flowtok_jax.topologies import KINDS  # noqa: E402 - after the path
+from flowtok_jax.perf.topologies import KINDS  # noqa: E402 - after the path
 
 LINES = ROOT / "benchmarks" / "fit_table.jsonl"
 TABLE = ROOT / "benchmarks" / "fit_table.md"

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from flowtok_jax.commands import read_image
 from flowtok_jax.data import shards
+from flowtok_jax.modes.sample import read_image
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.weights import groups_of
-from flowtok_jax.workdir import read_config
+from flowtok_jax.weights.place import groups_of
+from flowtok_jax.weights.workdir import read_config
 from tests import run
 from tests.data import made
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.eval.runner import RANDOM_TOWER
+from flowtok_jax.eval.previews import RANDOM_TOWER
 from tests import run
 
 STEPS = "per_stage.text_tokenizer.train.num_steps"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import demo as demo_config
-from flowtok_jax.errors import UserError
 from flowtok_jax.pipeline import FlowTok, SampleOptions
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
 PROMPTS = [

@@ -28,18 +28,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax import pretrained
 from flowtok_jax.convert import files, metrics
 from flowtok_jax.convert.convert import convert, read_sizes, to_release
 from flowtok_jax.convert.memory import peak_memory
 from flowtok_jax.convert.rules import RULES
-from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.errors import UserError
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import SampleOptions
-from flowtok_jax.weights import groups_of, read_group
-from flowtok_jax.workdir import read_config
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.place import groups_of, read_group
+from flowtok_jax.weights.workdir import read_config
 
 DTYPES = ("float32", "bfloat16")
 LOUD = ("absl", "jax", "httpx")  # loggers of libraries that say more than is of use

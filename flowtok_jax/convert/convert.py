@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules
 from flowtok_jax.convert.layout import (
     check_rules,
@@ -25,15 +26,14 @@ from flowtok_jax.convert.layout import (
     to_ours,
     to_source,
 )
-from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import Nets, abstract_group
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import SIZES, DiT
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
-from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import Shape, check_shapes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.safetensors import Shape, check_shapes
 
 _DIT_HEADS = {(size["width"], size["depth"]): size["heads"] for size in SIZES.values()}
 

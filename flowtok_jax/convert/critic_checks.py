@@ -12,9 +12,9 @@ from flowtok_jax.convert.checks import Check
 from flowtok_jax.convert.critics import convert_critic, prepare
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.eval.fid import frechet_distance
-from flowtok_jax.eval.inception import SIDE, Inception, resize_legacy
-from flowtok_jax.flow import losses
 from flowtok_jax.models.critics import LPIPS, Discriminator
+from flowtok_jax.models.inception import SIDE, Inception, resize_legacy
+from flowtok_jax.tasks import losses
 
 FEATURES, DISTANCE = 1e-4, 1e-6  # relative errors
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules
 from flowtok_jax.convert.layout import (
     check_rules,
@@ -21,10 +22,9 @@ from flowtok_jax.convert.layout import (
     source_shapes,
     to_ours,
 )
-from flowtok_jax.errors import UserError
 from flowtok_jax.models import critics
-from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import Shape, check_shapes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.safetensors import Shape, check_shapes
 
 # Fixed arrays that files hold and we compute: compared where they are, then dropped.
 _IMAGENET = {"shift": critics.SHIFT, "scale": critics.SCALE}

@@ -17,10 +17,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flowtok_jax import pretrained
-from flowtok_jax.data.captions import Vocabulary
-from flowtok_jax.errors import UserError
-from flowtok_jax.tensors import check_file, read_safetensors, write_safetensors
+from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.safetensors import (
+    check_file,
+    read_safetensors,
+    write_safetensors,
+)
 
 # Where training checkpoints keep a state dict, best first: samples are drawn with EMA
 # weights.

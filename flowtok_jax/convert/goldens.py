@@ -20,9 +20,9 @@ import numpy as np
 
 from flowtok_jax.convert import critics, rules
 from flowtok_jax.convert.convert import read_sizes
-from flowtok_jax.errors import UserError
 from flowtok_jax.models.layers import rope_tables, sincos_positions
-from flowtok_jax.tensors import Shape
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.safetensors import Shape
 
 
 class Drawn(NamedTuple):

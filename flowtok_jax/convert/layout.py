@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from flowtok_jax.array_types import Params
 from flowtok_jax.convert.rules import Rule
-from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import Shape
+from flowtok_jax.weights.safetensors import Shape
 
 
 def _patch_to_ours(x: np.ndarray) -> np.ndarray:

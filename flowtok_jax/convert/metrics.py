@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from flowtok_jax import pretrained
+from flowtok_jax.array_types import Params
 from flowtok_jax.convert import files
 from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.nets import METRICS, digest_of, make_module, shapes_of
-from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import write_safetensors
-from flowtok_jax.workdir import write_json
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import write_json
+from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.safetensors import write_safetensors
 
 LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
 

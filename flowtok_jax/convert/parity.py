@@ -25,8 +25,8 @@ from flowtok_jax.convert import checks, critic_checks, files
 from flowtok_jax.convert.checks import Check, Report, say
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.convert.memory import peak_memory
-from flowtok_jax.errors import UserError
-from flowtok_jax.tensors import check_shapes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.safetensors import check_shapes
 
 GOLDEN = "../shared/golden"  # need not be there
 # The authors' files of the tiny models, where a folder has them.

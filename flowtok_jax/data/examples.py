@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 # {"image": uint8 [s, s, 3] or "moments": float16 [n, 2 * c], "caption": str,
 # "rejected": what it replaces}; in a batch, arrays with one axis more, a list of

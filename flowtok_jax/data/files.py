@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import fsspec
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 WILDCARDS = re.compile(r"[*?\[]")

@@ -15,7 +15,7 @@ from flowtok_jax.data.records import (
     caption_list,
     decode_text,
 )
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption")

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.captions import Vocabulary
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
 from flowtok_jax.data.sources import make_source, parse
+from flowtok_jax.data.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
 

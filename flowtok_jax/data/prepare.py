@@ -30,7 +30,7 @@ from flowtok_jax.data import images, shards, sources
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.report import Report
 from flowtok_jax.data.transforms import Filters
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 CHUNK = 512  # records that are decoded at a time
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 # Why a record cannot be used. Data that is broken:
 BROKEN = (

@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from flowtok_jax.data.records import Record
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 # One record a chunk: random access. JPEG and noise do not get smaller by compression.

@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.arrays import ArrayRecords
+from flowtok_jax.data.arrayrecord import ArrayRecords
 from flowtok_jax.data.examples import Example, Examples, Mixture, Source
 from flowtok_jax.data.folder import make_folder, make_karpathy
 from flowtok_jax.data.records import Record, Records
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
 from flowtok_jax.data.transforms import Filters, ImageTransform, MomentsTransform
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
 SEPARATOR = re.compile(r",(?![^{]*\})")  # a comma outside braces

@@ -19,7 +19,7 @@ import numpy as np
 
 from flowtok_jax.data import files
 from flowtok_jax.data.records import REASONS
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 PARTS = ("image", "moments", "caption", "recaption", "metadata")
 # The images' are those that the release reads; the content need not match.

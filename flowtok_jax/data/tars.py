@@ -21,7 +21,7 @@ from flowtok_jax.data.records import (
 )
 from flowtok_jax.data.shards import check_manifest
 from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 GAP = 1 << 16  # bytes between members that are read along rather than sought over
 

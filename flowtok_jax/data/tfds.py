@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 # A version after the name, NAME:1.1.0, begins with a digit, a split does not.
 NAME_AND_SPLIT = re.compile(r"(.+?):([a-zA-Z].*)")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowtok_jax.data import images
 from flowtok_jax.data.records import BadRecord, Record
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 CROPS = ("center", "random")
 # Columns with an image's size before somebody made it smaller.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowtok_jax.data.folder import karpathy_rows
-from flowtok_jax.errors import UserError
-from flowtok_jax.places import Place, to_place
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, to_place
 
 
 def image_id(metadata: Mapping[str, Any], index: int) -> int:

@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from flowtok_jax.data import images, scenes
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.sources import Shapes, make_records, parse
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.caption_files import image_id
 from flowtok_jax.eval.captions import Scores, score_captions
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
 
 # {"image_id": int, "caption": str, "references": list of str}: plain, for JSON.
 Hypothesis = dict[str, Any]

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 PACKAGE = "pycocoevalcap"
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.places import Place, write_bytes
-from flowtok_jax.workdir import read_json, write_json
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, read_json, write_bytes, write_json
 
 PROTOCOL = "protocol.json"
 

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, UInt8
 from PIL import Image
 
-from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.array_types import Params
 from flowtok_jax.data.images import resize_and_crop
-from flowtok_jax.errors import UserError
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.nets import RANDOM, MetricNet
-from flowtok_jax.shapes import Params
+from flowtok_jax.runtime.errors import UserError
 
 BATCH = 64  # rows that the towers take at a time
 

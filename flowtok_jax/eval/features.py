@@ -18,11 +18,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Num, UInt8
 from PIL import Image
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.eval.inception import SIDE, resize_legacy
+from flowtok_jax.array_types import ROW_AXES
 from flowtok_jax.eval.nets import MetricNet
-from flowtok_jax.mesh import from_local_rows, in_mesh, local_rows, put, replicated
-from flowtok_jax.shapes import ROW_AXES
+from flowtok_jax.models.inception import SIDE, resize_legacy
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.mesh import (
+    from_local_rows,
+    in_mesh,
+    local_rows,
+    put,
+    replicated,
+)
 
 RESIZES = ("clean", "legacy")
 Pixels = UInt8[np.ndarray, "h w 3"]

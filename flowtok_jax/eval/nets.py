@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.eval.inception import SIDE, Inception
+from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
-from flowtok_jax.places import local_file, to_place
-from flowtok_jax.shapes import Params
-from flowtok_jax.tensors import Shape, check_shapes, read_safetensors
+from flowtok_jax.models.inception import SIDE, Inception
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import local_file, to_place
+from flowtok_jax.weights.safetensors import Shape, check_shapes, read_safetensors
 
 METRICS = "metrics.json"
 NAMES = ("inception", "lpips", "clip")

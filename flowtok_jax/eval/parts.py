@@ -42,7 +42,7 @@ class Part(abc.ABC):
     """Something to evaluate.
 
     Attributes:
-        name: of GROUPS in evaluation.py.
+        name: of GROUPS in modes/eval.py.
         protocol: all that the numbers depend on, for JSON.
         count: of samples.
     """

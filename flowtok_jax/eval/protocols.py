@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 SEED = 0  # of the draw, the same in every run
 

@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from flowtok_jax.data import images, scenes, sources
 from flowtok_jax.data.records import BadRecord, Joined, Record
 from flowtok_jax.data.transforms import ImageTransform
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.protocols import Prompt
+from flowtok_jax.runtime.errors import UserError
 
 BLOCK = 256  # records, with their image files, in memory at a time
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.array_types import Image, Params
 from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.shapes import Image, Params
+from flowtok_jax.runtime.errors import UserError
 
 WINDOW, SIGMA = 11, 1.5  # pixels
 K1, K2 = 0.01, 0.03

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from flowtok_jax import logs, processes
 from flowtok_jax.data import images, sources
 from flowtok_jax.data.records import (
     REASONS,
@@ -34,12 +33,13 @@ from flowtok_jax.data.records import (
     Records,
     RejectCounter,
 )
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.references import make_reference, write_reference
-from flowtok_jax.places import Place, is_remote, to_place
-from flowtok_jax.train.sharding import make_mesh
+from flowtok_jax.runtime import cli, processes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, is_remote, to_place
+from flowtok_jax.runtime.mesh import make_mesh
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -217,7 +217,7 @@ def make(flags: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    logs.set_up()
+    cli.set_up()
     flags, status, complaint = make_parser().parse_args(argv), 2, ""
     try:
         processes.start(

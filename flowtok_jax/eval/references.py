@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.features import Extractor, Pixels
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.statistics import Moments
-from flowtok_jax.places import Place, write_bytes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, write_bytes
 
 BLOCK = 2048  # images between two updates of the moments
 COMMAND = "python -m flowtok_jax.eval.reference --images=DIR --out=FILE.npz"

@@ -14,9 +14,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.caption_files import read_references, read_results
 from flowtok_jax.eval.captions import Scores, score_captions
+from flowtok_jax.runtime.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:

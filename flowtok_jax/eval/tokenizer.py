@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowtok_jax import pictures
-from flowtok_jax.eval import reconstruction
+from flowtok_jax.eval import pictures, reconstruction
 from flowtok_jax.eval.chunks import Arrays
 from flowtok_jax.eval.feature_metrics import FeatureMetrics
 from flowtok_jax.eval.nets import RANDOM, MetricNet

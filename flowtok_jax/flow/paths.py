@@ -11,7 +11,7 @@ guidance without a condition input.)
 import jax
 import jax.numpy as jnp
 
-from flowtok_jax.shapes import Key, Rows, Time, Tokens
+from flowtok_jax.array_types import Key, Rows, Time, Tokens
 
 SIGMA_MIN = 1e-5
 

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.array_types import Rows, Time, Tokens
 from flowtok_jax.flow.paths import SIGMA_MIN
-from flowtok_jax.shapes import Rows, Time, Tokens
+from flowtok_jax.runtime.errors import UserError
 
 At = Any  # a time, or what `prepare` made of it
 Velocity = Callable[[Tokens, At], Tokens]

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.array_types import Key, Params
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
-from flowtok_jax.shapes import Key, Params
+from flowtok_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 

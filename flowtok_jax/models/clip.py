@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flowtok_jax.array_types import CaptionIds, Image, TextFeatures
 from flowtok_jax.models.layers import (
     Attention,
     Mlp,
@@ -25,7 +26,6 @@ from flowtok_jax.models.layers import (
     scan_blocks,
 )
 from flowtok_jax.models.tokenizer import patchify
-from flowtok_jax.shapes import CaptionIds, Image, TextFeatures
 
 # Of all of CLIP's training images.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

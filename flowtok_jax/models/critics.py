@@ -18,8 +18,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.shapes import Image
+from flowtok_jax.array_types import Image
+from flowtok_jax.runtime.errors import UserError
 
 # Convolutions of each layer of VGG16 whose last activations LPIPS compares.
 VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flowtok_jax.array_types import Params, Rows, Time, Tokens
 from flowtok_jax.models.layers import (
     Attention,
     Mlp,
@@ -31,7 +32,6 @@ from flowtok_jax.models.layers import (
     scan_blocks,
     sincos_positions,
 )
-from flowtok_jax.shapes import Params, Rows, Time, Tokens
 
 SIZES = {
     "s": dict(width=384, depth=12, heads=6),

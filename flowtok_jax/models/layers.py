@@ -21,8 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.shapes import ROW_AXES, ROWS, Time
+from flowtok_jax.array_types import ROW_AXES, ROWS, Time
+from flowtok_jax.runtime.errors import UserError
 
 Initializer = jax.nn.initializers.Initializer
 Heads = Float[Array, "b m h k"]

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from flowtok_jax.shapes import Key, Moments, Tokens
+from flowtok_jax.array_types import Key, Moments, Tokens
 
 
 class Posterior(flax.struct.PyTreeNode):

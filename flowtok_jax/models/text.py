@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.array_types import Logits, TextFeatures, Tokens
 from flowtok_jax.models.layers import (
     Attention,
     pin_rows,
@@ -24,7 +24,7 @@ from flowtok_jax.models.layers import (
     torch_uniform,
 )
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.shapes import Logits, TextFeatures, Tokens
+from flowtok_jax.runtime.errors import UserError
 
 ALIGN_TARGETS = ("mlp", "average_pool")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.array_types import Image, Moments, TextFeatures, Tokens
 from flowtok_jax.models.layers import (
     Attention,
     SwiGLU,
@@ -23,7 +23,7 @@ from flowtok_jax.models.layers import (
     scan_blocks,
 )
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.shapes import Image, Moments, TextFeatures, Tokens
+from flowtok_jax.runtime.errors import UserError
 
 SIZES = {
     "small": dict(width=512, depth=8, heads=8),

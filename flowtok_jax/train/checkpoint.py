@@ -23,12 +23,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from flowtok_jax import processes
-from flowtok_jax.errors import StoreError, UserError, WriteError
-from flowtok_jax.places import Place, absolute, is_remote, reaching
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.files import Place, absolute, is_remote, reaching, write_json
 from flowtok_jax.train.state import TrainState, checksums
-from flowtok_jax.weights import CHECKPOINTS
-from flowtok_jax.workdir import write_json
+from flowtok_jax.weights.place import CHECKPOINTS
 
 DAMAGED = "damaged"
 NO_SPACE = os.strerror(errno.ENOSPC)

@@ -9,23 +9,31 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.array_types import Params
 from flowtok_jax.data.loader import Batch, Loader
-from flowtok_jax.errors import UserError
-from flowtok_jax.mesh import from_local_rows, in_mesh, local_rows, put, replicated
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, init_group
-from flowtok_jax.places import Place
-from flowtok_jax.processes import Preemption, is_first
-from flowtok_jax.shapes import Params
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.mesh import (
+    from_local_rows,
+    in_mesh,
+    local_rows,
+    make_mesh,
+    put,
+    replicated,
+)
+from flowtok_jax.runtime.processes import Preemption, is_first
+from flowtok_jax.tasks.steps import TASKS
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
-from flowtok_jax.train.metrics import Metrics
+from flowtok_jax.train.log import Metrics
 from flowtok_jax.train.optimizer import make_optimizer, make_schedule
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.report import Report, is_due
 from flowtok_jax.train.state import TrainState, make_state, params_sha256
-from flowtok_jax.train.steps import TASKS, train_steps
-from flowtok_jax.weights import steps_of
+from flowtok_jax.train.step import train_steps
+from flowtok_jax.weights.place import steps_of
 
 # Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
 Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarray]]]
@@ -75,7 +83,7 @@ def plan_run(
     devices: Sequence[jax.Device] | None = None,
 ) -> Run:
     """The same with shapes only in `frozen`: for devices that need not be there."""
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    mesh = make_mesh(**config.mesh, devices=devices)
     check(config, devices)
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
@@ -126,7 +134,7 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
     """
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     make_optimizer(schedule, **config.optimizer)
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    mesh = make_mesh(**config.mesh, devices=devices)
     counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
     for name in (*counts, "max_skipped_in_a_row"):
         if config.train[name] < 1:

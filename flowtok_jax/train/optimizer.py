@@ -6,7 +6,7 @@ lr(step) = peak * min(1, step / warmup_steps), then constant or cosine to lr_end
 import jax.numpy as jnp
 import optax
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 MOMENTS = ("float32", "bfloat16")
 MAX_BETA_BFLOAT16 = 0.99

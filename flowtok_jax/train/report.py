@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from flowtok_jax import processes
 from flowtok_jax.data.records import REASONS, RejectCounter
-from flowtok_jax.errors import UserError
-from flowtok_jax.train.metrics import Metrics
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.train.log import Metrics
 from flowtok_jax.train.progress import Progress
 
 

@@ -11,7 +11,7 @@ import optax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
-from flowtok_jax.shapes import Params
+from flowtok_jax.array_types import Params
 
 
 class TrainState(flax.struct.PyTreeNode):

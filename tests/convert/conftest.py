@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.convert import __main__ as convert
-from flowtok_jax.tensors import write_safetensors
+from flowtok_jax.weights.safetensors import write_safetensors
 from tests import run, tiny
 
 MODELS = {"flowtok": "flowtok_tiny", "tokenizer": "flowtitok_tiny"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flowtok_jax.convert.convert import convert, find_ignored, read_sizes, to_release
-from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import GROUPS, abstract_group
 from flowtok_jax.models.clip import ClipText
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 from tests.models.clip_test import slow_clip
 

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from flowtok_jax.convert import files
 from flowtok_jax.convert.files import read_clip, read_state, write_state
-from flowtok_jax.errors import UserError
-from flowtok_jax.tensors import read_safetensors, write_safetensors
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

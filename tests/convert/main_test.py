@@ -10,9 +10,9 @@ import pytest
 
 from flowtok_jax.convert.convert import convert
 from flowtok_jax.convert.files import read_state
-from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.tensors import read_safetensors, write_safetensors
+from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 from tests import run, tiny
 
 PROMPTS = ["red circle", "a red square"]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.data.captions import Vocabulary
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.nets import load_metric_net
-from flowtok_jax.tensors import read_safetensors, write_safetensors
+from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 from tests import tiny
 
 

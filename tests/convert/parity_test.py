@@ -14,7 +14,7 @@ import pytest
 from flowtok_jax.convert import files, parity
 from flowtok_jax.convert.convert import convert, networks, read_sizes
 from flowtok_jax.convert.goldens import Goldens
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
 FORWARD = "flowtok_tiny.forward"

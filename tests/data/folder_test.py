@@ -6,7 +6,7 @@ import pytest
 from flowtok_jax.data.folder import make_folder, make_karpathy
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 

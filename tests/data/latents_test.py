@@ -11,7 +11,7 @@ import pytest
 from flowtok_jax.data import shards
 from flowtok_jax.data.records import Record
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 TOKENS, CHANNELS = 77, 16

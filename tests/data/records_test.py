@@ -1,7 +1,7 @@
 import pytest
 
 from flowtok_jax.data.records import BadRecord, RejectCounter, caption_list
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 
 def test_rejects_are_counted_once_with_their_first_names():

@@ -5,7 +5,7 @@ import pytest
 
 from flowtok_jax.data import oracle, scenes
 from flowtok_jax.data.sources import Shapes, make_source
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 
 
 def test_the_same_index_gives_the_same_record_and_seeds_differ():

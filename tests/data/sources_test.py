@@ -9,7 +9,7 @@ from flowtok_jax.data.examples import Examples, Mixture, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.sources import Shapes, make_source, parse
 from flowtok_jax.data.transforms import ImageTransform
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 

@@ -8,7 +8,7 @@ from flowtok_jax.data import files, tar_index
 from flowtok_jax.data.records import BROKEN, BadRecord, RejectCounter
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.tars import Tars
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 

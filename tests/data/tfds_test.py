@@ -5,7 +5,7 @@ import pytest
 
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.tfds import Tfds
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 SPLITS = {"train": 4, "restval": 2, "val": 1, "test": 3}

@@ -11,7 +11,7 @@ from flowtok_jax.data.transforms import (
     choose_caption,
     clean_recaption,
 )
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import score
 from flowtok_jax.eval.caption_files import read_references, read_results
+from flowtok_jax.runtime.errors import UserError
 
 
 def write(path, content) -> str:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import scenes
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.caption_files import read_references
 from flowtok_jax.eval.captioning import (
     CaptionedImages,
@@ -13,6 +12,7 @@ from flowtok_jax.eval.captioning import (
     score_hypotheses,
 )
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 from tests.data import made
 

@@ -10,9 +10,9 @@ import pycocoevalcap.spice.spice
 import pytest
 from pycocotools.coco import COCO
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import captions
 from flowtok_jax.eval.captions import PYTHON_METRICS, SIMPLE, score_captions
+from flowtok_jax.runtime.errors import UserError
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None, reason="the Treebank tokenizer and METEOR need Java"

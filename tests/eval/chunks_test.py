@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.chunks import Chunks
+from flowtok_jax.runtime.errors import UserError
 
 PROTOCOL = {"seed": 0, "sampler": {"scale": 2.0, "times": (1, 2)}}
 

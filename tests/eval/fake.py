@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.nets import MetricNet
+from flowtok_jax.runtime.errors import UserError
 
 GRID, FEATURES, CLASSES = 6, 24, 10
 SHA256 = "f" * 64

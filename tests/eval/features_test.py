@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.errors import UserError
-from flowtok_jax.eval import inception
 from flowtok_jax.eval.features import Extractor, resize_clean
 from flowtok_jax.eval.statistics import Moments
-from flowtok_jax.train.sharding import make_mesh
+from flowtok_jax.models import inception
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.mesh import make_mesh
 from tests.eval import fake
 
 MESHES = {

@@ -10,9 +10,9 @@ import pytest
 
 from flowtok_jax.convert import metrics
 from flowtok_jax.convert.__main__ import make_parser
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import nets
 from flowtok_jax.eval.nets import load_metric_net
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
 

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import protocols
 from flowtok_jax.eval.protocols import (
     CATEGORIES,
@@ -12,6 +11,7 @@ from flowtok_jax.eval.protocols import (
     metric_suffix,
     read_prompts,
 )
+from flowtok_jax.runtime.errors import UserError
 
 GOLDEN = [203, 313, 210, 31, 321, 190]  # ids, by sha256 of '0/ID'
 

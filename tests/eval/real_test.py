@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data.transforms import ImageTransform
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval.real import RealImages
+from flowtok_jax.runtime.errors import UserError
 
 
 def write(folder, count=6):

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import reconstruction
 from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.eval.reconstruction import (
@@ -14,6 +13,7 @@ from flowtok_jax.eval.reconstruction import (
     ssim,
 )
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.runtime.errors import UserError
 
 
 def pictures(count=3, height=17, width=17, seed=0) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.eval import reference
 from flowtok_jax.eval.references import check_fits, read_reference
+from flowtok_jax.runtime.errors import UserError
 from tests import run
 from tests.eval import fake
 from tests.eval.features_test import by_hand, extractor

@@ -8,7 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from flowtok_jax.convert.convert import read_sizes, to_release
-from flowtok_jax.flow import losses, paths, samplers
+from flowtok_jax.flow import paths, samplers
+from flowtok_jax.tasks import losses
 from tests import tiny
 
 STEPS, EMA = 10, 0.9

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.models import critics
 from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.critics import LPIPS, Discriminator, blur_pool
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
 SMALL = Discriminator(width=4, stages=2, grid=2)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.mesh import in_mesh
 from flowtok_jax.models.layers import REMAT, pin_rows
-from flowtok_jax.train import sharding
+from flowtok_jax.runtime.mesh import in_mesh, make_mesh
 from tests import tiny
 
 POLICIES = [name for name in REMAT if name != "none"]
@@ -115,7 +114,7 @@ def test_no_policy_keeps_attention_weights_and_no_policy_at_all_does(remat):
 
 
 def test_rows_are_pinned_where_there_is_a_mesh_that_can_split_them():
-    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
 
     def spec(rows):
         pinned = jax.jit(in_mesh(mesh, pin_rows))

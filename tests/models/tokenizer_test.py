@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.flow.losses import gaussian_kl
 from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.tokenizer import SIZES, Tokenizer, patchify, unpatchify
+from flowtok_jax.tasks.losses import gaussian_kl
 from tests import tiny
 
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flowtok_jax.errors import UserError
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.processes import Preemption
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.processes import Preemption
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
-from flowtok_jax.train.metrics import Metrics
+from flowtok_jax.train.log import Metrics
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights import load_group, steps_of
-from flowtok_jax.workdir import for_stage, open_vocabulary, read_config
+from flowtok_jax.weights.place import load_group, steps_of
+from flowtok_jax.weights.workdir import for_stage, open_vocabulary, read_config
 from tests import run
 
 TASK = "text_tokenizer"  # the quickest to compile

@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.optimizer import make_optimizer, make_schedule
 
 SCHEDULE = {"lr": 4e-4, "lr_end": 1e-5, "warmup_steps": 4, "num_steps": 20}

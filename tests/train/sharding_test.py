@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from flowtok_jax.errors import UserError
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.train import sharding
 
 
 def test_the_rest_of_the_devices_goes_to_the_open_axis():
-    mesh = sharding.make_mesh(data=-1, fsdp=2, tensor=1)
+    mesh = make_mesh(data=-1, fsdp=2, tensor=1)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
 
 
@@ -18,11 +19,11 @@ def test_the_rest_of_the_devices_goes_to_the_open_axis():
 def test_an_impossible_mesh_is_refused_with_the_choices(sizes):
     data, fsdp, tensor = sizes
     with pytest.raises(UserError, match=r"8 devices.*\[1, 2, 4, 8\]"):
-        sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+        make_mesh(data=data, fsdp=fsdp, tensor=tensor)
 
 
 def test_kernels_are_split_by_rule_and_the_rest_is_whole():
-    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
     tree = {
         "blocks": {"attention": {"qkv": {"kernel": jnp.zeros((3, 8, 24))}}},
         "norm": {"scale": jnp.zeros(8)},
@@ -45,8 +46,8 @@ def device(number: int, slice_index: int) -> jax.Device:
 
 def test_copies_of_the_parameters_go_over_slices_and_parts_stay_within():
     devices = [device(i, i // 4) for i in range(8)]
-    mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1, devices=devices)
+    mesh = make_mesh(data=2, fsdp=4, tensor=1, devices=devices)
     slices = [[d.slice_index for d in row.flat] for row in mesh.devices]
     assert slices == [[0] * 4, [1] * 4]
-    mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1, devices=devices)
+    mesh = make_mesh(data=1, fsdp=8, tensor=1, devices=devices)
     assert len({d.id for d in mesh.devices.flat}) == 8

@@ -1,1 +1,0 @@
-"""`--mode=bench`: how fast sampling and training are here, and where the time goes."""

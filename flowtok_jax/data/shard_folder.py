@@ -1,0 +1,113 @@
+"""A directory of pretokenised shards: what made it, which shards are finished.
+
+data-00000.arrayrecord   (or .tar) moments and captions
+done/00000.json          what that shard holds, and each record left out of it
+pretokenize.json         what made all this; another config is refused
+manifest.json            counts and checksums, and
+report.json              what was left out, when all is there
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from flowtok_jax.data import shards
+from flowtok_jax.data.records import RejectCounter
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import read_json, write_json
+
+MADE, DONE, REPORT = "pretokenize.json", "done", "report.json"
+
+
+class Done(NamedTuple):
+    """What became of a range of the source; as JSON beside the shards.
+
+    Attributes:
+        records: that the shard holds; of a tar, which has a key for each caption, not
+            the number of keys.
+        rejected: (reason, name) of those that it does not.
+        shard: None where no record was left.
+    """
+
+    records: int
+    rejected: list[tuple[str, str]]
+    shard: shards.Shard | None
+
+
+def claim(folder: pathlib.Path, made: dict[str, Any]) -> None:
+    """Makes the directory that of these shards.
+
+    Raises:
+        UserError: where it is something else's, saying what differs.
+    """
+    if (folder / MADE).is_file():
+        there = read_json(folder / MADE)
+        for key in made:
+            if there.get(key) != made[key]:
+                raise UserError(
+                    f"{folder} holds shards that were made otherwise: {key} is "
+                    f"{there.get(key)} there, {made[key]} here; give another --workdir"
+                )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is there already and not of pretokenised shards; give another "
+            "--workdir"
+        )
+    else:
+        write_json(folder / MADE, made)
+
+
+def _done_path(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / DONE / f"{number:05d}.json"
+
+
+def write_done(folder: pathlib.Path, number: int, done: Done) -> None:
+    """Marks a shard as finished."""
+    shard = done.shard and done.shard._asdict()
+    write_json(_done_path(folder, number), {**done._asdict(), "shard": shard})
+
+
+def read_done(folder: pathlib.Path, number: int) -> Done | None:
+    """What a finished shard holds; None where it has to be made (again)."""
+    path = _done_path(folder, number)
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    rejected = [(reason, name) for reason, name in values["rejected"]]
+    shard = values["shard"] and shards.Shard(**values["shard"])
+    if shard:
+        there = folder / shard.file
+        if not there.is_file() or there.stat().st_size != shard.bytes:
+            return None
+    return Done(values["records"], rejected, shard)
+
+
+def finish(folder: pathlib.Path, source: str, count: int) -> None:
+    """Writes manifest and report, once every shard is there and as it was written.
+
+    Args:
+        source: for the report.
+        count: of shards, those without a record included.
+
+    Raises:
+        UserError: naming what is not there, or not as it was written.
+    """
+    rejects, written, records = RejectCounter(1.0, known=0), [], 0
+    for number in range(count):
+        done = read_done(folder, number)
+        if done is None:
+            raise UserError(
+                f"{_done_path(folder, number)} is not there, or not its shard; wanted "
+                "a directory that all the processes share: start the command again"
+            )
+        rejects.add(done.rejected, done.records)
+        records += done.records
+        written += [done.shard] if done.shard else []
+    if not written:
+        raise UserError(
+            f"data.train = {source} has no record that can be used: "
+            f"{rejects.describe()}"
+        )
+    shards.write_manifest(folder, written)
+    shards.check_manifest(folder, checksums=True)
+    result = {"source": source, "records": records, **rejects.summary()}
+    write_json(folder / REPORT, {**result, "shards": len(written)})

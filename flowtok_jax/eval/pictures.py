@@ -1,0 +1,77 @@
+"""Grids of captioned images, as arrays and PNG files."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from flowtok_jax.runtime.files import Place, write_bytes
+
+MARGIN = 8  # pixels
+FONT_SIZE = 13
+LINE = 16
+CHAR = 7  # about a character's width
+INK, FAINT, PAPER = "#202020", "#707070", "#ffffff"
+RIGHT, WRONG = "#1a7f37", "#c62828"
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1], clamped and rounded."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+def save_png(path: Place, image: np.ndarray) -> None:
+    """Writes an uint8 image [h, w, 3], whole or not at all."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    write_bytes(path, file.getvalue())
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    side: int = 128,
+    labels: Sequence[str] | None = None,
+    right: Sequence[Sequence[bool]] | None = None,
+    footer: str = "",
+) -> np.ndarray:
+    """A picture [h, w, 3], uint8, of rows of uint8 images.
+
+    Args:
+        captions: one below each image; an empty one takes no ink.
+        side: pixels of an image's side in the grid.
+        labels: one to the left of each row.
+        right: colours each caption green or red.
+        footer: a line below everything.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    chars = max(8, side // CHAR)
+    wrapped = [[textwrap.wrap(c, chars) for c in row] for row in captions or []]
+    heights = [max((len(c) for c in row), default=0) * LINE for row in wrapped]
+    heights = heights or [0] * len(rows)
+    left = max((font.getlength(label) for label in labels or [""]), default=0)
+    left = int(left) + (2 * MARGIN if labels else MARGIN)
+    width = left + max(len(row) for row in rows) * (side + MARGIN)
+    height = MARGIN + sum(side + h + MARGIN for h in heights)
+    below = textwrap.wrap(footer, width // CHAR)
+    height += len(below) * LINE + (MARGIN if below else 0)
+    picture = Image.new("RGB", (width, height), PAPER)
+    draw, top = ImageDraw.Draw(picture), MARGIN
+    for r, row in enumerate(rows):
+        if labels:
+            draw.text((MARGIN, top + side // 2 - LINE // 2), labels[r], INK, font)
+        for c, image in enumerate(row):
+            x = left + c * (side + MARGIN)
+            tile = Image.fromarray(image)
+            scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
+            picture.paste(tile.resize((side, side), scaling), (x, top))
+            ink = INK if right is None else (RIGHT if right[r][c] else WRONG)
+            for i, line in enumerate(wrapped[r][c] if wrapped else []):
+                draw.text((x, top + side + 2 + i * LINE), line, ink, font)
+        top += side + heights[r] + MARGIN
+    for i, line in enumerate(below):
+        draw.text((MARGIN, top + i * LINE), line, FAINT, font)
+    return np.asarray(picture)

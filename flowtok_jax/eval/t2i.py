@@ -1,0 +1,98 @@
+"""Text to image: FID and its like, CLIP score, and on scenes what an oracle reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowtok_jax.data import scenes
+from flowtok_jax.data.oracle import read_scene
+from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.eval import pictures
+from flowtok_jax.eval.chunks import Arrays
+from flowtok_jax.eval.clip_score import clip_score
+from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.nets import RANDOM, MetricNet
+from flowtok_jax.eval.parts import COLUMNS, SHOWN, Measured, Part
+from flowtok_jax.eval.protocols import Prompt
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
+
+
+class TextToImage(Part):
+    """One image a prompt; see Part.
+
+    Args:
+        protocol: what was drawn of which weights; the rest is added.
+        features: also tells how many images are judged by networks, the first ones.
+        clip: the network of CLIP score and its vocabulary, or why it is not there.
+        wanted: what each image is to show, of generated scenes.
+    """
+
+    name = "t2i"
+
+    def __init__(
+        self,
+        flowtok: FlowTok,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        protocol: dict[str, Any],
+        features: FeatureMetrics,
+        clip: tuple[MetricNet, Vocabulary] | str,
+        wanted: Sequence[scenes.Scene] = (),
+    ):
+        self._flowtok, self._prompts, self._seed = flowtok, prompts, seed
+        self._features, self._clip, self._wanted = features, clip, wanted
+        self.count = len(prompts)
+        self.protocol = {**protocol, "features": features.protocol}
+        if not isinstance(clip, str):
+            self.protocol["clip"] = clip[0].sha256
+
+    def compute(self, rows: range) -> Arrays:
+        """See Part.
+
+        Raises:
+            UserError: for images that are not finite; as bytes they would be black.
+        """
+        captions = [self._prompts[i].caption for i in rows]
+        drawn = self._flowtok.text_to_image(captions, self._seed, rows.start)
+        if bad := sum(not np.isfinite(image).all() for image in drawn):
+            raise UserError(
+                f"{bad} of the images {rows.start} to {rows.stop - 1} are not finite; "
+                "wanted sound weights, or --config.compute.dtype=float32"
+            )
+        images = pictures.to_uint8(drawn)
+        arrays = self._features.see(images, rows)
+        if not isinstance(self._clip, str):
+            seen = len(arrays["pool"])
+            arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
+        if self._wanted:
+            pairs = zip(drawn, rows, strict=True)
+            right = [read_scene(image) == self._wanted[i] for image, i in pairs]
+            arrays["right"] = np.array(right)
+        arrays["shown"] = images[np.array(rows) < SHOWN]
+        return arrays
+
+    def measure(self, arrays: Arrays) -> Measured:
+        """See Part."""
+        seen = self._prompts[: len(arrays["pool"])]
+        found = self._features.measure(arrays, [p.group for p in seen])
+        suffix = self._features.suffix
+        if isinstance(self._clip, str):
+            found.not_measured["clip_score"] = self._clip
+        else:
+            net = "_random" if self._clip[0].sha256 == RANDOM else ""
+            name = f"clip_score{net}{suffix(len(seen))}"
+            found.metrics[name] = float(arrays["clip"].mean())
+        if self._wanted:
+            name = f"attribute_accuracy{suffix(self.count)}"
+            found.metrics[name] = float(arrays["right"].mean())
+        return found
+
+    def picture(self, arrays: Arrays) -> np.ndarray:
+        """See Part."""
+        starts = range(0, len(arrays["shown"]), COLUMNS)
+        rows = [list(arrays["shown"][i : i + COLUMNS]) for i in starts]
+        captions = [[p.caption for p in self._prompts[i : i + COLUMNS]] for i in starts]
+        return pictures.grid(rows, captions[: len(rows)])

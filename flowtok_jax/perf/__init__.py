@@ -1,0 +1,1 @@
+"""What programs cost: arithmetic, compiled programs, hardware descriptions, timing."""

@@ -1,0 +1,1 @@
+"""The machine below FlowTok: files, processes, devices, the command line."""

@@ -1,0 +1,225 @@
+"""Several processes as one run: how they find one another, and who writes.
+
+A cluster is looked for where its scheduler says that there is one (Slurm's srun, Open
+MPI, GKE, a Cloud TPU VM), or given by hand. Alone, a process is simply itself.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from flowtok_jax.runtime.errors import UserError
+
+# A process that is gone is noticed after so many seconds, and the others end.
+HEARTBEAT_SECONDS = 30
+SAY_SECONDS = 5.0
+MESSAGE_BYTES = 2048
+
+STARTERS = (
+    "start the same command on every worker: launch/tpu_pod.sh on Cloud TPU, "
+    "launch/gpu_slurm.sh or srun on Slurm, launch/local_cluster.sh on one machine"
+)
+
+
+def find_cluster(environ: Mapping[str, str]) -> str | None:
+    """The name, as JAX has it, of the cluster that the environment tells of.
+
+    None where there is none, or one of a single process that needs no start.
+
+    Raises:
+        UserError: where it tells too little to find the other processes.
+    """
+    if int(environ.get("SLURM_NTASKS", 1)) > 1:
+        if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
+            return "slurm"
+        logging.warning(
+            "SLURM_NTASKS is %s but this process was not started by srun: it trains "
+            "alone",
+            environ["SLURM_NTASKS"],
+        )
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" in environ:
+            return "ompi"
+        if importlib.util.find_spec("mpi4py"):
+            return "mpi4py"
+        raise UserError(
+            "this Open MPI does not say where process 0 runs; wanted "
+            "--coordinator=HOST:PORT (the number of processes is known), or mpi4py "
+            "installed"
+        )
+    return _find_tpu(environ)
+
+
+def _find_tpu(environ: Mapping[str, str]) -> str | None:
+    devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if not (devices and importlib.util.find_spec("libtpu")):
+        return None
+    if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return None
+    hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None:
+        return None if "TPU_SKIP_MDS_QUERY" in environ else "gcetpu"
+    slices = int(environ.get("MEGASCALE_NUM_SLICES") or 1)
+    return "gketpu" if "," in hosts or slices > 1 else None
+
+
+def start(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
+) -> None:
+    """Joins the other processes, where there are others; call before any computation.
+
+    Of several the first one speaks: the others log from WARNING on.
+
+    Args:
+        coordinator: HOST:PORT of process 0; with the two numbers, instead of what the
+            environment says.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: for arguments that do not fit together. Where the others do not come
+            the process ends with a line of its own and status 1.
+    """
+    environ = os.environ
+    if coordinator:
+        if num_processes is None:
+            num_processes = int(environ.get("OMPI_COMM_WORLD_SIZE", 0)) or None
+            process_id = int(environ.get("OMPI_COMM_WORLD_RANK", 0))
+        given = _check_given(coordinator, num_processes, process_id)
+        what = f"process {process_id} of {num_processes} at {coordinator}"
+    elif num_processes is not None or process_id is not None:
+        raise UserError(
+            "--num_processes and --process_id need --coordinator=HOST:PORT, the "
+            "address of process 0"
+        )
+    else:
+        found = find_cluster(environ)
+        if found is None:
+            return
+        given = {"cluster_detection_method": found}
+        what = f"this process, of a cluster found by {found},"
+    with _impatient(what, timeout):
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=timeout + 60,  # ours ends first, with a clear line
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _check_given(address: str, count: int | None, index: int | None) -> dict:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator is {address!r}; wanted HOST:PORT")
+    if count is None or index is None or not 0 <= index < count:
+        raise UserError(
+            f"--num_processes is {count} and --process_id {index}; wanted both, the "
+            "second from 0 to the first - 1"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+@contextlib.contextmanager
+def _impatient(what: str, timeout: int) -> Iterator[None]:
+    """Says what is waited for, and ends the process where it does not come.
+
+    From another thread: JAX waits in native code, and aborts when it gives up.
+    """
+    done = threading.Event()
+
+    def watch():
+        if done.wait(min(SAY_SECONDS, timeout)):
+            return
+        logging.info("%s waits for the others, %d s at most", what, timeout)
+        if not done.wait(timeout - min(SAY_SECONDS, timeout)):
+            text = f"error: {what} waited {timeout} s and the others did not come; "
+            os.write(2, f"{text}{STARTERS}\n".encode())
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def first_does(function: Callable[[], object]) -> None:
+    """Process 0 calls the function, the others wait; its UserError is raised in all."""
+    if jax.process_count() == 1:
+        function()
+        return
+    text = b""
+    if is_first():
+        try:
+            function()
+        except UserError as error:
+            text = str(error).encode()[:MESSAGE_BYTES]
+    padded = np.frombuffer(text.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    text = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
+    if text:
+        raise UserError(text.decode(errors="replace"))
+
+
+def total(values: np.ndarray) -> np.ndarray:
+    """The sum of every process's values; all have to call it."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values).sum(0)
+
+
+class Preemption:
+    """Whether the run was asked to end (SIGTERM), the same answer in all processes.
+
+    A context manager, one for a whole run. Among several processes it is JAX that
+    listens: one of them is enough, and all end after the same look.
+    """
+
+    def __init__(self):
+        self.noted = False  # by the last look, where there are several processes
+        self._looks = 0
+        self._before = None
+
+    def __enter__(self) -> "Preemption":
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_) -> None:
+        self.noted = True
+
+    def look(self) -> bool:
+        """Whether to end now; every process has to look as often as the others."""
+        if jax.process_count() > 1:
+            self._looks += 1  # JAX wants numbers that rise by one, whatever the step
+            reached = multihost_utils.reached_preemption_sync_point(self._looks)
+            self.noted = self.noted or reached
+        return self.noted

@@ -1,0 +1,67 @@
+"""Gradient accumulation, inside a loss: some rows after the others through a network.
+
+    accumulate(f, parts)(params, inputs, rest, key)
+        = mean over the parts of f(params, part of inputs, part of rest, key of part)
+
+Value and gradients are those of the whole batch; activations take the memory of a
+part. What couples the rows of a batch (alignment, null rows) stays outside, on all of
+them. The gradients are computed with the value, so that nothing is computed twice.
+Dropout, where a network has it, draws other masks for each part than for the whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowtok_jax.array_types import Key, Params
+
+# Differentiated in params and inputs; outputs are rows that carry no gradient.
+RowsLoss = Callable[[Params, Any, Any, Key], tuple[Float[Array, ""], Any]]
+
+
+def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
+    """The function, over `parts` equal parts of the rows one after the other.
+
+    Its value has to be a mean over rows. `inputs`, `rest` and the outputs are trees of
+    arrays with rows first; part j has the rows j, j + parts, ..., so that each part has
+    rows of every device.
+    """
+    if parts == 1:
+        return function
+
+    def split(x):
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def forward(params, inputs, rest, key):
+        gradient = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
+
+        def step(total, part):
+            index, inputs, rest = part
+            part_key = jax.random.fold_in(key, index)
+            (value, outputs), grads = gradient(params, inputs, rest, part_key)
+            total = jax.tree.map(lambda a, b: a + b / parts, total, grads[0])
+            rows = jax.tree.map(lambda x: x / parts, grads[1])
+            return total, (value, outputs, rows)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        xs = jnp.arange(parts), *jax.tree.map(split, (inputs, rest))
+        grads, (values, *stacked) = jax.lax.scan(step, zeros, xs)
+        outputs, rows = jax.tree.map(join, tuple(stacked))
+        return (values.mean(), outputs), (grads, rows)
+
+    def backward(grads, cotangent):
+        scale = cotangent[0]
+        return *jax.tree.map(lambda x: scale * x, grads), None, None
+
+    @jax.custom_vjp
+    def accumulated(*arguments):
+        return forward(*arguments)[0]
+
+    accumulated.defvjp(forward, backward)
+    return accumulated

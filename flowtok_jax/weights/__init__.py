@@ -1,0 +1,1 @@
+"""Trained weights: the workdir of a run, and directories of pretrained weights."""

@@ -1,0 +1,140 @@
+"""Named arrays in safetensors files, and the check that they are the wanted ones."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place
+
+Shape = tuple[int, ...]
+# Names of the format's types; numpy has no bfloat16 of its own.
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def check_file(path: Place) -> None:
+    """Refuses what is no file of weights at all, whatever its name.
+
+    Raises:
+        UserError: for a path without a file, an empty file, or what a browser or git
+            leaves in place of one.
+    """
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "is not there"
+        raise UserError(f"{path} {what}; wanted a file of weights")
+    with path.open("rb") as file:
+        head = file.read(256).lstrip().lower()
+    if not head:
+        raise UserError(f"{path} is empty; download it again")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise UserError(
+            f"{path} is a web page, not weights: the page that shows the file was "
+            "saved; download the file itself"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a git-lfs pointer, not weights; run `git lfs pull` there"
+        )
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, mapped into memory: what is not used is not read.
+
+    Raises:
+        UserError: where the file is damaged or of another format.
+    """
+    check_file(path)
+    try:
+        # The library checks the whole header, and that the file has all it lists; it
+        # would copy every array, and numpy does not know bfloat16.
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); download it again"
+        ) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, "r")[8 + length :]
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise UserError(
+                f"{path}: {name} is of type {entry['dtype']}; wanted one of "
+                f"{', '.join(DTYPES)}"
+            )
+        begin, end = entry["data_offsets"]
+        array = data[begin:end].view(DTYPES[entry["dtype"]])
+        arrays[name] = array.reshape(entry["shape"])
+    return arrays
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file of arrays, one after the other.
+
+    The library would hold contiguous copies of them all.
+    """
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    header, end = {}, 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        entry = {"dtype": names[array.dtype], "shape": array.shape}
+        header[name] = entry | {"data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            np.ascontiguousarray(array).tofile(file)
+
+
+def check_shapes(
+    what: str,
+    got: Mapping[str, Shape],
+    wanted: Mapping[str, Shape],
+    note: str = "",
+) -> None:
+    """Compares names and shapes; raises one error that lists all that differs.
+
+    Args:
+        what: the start of the error's line, such as "FILE does not fit the config".
+
+    Raises:
+        UserError: where they are not the same.
+    """
+    shared = [name for name in got if name in wanted]
+    faults = {
+        "not used": [name for name in got if name not in wanted],
+        "missing": [name for name in wanted if name not in got],
+        "wrong shape": [
+            f"{name} is {got[name]}, wanted {wanted[name]}"
+            for name in shared
+            if got[name] != wanted[name]
+        ],
+    }
+    parts = [_list(kind, names) for kind, names in faults.items() if names]
+    if parts:
+        parts += [note] if note else []
+        raise UserError(f"{what}: {'; '.join(parts)}")
+
+
+def _list(kind: str, names: list[str], shown: int = 12) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{kind} ({len(names)}): {', '.join(sorted(names)[:shown])}{more}"

@@ -1,0 +1,308 @@
+"""Remote paths, on a store in memory, which Orbax and TensorStore do not know."""
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from configs import demo as demo_config
+from flowtok_jax import main
+from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.eval import pictures
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime import files as places
+from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.train import log as metrics
+from flowtok_jax.weights import place as weights
+from flowtok_jax.weights import pretrained, workdir
+from tests import run, tiny
+
+RUN = "gs://bucket/run"
+
+
+class Store(MemoryFileSystem):
+    """A bucket: no directories, no appending, and what it is told to fail with."""
+
+    protocol = ("gs", "gcs")
+    store: dict = {}
+    pseudo_dirs: list = [""]
+    failure: Exception | None = None
+    written: list[str] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").removeprefix("gcs://").strip("/")
+
+    def _check(self):
+        if self.failure:
+            raise self.failure
+
+    def info(self, path, **options):
+        self._check()
+        return super().info(path, **options)
+
+    def exists(self, path, **options):
+        try:
+            return bool(self.info(path))
+        except FileNotFoundError:
+            return False
+
+    def _open(self, path, mode="rb", **options):
+        self._check()
+        assert mode in ("rb", "wb")
+        if mode == "wb":
+            self.written.append(path.removeprefix("/bucket/run/"))
+        return super()._open(path, mode, **options)
+
+    def mkdir(self, *arguments, **options):
+        raise AssertionError("gcsfs could make a bucket")
+
+    makedirs = mkdir
+
+
+fsspec.register_implementation("gcs", Store, clobber=True)
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """The store behind gs://, empty."""
+    for name, value in {"store": {}, "written": [], "failure": None}.items():
+        monkeypatch.setattr(Store, name, value)
+    return Store
+
+
+@pytest.fixture
+def place(store):
+    return places.to_place(RUN)
+
+
+@pytest.fixture
+def config():
+    config = demo_config.get_config()
+    config.text.vocabulary_captions = 64
+    return config
+
+
+def test_only_gs_is_remote(store, tmp_path):
+    assert places.to_place("gs://b/run") == epath.Path("gs://b/run")
+    assert str(places.to_place("gs://b/run") / "a") == "gs://b/run/a"
+    assert places.is_remote(places.to_place("gs://b/run"))
+    assert type(places.to_place("runs/a b")) is type(tmp_path)
+    assert places.to_place(tmp_path) == tmp_path
+    assert not places.is_remote(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["s3://b/run", "gcs://b/run", "gs:/b/run", "gs://"])
+def test_other_stores_and_mistyped_ones_are_refused(text):
+    with pytest.raises(UserError, match=f"^{text} is no place.* gs://BUCKET/PATH$"):
+        places.to_place(text)
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("gcsfs")), reason="it is installed")
+def test_without_gcsfs_what_to_install_is_said():
+    code = (
+        "from flowtok_jax.runtime.errors import UserError\n"
+        "from flowtok_jax.runtime.files import to_place\n"
+        "try: to_place('gs://b/run')\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True)
+    assert said.stdout.startswith("gs://b/run needs gcsfs")
+    assert "pip install gcsfs" in said.stdout
+    assert len(said.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError("Forbidden: b"), RuntimeError("401\nx")])
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_store_that_refuses_at_the_start_is_a_mistake(cli, store, failure, mode):
+    store.failure = failure
+    flags = [f"--config={run.CONFIG}"] if mode == "train" else ["--prompts=a"]
+    outcome = cli(f"--mode={mode}", f"--workdir={RUN}", *flags)
+    assert outcome.status == 2
+    assert f"{RUN} cannot be read or written" in outcome.complaint
+    assert str(failure).splitlines()[0] in outcome.complaint
+
+
+def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
+    cli, store, monkeypatch
+):
+    def refuse(self, path, mode="rb", **options):
+        raise FileNotFoundError(f"no bucket for {path}")
+
+    monkeypatch.setattr(store, "_open", refuse)
+    outcome = cli(*run.command(RUN, "tokenizer"))
+    assert outcome.status == 2
+    assert f"{RUN}/vocabulary.json cannot be read or written" in outcome.complaint
+
+
+def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
+    cli, monkeypatch
+):
+    def fail(changes):
+        raise StoreError("gs://b/run cannot be read or written")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(main, "run", fail)
+    monkeypatch.setattr(main.os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        cli()
+    assert ended.value.code == 1
+
+
+def test_a_remote_workdir_is_opened_and_opened_again(place, store, config):
+    vocabulary = workdir.open_workdir(place, config)
+    assert sorted(store.written) == ["config.json", "vocabulary.json"]
+    again = workdir.open_workdir(place, config)
+    caption = ["a red circle at the top left"]
+    assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
+    assert workdir.read_config(place).to_dict() == config.to_dict()
+    config.dit.width = 3
+    with pytest.raises(UserError, match=f"workdir {RUN} belongs to another config"):
+        workdir.open_workdir(place, config)
+
+
+def test_the_vocabulary_comes_from_a_remote_start(place, config, tmp_path):
+    wanted = workdir.open_workdir(place, config)
+    config.init_from, config.text.vocabulary = RUN, "nowhere"
+    found = workdir.open_workdir(tmp_path, config)
+    assert found.tokenizer.get_vocab() == wanted.tokenizer.get_vocab()
+
+
+def test_pictures_are_written_to_a_store(place):
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    pictures.save_png(place / "samples" / "a.png", image)
+    with (place / "samples" / "a.png").open("rb") as file:
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+    assert [p.name for p in (place / "samples").glob("*.png")] == ["a.png"]
+
+
+def test_prompts_are_drawn_into_a_remote_workdir(cli, demo, store):
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={RUN}",
+        "--prompts=a red circle",
+    )
+    assert outcome.status == 0
+    names = ["samples/0000_a_red_circle.png", "samples/grid.png"]
+    assert outcome.stdout.splitlines() == [f"{RUN}/{name}" for name in names]
+    assert store.written == names
+
+
+def measure(place, start_step, steps, **options):
+    options = {"start_step": start_step, "writes": True, **options}
+    with metrics.Metrics(place, "t2i", **options) as found:
+        for step in steps:
+            found.scalars(step, {"loss/total": float(step)})
+    return found
+
+
+def steps_there(place):
+    text = (place / metrics.FILE).read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+def test_metrics_are_copied_before_a_checkpoint_and_at_the_end(place, store):
+    with metrics.Metrics(place, "t2i", start_step=0, writes=True) as measured:
+        measured.scalars(2, {"loss/total": 1.0})
+        assert not store.written
+        measured.store()
+        assert steps_there(place) == [2]
+        measured.store()
+        assert store.written.count(metrics.FILE) == 1  # it did not grow
+        measured.scalars(4, {"loss/total": 1.0})
+        measured.images(4, {"grid": np.zeros((4, 6, 3), np.uint8)})
+    assert steps_there(place) == [2, 4]
+    (events,) = (place / "tb" / "t2i").iterdir()
+    assert b"PNG" in events.read_bytes()
+
+
+def test_metrics_are_copied_now_and_then(place, monkeypatch):
+    monkeypatch.setattr(metrics, "COPY_SECONDS", 0.0)
+    with metrics.Metrics(place, "t2i", start_step=0, writes=True) as measured:
+        measured.scalars(2, {"loss/total": 1.0})
+        assert steps_there(place) == [2]
+
+
+def test_a_resumed_remote_stage_drops_the_lines_past_its_step(place):
+    measure(place, 0, [2, 4, 6])
+    measure(place, 4, [6, 8])
+    assert steps_there(place) == [2, 4, 6, 8]
+    assert len(list((place / "tb" / "t2i").iterdir())) == 2
+
+
+def test_where_copying_fails_lines_wait_for_the_next_time(
+    place, store, monkeypatch, caplog
+):
+    monkeypatch.setattr(metrics, "COPY_SECONDS", 0.0)
+    with metrics.Metrics(place, "t2i", start_step=0, writes=True) as measured:
+        monkeypatch.setattr(store, "failure", OSError("503"))
+        with caplog.at_level(logging.WARNING):
+            measured.scalars(2, {"loss/total": 1.0})
+        assert "503" in caplog.text
+        with pytest.raises(StoreError, match="503"):
+            measured.store()  # a checkpoint must not come before its lines
+        monkeypatch.setattr(store, "failure", None)
+    assert steps_there(place) == [2]
+
+
+def test_a_process_that_does_not_write_leaves_a_store_alone(place, store):
+    measure(place, 0, [2], writes=False).store()
+    assert not store.written
+
+
+def test_only_finished_remote_checkpoints_count(place):
+    for name in ("3/commit_success.txt", "3/ema/a", "10/commit_success.txt", "12/a"):
+        places.write_bytes(place / "checkpoints" / "t2i" / name, b"")
+    assert weights.steps_of(place, "t2i") == [3, 10]
+    assert weights.groups_of(place) == ["t2i"]
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(OSError, match="x.npz"):
+        places.write_bytes(tmp_path / "x.npz", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_remote_pretrained_weights_are_read(place, tmp_path):
+    nets = tiny.nets()
+    params = tiny.random_params(nets, "clip")
+    vocabulary = Vocabulary.train(["a red circle"], 50, 6)
+    config = pretrained.make_config(nets, sample={}, caption={}, text_scale=1.0)
+    local = tmp_path / "weights"
+    pretrained.save(local, config, {"clip": lambda: params}, vocabulary)
+    for path in local.iterdir():
+        places.write_bytes(place / path.name, path.read_bytes())
+    found = pretrained.find(RUN)
+    assert pretrained.is_pretrained(found)
+    read = weights.read_group(found, nets, "clip")
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    again = pretrained.read_vocabulary(found, 6)
+    assert again.tokenizer.get_vocab() == vocabulary.tokenizer.get_vocab()
+    places.write_bytes(place / "clip.safetensors", b"")
+    with pytest.raises(UserError, match=f"{RUN}/clip.safetensors is empty"):
+        weights.read_group(found, nets, "clip")
+
+
+def test_a_remote_place_without_weights_is_named(place):
+    with pytest.raises(UserError, match=f"^{RUN} does not exist"):
+        FlowTok.from_pretrained(RUN)
+
+
+def test_pretrained_weights_are_written_to_this_machine_only(flowtok, store):
+    with pytest.raises(UserError, match="local directory.*gcloud storage cp"):
+        flowtok.save_pretrained(RUN)
+    assert not store.written

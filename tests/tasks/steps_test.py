@@ -1,0 +1,249 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from configs import default
+from flowtok_jax import array_types as shapes
+from flowtok_jax.models.build import init_group
+from flowtok_jax.runtime.mesh import make_mesh
+from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.train import sharding
+from flowtok_jax.train.state import make_state, params_sha256
+from flowtok_jax.train.step import train_step, train_steps
+from tests import tiny
+
+OPTIONS = default.get_config().loss
+ROWS = 8
+
+
+def batch(seed=0):
+    rng, sizes = np.random.default_rng(seed), tiny.config()
+    side, tokens = sizes.tokenizer.image_size, sizes.latent.tokens
+    image = rng.integers(0, 256, (ROWS, side, side, 3), np.uint8)
+    ids = rng.integers(0, sizes.clip.vocab_size, (ROWS, tokens), np.int32)
+    return {"image": jnp.asarray(image), "caption_ids": jnp.asarray(ids)}
+
+
+@functools.cache
+def setting(task):
+    """A state away from its initialisation, frozen parameters and a step."""
+    nets = tiny.nets()
+    optimizer = optax.adamw(1e-3)
+    params = tiny.random_params(nets, task)
+    frozen = {
+        group: tiny.random_params(nets, group, seed=i + 1)
+        for i, group in enumerate(TASKS[task].frozen)
+    }
+    step = functools.partial(
+        train_step,
+        loss=functools.partial(TASKS[task].loss, nets=nets, **OPTIONS[task]),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    return make_state(params, optimizer, seed=0), frozen, step
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_moves_every_trained_leaf_and_no_frozen_one(task):
+    state, frozen, step = setting(task)
+    before = params_sha256(frozen)
+    new, scalars = jax.jit(step)(state, frozen, batch())
+    assert params_sha256(frozen) == before
+    assert int(new.step) == 1
+    assert all(np.isfinite(v) for v in jax.tree.leaves(scalars))
+    # Adam's first moment after one step is 0.1 of the gradient.
+    gradients = optax.tree.get(new.opt_state, "mu")
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+    old, new = jax.device_get((state, new))
+    moved = jax.tree.map(lambda a, b: (a != b).any(), old.params, new.params)
+    assert all(jax.tree.leaves(moved))
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(
+            a, 0.9 * b + 0.1 * c, rtol=1e-5, atol=1e-6
+        ),
+        new.ema,
+        old.ema,
+        new.params,
+    )
+
+
+@pytest.mark.parametrize("task", ["t2i", "i2t"])
+def test_stored_moments_take_the_place_of_the_image(task):
+    state, frozen, step = setting(task)
+    loss, key = jax.jit(step.keywords["loss"]), jax.random.key(0)
+    data, nets = batch(), tiny.nets()
+    image = data["image"].astype(jnp.float32) / 255
+    tokenizer = {"params": frozen["tokenizer"]["tokenizer"]}
+    image = nets.tokenizer.apply(tokenizer, image, method="encode")
+    moments = jnp.concatenate([image.mean, image.logvar], -1)
+    stored = {"caption_ids": data["caption_ids"], "moments": moments}
+    wanted, scalars = loss(state.params, frozen, data, key)
+    without = {group: frozen[group] for group in frozen if group != "tokenizer"}
+    without["tokenizer"] = {"tokenizer": {}}
+    got, got_scalars = loss(state.params, without, stored, key)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert set(scalars) == set(got_scalars)
+    half = stored | {"moments": moments.astype(jnp.float16)}
+    near, _ = loss(state.params, without, half, key)
+    np.testing.assert_allclose(near, wanted, rtol=1e-2)
+    changed = stored | {"moments": moments + 1}
+    assert loss(state.params, without, changed, key)[0] != got
+
+
+def test_steps_of_one_call_are_those_of_single_calls():
+    state, frozen, step = setting("text_tokenizer")
+    batches = [batch(i) for i in range(3)]
+    single = state
+    for one in batches:
+        single, scalars = jax.jit(step)(single, frozen, one)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    scan = jax.jit(functools.partial(train_steps, **step.keywords))
+    together, last = scan(state, frozen, stacked)
+    assert int(together.step) == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        (together.params, last),
+        (single.params, scalars),
+    )
+
+
+def test_a_step_is_compiled_once():
+    state, frozen, step = setting("t2i")
+    compiled = jax.jit(step)
+    for i in range(3):
+        state, _ = compiled(state, frozen, batch(i))
+    assert compiled._cache_size() == 1
+
+
+def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted():
+    def loss(params, frozen, batch, key):
+        # A gradient may be infinite where the loss is finite.
+        return (batch["x"] * params["w"] + jnp.sqrt(params["w"] * batch["y"])).sum(), {}
+
+    optimizer = optax.adamw(0.1)
+    step = jax.jit(
+        functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.5)
+    )
+    state = make_state({"w": jnp.ones(2)}, optimizer, seed=0)
+    counts, moved = [], []
+    for x, y in ((1, 1), (jnp.nan, 1), (1, 0), (jnp.inf, 1), (2, 1)):
+        batch = {"x": jnp.full(2, x, jnp.float32), "y": jnp.full(2, y, jnp.float32)}
+        old = state
+        state, scalars = step(old, {}, batch)
+        trained = [{"all": (s.params, s.ema, s.opt_state)} for s in (old, state)]
+        moved.append(params_sha256(trained[0]) != params_sha256(trained[1]))
+        counts.append((int(scalars["skipped"]), int(scalars["skipped_in_a_row"])))
+    assert counts == [(0, 0), (1, 1), (2, 2), (3, 3), (3, 0)]
+    assert moved == [True, False, False, False, True]
+    assert int(state.step) == 5
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("task", ["text_tokenizer", "t2i", "i2t"])
+def test_bfloat16_compute_keeps_float32_weights_and_nearly_the_gradient(task):
+    state, frozen, step = setting(task)
+    compute = dict(dtype="bfloat16", remat="none", attention="xla")
+    loss = functools.partial(step.keywords["loss"], nets=tiny.nets(compute=compute))
+    both = [
+        jax.jit(functools.partial(step, loss=f))(state, frozen, batch())
+        for f in (step.keywords["loss"], loss)
+    ]
+    (wanted, wanted_scalars), (got, scalars) = both
+    assert {x.dtype for x in jax.tree.leaves(got.params)} == {np.dtype("float32")}
+    np.testing.assert_allclose(
+        scalars["loss/total"], wanted_scalars["loss/total"], rtol=0.03
+    )
+    # Adam's first moment after one step is 0.1 of the gradient.
+    a, b = (ravel_pytree(optax.tree.get(s.opt_state, "mu"))[0] for s in (got, wanted))
+    assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert (a != b).any()
+
+
+def test_noise_differs_from_step_to_step():
+    state, frozen, step = setting("t2i")
+    _, first = jax.jit(step)(state, frozen, batch())
+    _, second = jax.jit(step)(state.replace(step=state.step + 1), frozen, batch())
+    assert first["loss/flow"] != second["loss/flow"]
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [("t2i", (8, 1, 1)), ("t2i", (2, 2, 2)), ("tokenizer", (1, 4, 2))],
+)
+def test_eight_devices_compute_what_one_does(task, sizes):
+    state, frozen, step = setting(task)
+    wanted = jax.jit(step)(state, frozen, batch())
+    data, fsdp, tensor = sizes
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen)
+    rows = jax.NamedSharding(mesh, shapes.ROWS)
+    spread = jax.jit(step, in_shardings=(*places, rows))
+    got = spread(*jax.device_put((state, frozen, batch()), (*places, rows)))
+    # Adam's first step has the size of the rate whatever the gradient's, so that
+    # a gradient of rounding noise may move either way: compare moments, not params.
+    for a, b in ((got[1], wanted[1]), (got[0].opt_state, wanted[0].opt_state)):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b
+        )
+
+
+def test_a_frozen_caption_tower_and_dropout_of_captions_decide_the_reconstruction():
+    state, frozen, step = setting("tokenizer")
+    loss = step.keywords["loss"]
+    key = jax.random.key(0)
+    other = batch() | {"caption_ids": batch(1)["caption_ids"]}
+
+    def mse(rate, data):
+        value = jax.jit(functools.partial(loss, caption_dropout=rate))
+        return value(state.params, frozen, data, key)[1]["loss/reconstruction"]
+
+    assert mse(1.0, batch()) == mse(1.0, other)
+    assert mse(0.0, batch()) != mse(0.0, other)
+
+
+def test_the_dit_starts_at_zero_so_its_other_weights_do_not_matter_to_the_first_loss():
+    nets = tiny.nets()
+    state, frozen, step = setting("t2i")
+    init = jax.jit(lambda key: init_group(nets, "t2i", key)["dit"])
+    loss = jax.jit(step.keywords["loss"])
+    dits = *map(init, jax.random.split(jax.random.key(0))), state.params["dit"]
+    first, second, moved = (
+        loss(state.params | {"dit": dit}, frozen, batch(), jax.random.key(2))[1]
+        for dit in dits
+    )
+    assert first["loss/flow"] == second["loss/flow"] != moved["loss/flow"]
+    assert first["loss/align"] == moved["loss/align"]
+
+
+@pytest.mark.parametrize(
+    ("align", "target"), [("contrastive", "average_pool"), ("cosine", "mlp")]
+)
+def test_the_loss_is_the_sum_of_its_terms_in_every_alignment(align, target):
+    nets = tiny.nets(align_head={"width": 20, "target": target})
+    _, frozen, _ = setting("t2i")
+    options = OPTIONS.t2i.to_dict() | {"align": align}
+    loss = functools.partial(TASKS["t2i"].loss, nets=nets, **options)
+    params = tiny.random_params(nets, "t2i")
+    value, scalars = jax.jit(loss)(params, frozen, batch(), jax.random.key(0))
+    assert np.isfinite(value)
+    assert float(scalars["loss/align"]) > 0
+    terms = sum(scalars[f"loss/{term}"] for term in ("flow", "align", "kl"))
+    np.testing.assert_allclose(value, terms, rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["mean", "sample"])
+def test_the_text_target_of_i2t_is_mean_or_sample(target):
+    state, frozen, step = setting("i2t")
+    options = OPTIONS.i2t.to_dict() | {"target": target, "null_rate": 0.0}
+    loss = jax.jit(functools.partial(TASKS["i2t"].loss, nets=tiny.nets(), **options))
+    stds = {
+        seed: loss(state.params, frozen, batch(), jax.random.key(seed))[1]["target/std"]
+        for seed in (0, 1)
+    }
+    assert (stds[0] == stds[1]) == (target == "mean")

@@ -1,0 +1,179 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default, demo, i2t, tokenizer
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import read_json, write_json
+from flowtok_jax.weights import workdir
+
+CONFIGS = {
+    "default": default.get_config,
+    "demo": demo.get_config,
+    "tokenizer": tokenizer.get_config,
+    "i2t": i2t.get_config,
+}
+
+
+@pytest.fixture
+def config():
+    config = demo.get_config()
+    config.text.vocabulary_captions = 64
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_survives_json_with_its_tuples_and_nones(name):
+    config = CONFIGS[name]()
+    again = workdir.config_from_json(workdir.config_to_json(config))
+    assert again.to_dict() == config.to_dict()
+    assert again.stages == config.stages
+    assert isinstance(again.stages, tuple)
+    assert again.optimizer.betas == config.optimizer.betas
+    assert default.get_config().optimizer.clip_norm is None
+
+
+def test_a_config_from_json_takes_the_same_deltas(config):
+    again = workdir.config_from_json(workdir.config_to_json(config))
+    for stage in config.stages:
+        wanted = workdir.for_stage(config, stage).to_dict()
+        assert workdir.for_stage(again, stage).to_dict() == wanted
+
+
+def test_a_stage_has_its_own_values_over_the_shared_ones(config):
+    config.train.num_steps = 7
+    config.per_stage = {"t2i": {"train": {"num_steps": 5}, "schedule": {"lr": 0.5}}}
+    t2i, other = (workdir.for_stage(config, stage) for stage in ("t2i", "i2t"))
+    assert (t2i.train.num_steps, t2i.schedule.lr) == (5, 0.5)
+    assert other.to_dict() == config.to_dict()
+    assert t2i.train.batch_size == config.train.batch_size
+    assert config.train.num_steps == 7
+
+
+@pytest.mark.parametrize("delta", [{"train": {"num_step": 5}}, {"training": {"a": 1}}])
+def test_a_delta_of_a_key_that_there_is_not_is_refused(config, delta):
+    config.per_stage = {"t2i": delta}
+    with pytest.raises(UserError, match=r"per_stage.t2i.train.* is no key"):
+        workdir.for_stage(config, "t2i")
+
+
+def test_a_key_of_the_command_line_wins_over_those_of_stages(config):
+    config.per_stage = {
+        "t2i": {"train": {"num_steps": 5, "batch_size": 2}},
+        "i2t": {"schedule": {"lr": 0.5}},
+    }
+    config.train.num_steps = 9
+    workdir.drop_overridden(config, {"train.num_steps": 9})
+    assert workdir.for_stage(config, "t2i").train.num_steps == 9
+    assert workdir.for_stage(config, "t2i").train.batch_size == 2
+    assert workdir.for_stage(config, "i2t").schedule.lr == 0.5
+
+
+def test_a_stage_key_of_the_command_line_wins_for_that_stage(config):
+    config.per_stage = {stage: {"train": {"num_steps": 5}} for stage in ("t2i", "i2t")}
+    config.train.num_steps = 9
+    overrides = {"train.num_steps": 9, "per_stage.t2i.train.num_steps": 5}
+    workdir.drop_overridden(config, overrides)
+    assert workdir.for_stage(config, "t2i").train.num_steps == 5
+    assert workdir.for_stage(config, "i2t").train.num_steps == 9
+
+
+def test_a_new_workdir_gets_config_and_vocabulary(config, tmp_path):
+    vocabulary = workdir.open_workdir(tmp_path / "run", config)
+    assert workdir.read_config(tmp_path / "run").to_dict() == config.to_dict()
+    again = workdir.open_workdir(tmp_path / "run", config)
+    caption = ["a red circle at the top left"]
+    assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "vocabulary.json"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train.num_steps",
+        "per_stage.t2i.train.num_steps",
+        "checkpoint.every",
+        "log.preview_samples",
+        "sample.num_steps",
+        "caption.batch_size",
+        "eval.samples",
+        "data.threads",
+        "mesh.fsdp",
+    ],
+)
+def test_keys_that_change_no_weight_may_differ(config, tmp_path, key):
+    workdir.open_workdir(tmp_path, config)
+    config.update_from_flattened_dict({key: 3})
+    workdir.open_workdir(tmp_path, config)
+    assert workdir.read_config(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dit.width", 3),
+        ("train.seed", 3),
+        ("train.batch_size", 3),
+        ("data.train", "shapes:seen"),
+        ("loss.t2i.align_weight", 0.25),
+        ("per_stage.t2i.schedule.lr", 0.25),
+        ("optimizer.clip_norm", 3.0),
+    ],
+)
+def test_another_config_is_refused_by_the_names_of_its_keys(
+    config, tmp_path, key, value
+):
+    workdir.open_workdir(tmp_path, config)
+    before = (tmp_path / "config.json").read_text()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match="another config") as error:
+        workdir.open_workdir(tmp_path, config)
+    assert f"{key} (" in str(error.value)
+    assert f"{value!r} here" in str(error.value)
+    assert "--workdir" in str(error.value)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_many_differing_keys_are_counted(config, tmp_path):
+    workdir.open_workdir(tmp_path, config)
+    for key in ("width", "depth", "heads"):
+        config.dit[key] = config.clip[key] = 3 * config.dit[key]
+    with pytest.raises(UserError, match="and 2 more"):
+        workdir.open_workdir(tmp_path, config)
+
+
+def test_stages_of_several_commands_are_remembered_in_order(config, tmp_path):
+    for stages in (("tokenizer",), ("t2i", "tokenizer"), ("tokenizer",)):
+        config.stages = stages
+        workdir.open_workdir(tmp_path, config)
+    assert workdir.read_config(tmp_path).stages == ("tokenizer", "t2i")
+
+
+def test_a_config_that_its_vocabulary_refuses_is_not_stored(config, tmp_path):
+    config.data.train = "moon:rocks"
+    with pytest.raises(UserError, match="moon"):
+        workdir.open_workdir(tmp_path, config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config.json in .*make demo"):
+        workdir.read_config(tmp_path)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert path.read_text().endswith("}\n")
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+
+
+def test_json_has_sorted_keys():
+    text = workdir.config_to_json(ConfigDict({"b": 1, "a": (1, None)}))
+    assert json.loads(text) == {"a": [1, None], "b": 1}
+    assert text.index('"a"') < text.index('"b"')
