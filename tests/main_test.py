@@ -39,7 +39,6 @@ SCENE = "a red circle at the top left"
         (["--config=configs/demo.py", "--workdirr=x"], ["workdirr"]),
         (["--config=configs/demo.py", "--seed=many"], ["seed", "many"]),
         (["--config=configs/demo.py", "t2i"], ["'t2i'"]),
-        (["--config=configs/demo.py"], ["no workdir", "--workdir=runs/demo"]),
         (["--workdir=x"], ["no config", "--config=configs/demo.py"]),
         (["--mode=sample"], ["no prompts", "--prompts", "--prompts_file=FILE"]),
         (["--mode=sample", "--prompts=; ;"], ["no prompts"]),
@@ -317,8 +316,10 @@ def test_a_config_is_found_behind_spaces_and_a_prompt_that_looks_like_one_is_non
     config.parent.mkdir()
     shutil.copy(run.CONFIG, config)
     for arguments in ([f"--config={config}"], ["--config", str(config)]):
-        outcome = cli(*arguments, "--prompts=a --config=nowhere.py:x b")
-        assert "no workdir named" in outcome.complaint
+        outcome = cli(
+            *arguments, "--mode=pretokenize", "--prompts=a --config=nowhere.py:x b"
+        )
+        assert "no folder for the shards" in outcome.complaint
 
 
 def test_prompts_from_two_places_are_refused(cli, demo, tmp_path):

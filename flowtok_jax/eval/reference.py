@@ -217,7 +217,7 @@ def make(flags: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    cli.set_up()
+    cli.set_up_logging()
     flags, status, complaint = make_parser().parse_args(argv), 2, ""
     try:
         processes.start(

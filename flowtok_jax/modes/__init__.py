@@ -1,1 +1,21 @@
-"""One file a --mode."""
+"""One file a --mode; each has `run(arguments)`, which returns the exit status."""
+
+from flowtok_jax.modes import (
+    bench,
+    caption,
+    compile,
+    eval,
+    pretokenize,
+    sample,
+    train,
+)
+
+MODES = {
+    "train": train,
+    "sample": sample,
+    "caption": caption,
+    "eval": eval,
+    "pretokenize": pretokenize,
+    "compile": compile,
+    "bench": bench,
+}

@@ -5,6 +5,7 @@ their medians. The program's compilation and its first call are told apart from 
 """
 
 import itertools
+import json
 import os
 import shlex
 import sys
@@ -19,15 +20,24 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
+from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import machine, profile, programs
 from flowtok_jax.perf.peaks import peak_tflops
 from flowtok_jax.perf.timed import PARTS, Weights, Work, fitting, sampling, training
+from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place, write_json
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import for_stage
 
 FILE = "bench.json"
+
+
+def run(arguments: Arguments) -> int:
+    """Times the programs, and says the report as one JSON object."""
+    flags = arguments.flags
+    say(json.dumps(bench(arguments.config(), flags.checkpoint, flags.workdir)))
+    return 0
 
 
 class BenchOptions(NamedTuple):

@@ -11,6 +11,7 @@ Each part (t2i, i2t, tokenizer) writes to WORKDIR/eval what eval/evaluate.py say
 
 import functools
 import logging
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +46,11 @@ from flowtok_jax.eval.references import (
 )
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
+from flowtok_jax.modes.arguments import Arguments
+from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.cli import join_processes
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import make_mesh
@@ -63,6 +67,24 @@ GROUPS = {
     "tokenizer": ("clip", "tokenizer"),
 }
 PARTS = tuple(GROUPS)
+
+
+def run(arguments: Arguments) -> int:
+    """Measures the weights."""
+    place, config = arguments.weights(), arguments.weights_config()
+    config = read_config(place) if config is None else config
+    if "eval" not in config or "protocol" not in config.eval:
+        raise UserError(
+            f"the config stored in {place} has no keys of --mode=eval; give a config "
+            "beside it: --config=configs/eval.py, or the one it was trained with"
+        )
+    join_processes(arguments.flags)
+    # Nothing has to be saved; among several processes JAX would keep it to itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    evaluate(config, place, arguments.output())
+    if note := random_tower_note(place):
+        logging.info(note)
+    return 0
 
 
 def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str, Any]]:

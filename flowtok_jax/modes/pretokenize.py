@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,7 +43,9 @@ from flowtok_jax.data.shard_folder import (
 )
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.cli import join_processes, say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, is_remote, read_json, to_place
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, put, replicated
@@ -53,6 +56,20 @@ from flowtok_jax.weights.place import groups_of, read_group
 
 Pixels = UInt8[np.ndarray, "s s 3"]
 Found = tuple[Record, Pixels] | BadRecord
+
+
+def run(arguments: Arguments) -> int:
+    """Encodes the data, and says the counts as one JSON object."""
+    config = arguments.training_config()
+    if not arguments.flags.workdir:
+        raise UserError("no folder for the shards; expected --workdir=latents, say")
+    join_processes(arguments.flags)
+    # Nothing has to be saved; among several processes JAX would keep it to itself.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    result = pretokenize(config, to_place(arguments.flags.workdir))
+    if processes.is_first():
+        say(json.dumps(result))
+    return 0
 
 
 def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:

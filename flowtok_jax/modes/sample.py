@@ -1,28 +1,73 @@
-"""The verbs that use trained weights: prompts to PNG files, image files to captions."""
+"""--mode=sample: one PNG file a prompt, and a captioned grid of them.
 
-import glob
-import json
+    python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo \\
+        --prompts="a red circle at the top left;a blue square at the top right"
+"""
+
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from PIL import Image
+from collections.abc import Sequence
 
 from flowtok_jax.eval import pictures
+from flowtok_jax.eval.previews import RANDOM_TOWER
+from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.files import Place, is_remote
+from flowtok_jax.weights.workdir import SAMPLES, read_config
 
-COLUMNS = 6  # of a grid
+COLUMNS = 6  # columns of the grid
+
+
+def run(arguments: Arguments) -> int:
+    """Draws every prompt, and says the paths of the files."""
+    flags = arguments.flags
+    prompts = split_prompts(flags.prompts, flags.prompts_file)
+    config = arguments.weights_config()
+    place = arguments.weights()
+    flowtok = FlowTok.from_pretrained(place, config)
+    folder = arguments.output() / SAMPLES
+    make_folder(folder)
+    note = random_tower_note(place)
+    for path in sample(flowtok, prompts, folder, flags.seed, note):
+        say(str(path))
+    if note:
+        logging.info(note)
+    return 0
+
+
+def make_folder(folder: Place) -> None:
+    """Makes a local folder; a remote one comes with its first file.
+
+    gcsfs would make a bucket of a mistyped name.
+
+    Raises:
+        UserError: where it cannot be made.
+    """
+    if is_remote(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
+        ) from error
+
+
+def random_tower_note(place: Place) -> str:
+    """Returns what to say of weights whose text tower was never trained, else ""."""
+    stored = read_config(place)
+    is_random = "text" in stored and stored.text.weights == "random"
+    return RANDOM_TOWER if is_random else ""
 
 
 def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
-    """Prompts of a `;`-separated string or of a file with one a line.
+    """Splits prompts at `;`, or reads a file with one a line.
 
     Raises:
-        UserError: where there is none, or the file cannot be read.
+        UserError: where there is no prompt, or the file cannot be read.
     """
     if prompts and prompts_file:
         raise UserError("--prompts and --prompts_file are both given; give one of them")
@@ -31,7 +76,7 @@ def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
             text = pathlib.Path(prompts_file).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"--prompts_file={prompts_file} cannot be read ({error}); wanted a "
+                f"--prompts_file={prompts_file} cannot be read ({error}); expected a "
                 "text file with one prompt a line"
             ) from error
         found = text.splitlines()
@@ -40,7 +85,7 @@ def split_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
     found = [p.strip() for p in found if p.strip()]
     if not found:
         raise UserError(
-            "no prompts; wanted --prompts='a red circle at the top left;...' or "
+            "no prompts; expected --prompts='a red circle at the top left;...' or "
             "--prompts_file=FILE with one a line"
         )
     return found
@@ -53,10 +98,13 @@ def sample(
     seed: int,
     footer: str = "",
 ) -> list[Place]:
-    """One PNG a prompt and a captioned grid; the paths written, the grid last.
+    """Writes one PNG a prompt and a captioned grid.
 
     Args:
         footer: a line below the grid.
+
+    Returns:
+        The paths written, the grid last.
     """
     images = pictures.to_uint8(flowtok.text_to_image(prompts, seed))
     paths = []
@@ -73,59 +121,3 @@ def sample(
         paths[-1], pictures.grid(rows, captions, side=side, footer=footer)
     )
     return paths
-
-
-def read_image(path: pathlib.Path, side: int) -> np.ndarray:
-    """An image file as RGB [side, side, 3] in [0, 1]: shorter side resized, centre cut.
-
-    Raises:
-        Exception: of several kinds, where it is no readable image.
-    """
-    with Image.open(path) as file:
-        image = file
-        if file.mode.startswith("I"):  # 16 bits a pixel: `convert` would clip at 255
-            image = Image.fromarray((np.asarray(file) // 257).astype(np.uint8))
-        image = image.convert("RGB")
-    scale = side / min(image.size)
-    if scale != 1:
-        size = [max(side, round(length * scale)) for length in image.size]
-        image = image.resize(size, Image.BICUBIC)
-    left, top = ((length - side) // 2 for length in image.size)
-    return np.asarray(image.crop((left, top, left + side, top + side))) / 255.0
-
-
-def caption(
-    flowtok: FlowTok,
-    pattern: str,
-    seed: int,
-    as_json: bool,
-    say: Callable[[str], None],
-) -> int:
-    """Says one caption an image file, and returns how many files could not be read.
-
-    Raises:
-        UserError: where no file matches the pattern.
-    """
-    found = [pattern, *glob.glob(pattern, recursive=True)]
-    paths = sorted({p for p in map(pathlib.Path, found) if p.is_file()})
-    if not paths:
-        raise UserError(
-            f"--images={pattern} matches no file; wanted a path or a quoted glob such "
-            "as 'photos/*.png'"
-        )
-    side = flowtok.nets.tokenizer.image_size
-    readable, images, failed = [], [], 0
-    for path in paths:
-        try:
-            images.append(read_image(path, side))
-            readable.append(path)
-        except Exception as error:  # a broken file makes a decoder raise anything
-            failed += 1
-            logging.error("%s is not a readable image: %s", path, error)
-    captions = flowtok.image_to_text(np.stack(images), seed) if images else []
-    for path, text in zip(readable, captions, strict=True):
-        line = {"file": str(path), "caption": text}
-        say(json.dumps(line) if as_json else f"{path}: {text}")
-    if failed:
-        logging.error("%d of %d files could not be read", failed, len(paths))
-    return failed

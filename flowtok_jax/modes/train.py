@@ -1,6 +1,7 @@
 """Training all the stages of a config in one workdir, and the summary at the end."""
 
 import json
+import logging
 import sys
 import textwrap
 from typing import Any
@@ -13,7 +14,9 @@ from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures, previews
 from flowtok_jax.models.build import make_nets
+from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.cli import join_processes
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.mesh import make_mesh
@@ -43,6 +46,22 @@ def _inline(value: Any) -> str:
         for k, v in value.items()
     )
     return ", ".join(parts)
+
+
+def run(arguments: Arguments) -> int:
+    """Trains what the config asks for."""
+    config = arguments.training_config()
+    workdir = arguments.workdir()
+    join_processes(arguments.flags)
+    try:
+        train(config, workdir)
+    except loop.PreemptedError as error:
+        logging.warning(
+            "asked to end: %s saved at step %d (%s); the same command goes on",
+            *error.args,
+            workdir / PREEMPTED,
+        )
+    return 0
 
 
 def train(config: ConfigDict, workdir: Place) -> None:

@@ -1,29 +1,159 @@
-"""How messages look: one line each, a level only where something is wrong."""
+"""The frame of every command: logging, cluster flags, one-line errors, exit status.
 
+Exit status: 0 for success; 1 where some inputs failed or a store may work again on the
+next try; 2 for a user's mistake; 130 after Ctrl-C. A traceback means a bug.
+"""
+
+import argparse
+import errno
 import logging
 import os
+import sys
+import traceback
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+
+# Their own log level, where the root's would let through what only we can act on.
+QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
+# What these log as an error they raise as well, and we report.
+SILENT_LIBRARIES = ("absl", "orbax", "asyncio", "gcsfs")
+
+# name, type, default, help: the same flags for absl's and for argparse's commands
+CLUSTER_FLAGS: Sequence[tuple[str, type, Any, str]] = (
+    (
+        "coordinator",
+        str,
+        None,
+        "HOST:PORT of process 0 of several that work together; on Slurm, Open MPI, GKE "
+        "and Cloud TPU they find one another without it.",
+    ),
+    ("num_processes", int, None, "Number of processes, beside --coordinator."),
+    ("process_id", int, None, "Number of this one, from 0, beside --coordinator."),
+    ("cluster_timeout", int, 60, "Seconds to wait for the others at the start."),
+)
 
 
 class _OneLine(logging.Formatter):
-    """Messages as a person reads them."""
+    """A message as a person reads it, with its level from WARNING on."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        plain = record.levelno < logging.WARNING
-        return text if plain else f"{record.levelname.lower()}: {text}"
+        if record.levelno < logging.WARNING:
+            return text
+        return f"{record.levelname.lower()}: {text}"
 
 
-def set_up() -> None:
-    """Our own messages from INFO on, libraries' from WARNING on; all to stderr."""
+def set_up_logging() -> None:
+    """Shows our messages from INFO on and libraries' from WARNING on, on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("jax", "grain", "httpx", "huggingface_hub", "fsspec"):
+    for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # What these log as an error they raise as well, and we report.
-    for name in ("absl", "orbax", "asyncio", "gcsfs"):
+    for name in SILENT_LIBRARIES:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Of transformers, which advises everyone to install PyTorch.
+    # transformers advises everyone to install PyTorch, which is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
+
+
+def define_cluster_flags() -> None:
+    """Defines the cluster's flags for a command of absl's."""
+    for name, kind, default, text in CLUSTER_FLAGS:
+        define = flags.DEFINE_string if kind is str else flags.DEFINE_integer
+        define(name, default, text)
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the cluster's flags to a command of argparse's."""
+    for name, kind, default, text in CLUSTER_FLAGS:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+
+def join_processes(values: Any) -> None:
+    """Makes this process one of several, where flags or a cluster say so.
+
+    Args:
+        values: parsed flags that have those of CLUSTER_FLAGS as attributes.
+    """
+    processes.start(**{name: getattr(values, name) for name, *_ in CLUSTER_FLAGS})
+
+
+def make_command_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Makes the parser of a command `python -m MODULE`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def say(line: str) -> None:
+    """Writes a result to stdout at once, so that a pipe sees it while we work on."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def run_command(
+    command: Callable[[], int | None],
+    interrupted: str = "interrupted; the same command goes on from here",
+) -> int:
+    """Runs a command and turns the way it ends into an exit status.
+
+    Args:
+        command: returns the status, None for 0; a user's mistake is a UserError.
+        interrupted: the line that Ctrl-C ends in.
+    """
+    set_up_logging()
+    try:
+        return command() or 0
+    except StoreError as error:
+        _end_at_once(f"error: {error}", 1)
+    except WriteError as error:
+        _end_at_once(f"error: {error}", 2)
+    except UserError as error:
+        return _end(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _end(interrupted, 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"error: {error}; make room, and the same command goes on"
+            _end_at_once(text, 2)
+        _raise_alone()
+    except Exception:
+        _raise_alone()
+
+
+def _end(text: str, status: int) -> int:
+    """Says the last line; one process of several ends here and now.
+
+    At exit JAX would wait for the other processes, which wait for this one.
+    """
+    if jax.distributed.is_initialized():
+        _end_at_once(text, status)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    return status
+
+
+def _end_at_once(text: str, status: int) -> NoReturn:
+    """Ends the process before libraries write, and complain again, at exit."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _raise_alone() -> NoReturn:
+    """Raises the bug again; one process of several ends at once, as do the others."""
+    if jax.distributed.is_initialized():
+        traceback.print_exc()
+        _end_at_once("error: this process failed; the others end within a minute", 1)
+    raise  # noqa: PLE0704 - called while an exception is handled

@@ -76,7 +76,7 @@ def start(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
-    timeout: int,
+    cluster_timeout: int,
 ) -> None:
     """Joins the other processes, where there are others; call before any computation.
 
@@ -85,7 +85,7 @@ def start(
     Args:
         coordinator: HOST:PORT of process 0; with the two numbers, instead of what the
             environment says.
-        timeout: seconds to wait for the others.
+        cluster_timeout: seconds to wait for the others.
 
     Raises:
         UserError: for arguments that do not fit together. Where the others do not come
@@ -109,10 +109,11 @@ def start(
             return
         given = {"cluster_detection_method": found}
         what = f"this process, of a cluster found by {found},"
-    with _impatient(what, timeout):
+    with _impatient(what, cluster_timeout):
         jax.distributed.initialize(
             **given,
-            initialization_timeout=timeout + 60,  # ours ends first, with a clear line
+            # Ours ends first, with a clear line.
+            initialization_timeout=cluster_timeout + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     if not is_first():

@@ -1,0 +1,156 @@
+"""What a command line means: its config, its trained weights, its folder."""
+
+import logging
+import pathlib
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flowtok_jax.runtime import config as config_files
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.weights.pretrained import adopt
+from flowtok_jax.weights.workdir import drop_overridden, read_config
+
+RUNS = "runs"
+A_CHECKPOINT = "a run's workdir or a directory of pretrained weights"
+
+
+class Arguments(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+        flags: absl's values by name.
+        named: the value of --config as it was given, with its variant; "" for none.
+        changes: flags --config.KEY=VALUE, where no --config names a config: they change
+            the one stored with the weights.
+    """
+
+    flags: flags.FlagValues
+    named: str
+    changes: list[str]
+
+    def default_workdir(self) -> str:
+        """Returns runs/NAME, the workdir of a config where --workdir gives none.
+
+        A variant that is one of the config's stages, as in configs/demo.py:t2i, shares
+        the workdir of the others; any other has its own, as configs/h.py:2 in runs/h-2.
+        """
+        path, _, variant = self.named.partition(":")
+        name = pathlib.Path(path).stem
+        if variant and variant not in self.flags.config.stages:
+            name += f"-{variant}"
+        return f"{RUNS}/{name}"
+
+    def workdir(self) -> Place:
+        """Returns the folder of a run, and says so where --workdir does not name it."""
+        if self.flags.workdir:
+            return to_place(self.flags.workdir)
+        workdir = self.default_workdir()
+        logging.info("workdir: %s (--workdir=DIR for another)", workdir)
+        return to_place(workdir)
+
+    def weights(self) -> Place:
+        """Returns the place of the weights to use: --checkpoint, else the workdir.
+
+        Raises:
+            UserError: where none is named, or the place does not exist.
+        """
+        place = self.flags.checkpoint or self.flags.workdir
+        if not place and self.named:
+            place = self.default_workdir()
+        if not place:
+            raise UserError(
+                f"no weights named; expected --checkpoint=DIR, {A_CHECKPOINT}"
+            )
+        if not to_place(place).is_dir():
+            raise UserError(
+                f"checkpoint {place} does not exist; expected {A_CHECKPOINT}"
+            )
+        return to_place(place)
+
+    def output(self) -> Place:
+        """Returns the folder to write to beside the weights: --workdir, else theirs."""
+        return to_place(self.flags.workdir) if self.flags.workdir else self.weights()
+
+    def config(self) -> ConfigDict:
+        """Returns the config that --config names, with what the weights say of it.
+
+        Raises:
+            UserError: where there is none.
+        """
+        config = self.flags.config
+        if config is None:
+            raise UserError("no config named; expected --config=configs/demo.py, say")
+        self._prepare(config)
+        return config
+
+    def training_config(self) -> ConfigDict:
+        """Returns `config()` with --checkpoint as `init_from`.
+
+        Raises:
+            UserError: where the two name different places.
+        """
+        config, start = self.config(), self.flags.checkpoint
+        if start and config.init_from not in ("", start):
+            raise UserError(
+                f"--checkpoint={start} and init_from={config.init_from} differ; "
+                "training starts from one place: give one of them"
+            )
+        config.init_from = start or config.init_from
+        return config
+
+    def weights_config(self) -> ConfigDict | None:
+        """Returns the config to use trained weights with; None for the stored one.
+
+        Raises:
+            UserError: where a change of the stored config cannot be.
+        """
+        if self.changes:
+            return self._changed_config()
+        if self.flags.config is not None:
+            self._prepare(self.flags.config, has_weights=True)
+        return self.flags.config
+
+    def _prepare(self, config: ConfigDict, has_weights: bool = False) -> None:
+        """Makes the command line win over stages' own values, and adopts weights'.
+
+        Args:
+            has_weights: whether --workdir is a place of weights too.
+        """
+        overrides = config_flags.get_override_values(self.flags["config"])
+        drop_overridden(config, overrides)
+        if not config.init_config:
+            return
+        place = self.flags.checkpoint or config.init_from
+        if not place and has_weights:
+            place = self.flags.workdir
+        if not place:
+            raise UserError(
+                "this config starts from trained weights and takes their sizes; "
+                "expected --checkpoint=DIR, a run's workdir (runs/demo) or a directory "
+                "of pretrained weights (weights/xl)"
+            )
+        adopt(config, to_place(place), overrides)
+
+    def _changed_config(self) -> ConfigDict:
+        """Returns the stored config, changed by flags --config.KEY=VALUE."""
+        if not (self.flags.checkpoint or self.flags.workdir):
+            raise UserError(
+                f"{self.changes[0].partition('=')[0]} changes no config; expected "
+                "--config=FILE, or --checkpoint=DIR beside it"
+            )
+        config = read_config(self.weights())
+        for change in self.changes:
+            config_files.check_key(config, change.partition("=")[0])
+        argv = ["main", *self.changes]
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        try:
+            values(argv)
+        except (flags.Error, ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+        return config

@@ -1,0 +1,58 @@
+"""What a command line means for a config, its weights and its folder."""
+
+import types
+
+import pytest
+
+from configs import demo, h, tokenizer
+from flowtok_jax.modes.arguments import Arguments
+from flowtok_jax.runtime.errors import UserError
+
+
+def arguments(named="", config=None, changes=(), **flags) -> Arguments:
+    values = {"workdir": None, "checkpoint": None, "config": config, **flags}
+    return Arguments(types.SimpleNamespace(**values), named, list(changes))
+
+
+@pytest.mark.parametrize(
+    ("named", "config", "workdir"),
+    [
+        ("configs/demo.py", demo.get_config(), "runs/demo"),
+        ("configs/demo.py:t2i", demo.get_config("t2i"), "runs/demo"),
+        ("configs/h.py", h.get_config(), "runs/h"),
+        ("/elsewhere/configs/h.py:2", h.get_config("2"), "runs/h-2"),
+        ("my tokenizer.py:256", tokenizer.get_config("256"), "runs/my tokenizer-256"),
+    ],
+)
+def test_without_a_workdir_a_run_has_one_by_its_config(named, config, workdir, caplog):
+    with caplog.at_level("INFO"):
+        assert str(arguments(named, config).workdir()) == workdir
+    assert caplog.messages == [f"workdir: {workdir} (--workdir=DIR for another)"]
+
+
+def test_a_given_workdir_is_taken_without_a_word(caplog):
+    given = arguments("configs/demo.py", demo.get_config(), workdir="/x/y")
+    assert str(given.workdir()) == "/x/y"
+    assert caplog.messages == []
+
+
+def test_weights_are_those_of_the_checkpoint_else_of_the_workdir(tmp_path):
+    places = {name: tmp_path / name for name in ("checkpoint", "workdir")}
+    for place in places.values():
+        place.mkdir()
+    flags = {name: str(place) for name, place in places.items()}
+    assert arguments(**flags).weights() == places["checkpoint"]
+    assert arguments(**flags).output() == places["workdir"]
+    assert arguments(workdir=flags["workdir"]).weights() == places["workdir"]
+    assert arguments(checkpoint=flags["checkpoint"]).output() == places["checkpoint"]
+
+
+def test_weights_of_a_config_are_in_the_workdir_that_it_trains_in(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    given = arguments("configs/demo.py", demo.get_config())
+    with pytest.raises(UserError, match="checkpoint runs/demo does not exist"):
+        given.weights()
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert str(given.weights()) == "runs/demo"
