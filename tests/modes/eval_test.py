@@ -37,7 +37,7 @@ OPTIONS = {"eval.samples": COUNT, "eval.judged": 20, "eval.chunk": 10}
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setenv("PATH", NO_JAVA["PATH"])
-    for module in ("evaluation", "eval.runner"):
+    for module in ("modes.eval", "eval.previews"):
         name = f"flowtok_jax.{module}.load_metric_net"
         monkeypatch.setattr(name, fake.load_metric_net)
 

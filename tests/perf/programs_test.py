@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.modes import compile as compile_mode
 from flowtok_jax.perf import programs, topologies
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.steps import TASKS
@@ -191,9 +192,9 @@ def test_the_last_line_is_one_json_object_and_nothing_is_written(
 def test_a_program_larger_than_the_device_does_not_fit(pretended, monkeypatch):
     small = topologies.KINDS["a100"]._replace(hbm_gib=0.001)
     monkeypatch.setitem(topologies.KINDS, "a100", small)
-    result = programs.report(config(), "a100:8", "train")
+    result = compile_mode.report(config(), "a100:8", "train")
     assert result["fits"] is False
-    assert any("DOES NOT FIT" in line for line in programs.describe(result))
+    assert any("DOES NOT FIT" in line for line in compile_mode.describe(result))
 
 
 def test_mistakes_end_in_one_line(cli):
@@ -205,7 +206,7 @@ def test_mistakes_end_in_one_line(cli):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "a100:4"])
-@pytest.mark.parametrize("step", programs.STEPS)
+@pytest.mark.parametrize("step", compile_mode.STEPS)
 def test_the_demo_compiles_for_hardware_that_is_not_there(topology, step):
     platform = topologies.KINDS[topologies.parse(topology)[0]].platform
     try:
