@@ -58,6 +58,7 @@ from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.train.state import params_sha256
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import groups_of, steps_of
+from flowtok_jax.weights.workdir import read_config
 
 EVAL = "eval"
 # The groups of parameters that a part's numbers depend on.

@@ -279,7 +279,7 @@ def test_a_directory_of_something_else_is_refused(cli, demo, photos, whole, tmp_
 def test_weights_that_are_not_there_are_asked_for(cli, demo, photos, tmp_path):
     arguments = command(demo, f"folder:{photos}", tmp_path / "out")
     del arguments[2]
-    assert "wanted --checkpoint=DIR, a run's" in cli(*arguments).complaint
+    assert "expected --checkpoint=DIR, a run's" in cli(*arguments).complaint
     arguments[1] = "--config=configs/b.py"
     assert "no weights named; wanted --checkpoint=DIR" in cli(*arguments).complaint
     arguments[1] = "--config=configs/finetune.py"
