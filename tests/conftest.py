@@ -28,6 +28,9 @@ def pytest_configure(config):
     # newer warn of one, and the warning is an error, the process crashes.
     ignored = "ignore:builtin type .* has no __module__:DeprecationWarning"
     config.addinivalue_line("filterwarnings", ignored)
+    # transformers 5.0 to 5.15, whose tokenizer of CLIP is told so by tokenizers 0.22.
+    ignored = "ignore:Deprecated in 0.9.0.*BPE:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", ignored)
 
 
 # The package is imported late: its types are checked only in what is imported after
