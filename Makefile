@@ -1,34 +1,58 @@
 # Each target sets itself up: on a machine with only Python 3.11 or newer, the first
-# call makes .venv and installs what the target needs.
-PYTHON ?= python3
-BIN := .venv/bin
+# call makes an environment and installs what the target needs.
 WORKDIR ?= runs/demo
+export WORKDIR  # recipes read it as a shell variable: spaces and quotes survive
 
-.PHONY: demo test lint clean
+# The environment is .venv. Where PYTHON is given and .venv has another version, the
+# environment is .venv-X.Y, so that one checkout can be tested on several versions.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+ifdef PYTHON
+  WANTED := $(shell $(PYTHON) -c '$(VERSION)' 2> /dev/null)
+  PRESENT := $(shell .venv/bin/python -c '$(VERSION)' 2> /dev/null)
+  VENV ?= .venv$(if $(filter-out $(WANTED),$(PRESENT)),-$(WANTED))
+endif
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-demo: .venv/run
-	$(BIN)/python -m flowtok_jax.main --config=configs/demo.py --workdir=$(WORKDIR)
+.PHONY: demo test fast lint docs clean
+
+demo: $(VENV)/run
+	$(BIN)/python -m flowtok_jax.main --config=configs/demo.py --workdir="$$WORKDIR"
 
 test: lint
 	$(BIN)/python -m pytest
 
-lint: .venv/dev
+# A selection of the tests, for a second version of Python (see .ci/run).
+fast: $(VENV)/dev
+	$(BIN)/python -m pytest -m 'fast and not slow and not gpu and not tpu'
+
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck launch/*.sh
+	$(BIN)/shellcheck launch/*.sh .ci/run
 
-.venv/bin/python:
+docs: $(VENV)/docs
+	$(BIN)/python -m mkdocs build --strict
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; make PYTHON=python3.x"; exit 2; }
-	$(PYTHON) -m venv .venv
+	  { echo "$(PYTHON) is missing or too old; expected Python 3.11 or newer: make PYTHON=python3.x"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
 
-.venv/run: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -r
+
+$(VENV)/run: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) $<
 	@touch $@
 
-.venv/dev: requirements-dev.txt requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@ .venv/run
+$(VENV)/dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) $<
+	@touch $@ $(VENV)/run
+
+$(VENV)/docs: requirements-docs.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) $<
+	@touch $@ $(VENV)/run
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-* site

@@ -27,7 +27,11 @@ from flowtok_jax.modes import MODES
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.compile import STEPS
 from flowtok_jax.runtime import cli
-from flowtok_jax.runtime.config import check_config_flags, named_config
+from flowtok_jax.runtime.config import (
+    check_config_flags,
+    find_configs,
+    named_config,
+)
 from flowtok_jax.runtime.errors import UserError
 
 HELP_FLAGS = {"--help", "-h", "--helpshort", "--helpfull"}
@@ -66,6 +70,7 @@ def parse_flags(argv: list[str]) -> Arguments:
     Raises:
         UserError: saying what was wrong with it.
     """
+    argv = find_configs(argv)
     check_config_flags(argv)
     named, changes = named_config(argv), []
     if not named:  # the config stored with the weights is meant
@@ -82,8 +87,13 @@ def parse_flags(argv: list[str]) -> Arguments:
     return Arguments(flags.FLAGS, named, changes)
 
 
-def main(argv: list[str]) -> int:
-    """Parses the flags, runs the mode, and returns the exit status."""
+def main(argv: list[str] | None = None) -> int:
+    """Parses the flags, runs the mode, and returns the exit status.
+
+    Args:
+        argv: the program's name and its flags; by default those of this process.
+    """
+    argv = sys.argv if argv is None else argv
     if HELP_FLAGS & set(argv[1:]):
         cli.say(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
@@ -96,4 +106,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

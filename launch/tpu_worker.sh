@@ -35,7 +35,7 @@ state() {
 # A newer Python than the machine's (TPU VMs have 3.10) comes with uv.
 setup() {
   local stamp
-  stamp=$(cat requirements.txt requirements-tpu.txt | sha256sum)
+  stamp=$(cat pyproject.toml requirements-tpu.txt | sha256sum)
   if [[ $(cat .venv/stamp 2> /dev/null) == "$stamp" ]]; then
     return
   fi

@@ -1,10 +1,32 @@
 """Settings of every test: 8 CPU devices, no silent broadcasts, warnings are errors."""
 
 import os
+import pathlib
 import signal
 
 import jax
 import pytest
+
+# The tests of the marker `fast`: enough of everything to trust another Python, with a
+# run of all stages, its resumption and the commands that use its weights.
+FAST = (
+    "configs_test.py",
+    "data",
+    "demo_test.py",
+    "flow",
+    "main_test.py",
+    "models/build_test.py",
+    "models/clip_test.py",
+    "models/dit_test.py",
+    "models/layers_test.py",
+    "models/text_test.py",
+    "models/tokenizer_test.py",
+    "packaging_test.py",
+    "perf/profile_test.py",
+    "runtime/config_test.py",
+    "train/checkpoint_test.py",
+    "weights",
+)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,6 +46,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    # jaxlib 0.12 makes the profiler's types at their first use; where Python 3.12 and
+    # newer warn of one, and the warning is an error, the process crashes.
+    ignored = "ignore:builtin type .* has no __module__:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", ignored)
+    # transformers 5.0 to 5.15, whose tokenizer of CLIP is told so by tokenizers 0.22.
+    ignored = "ignore:Deprecated in 0.9.0.*BPE:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", ignored)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items):
+    here = pathlib.Path(__file__).parent
+    paths = [here / name for name in FAST]
+    if absent := [str(path) for path in paths if not path.exists()]:
+        raise pytest.UsageError(f"FAST in tests/conftest.py names {absent}")
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in paths):
+            item.add_marker("fast")
 
 
 # The package is imported late: its types are checked only in what is imported after

@@ -1,6 +1,6 @@
 """State dicts in files: PyTorch's own (.pth, .bin) and safetensors.
 
-PyTorch is needed for its own files only (requirements-convert.txt), and unpickles
+PyTorch is needed for its own files only (the extra `convert`), and unpickles
 nothing but tensors (`weights_only=True`). The content decides, not the ending.
 """
 
@@ -103,8 +103,8 @@ def _torch(path: pathlib.Path):
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path} is a file of PyTorch, which is not installed; `pip install -r "
-            "requirements-convert.txt`, or use a .safetensors file, which needs none"
+            f"{path} is a file of PyTorch, which is not installed; `pip install "
+            "'flowtok_jax[convert]'`, or use a .safetensors file, which needs none"
         ) from error
     return torch
 

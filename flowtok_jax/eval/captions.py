@@ -81,7 +81,7 @@ def score_captions(
         "references": sum(map(len, refs.values())),
     }
     if importlib.util.find_spec(PACKAGE) is None:
-        reason = f"{PACKAGE} is not installed: pip install -r requirements-eval.txt"
+        reason = f"{PACKAGE} is not installed: pip install 'flowtok_jax[eval]'"
         return Scores({}, dict.fromkeys(METRICS, reason), protocol)
     protocol[PACKAGE] = importlib.metadata.version(PACKAGE)
     with _muted() as log:

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from flowtok_jax.runtime.errors import UserError
 
 TARGETS = pathlib.Path(__file__).parent / "targets"
-EXTRAS = "requirements-compile.txt"
+EXTRA = "flowtok_jax[compile]"
 
 
 class Kind(NamedTuple):
@@ -95,7 +95,7 @@ def need(platform: str) -> None:
         if found is None:
             raise UserError(
                 f"compiling for {platform} needs the package {module}; "
-                f"run: pip install -r {EXTRAS}"
+                f"run: pip install '{EXTRA}'"
             )
 
 

@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, fakes, root):
         self.fakes, self.root = fakes, root
         shutil.copytree(LAUNCH, root / "launch")
-        for name in ("requirements.txt", "requirements-tpu.txt"):
+        for name in ("pyproject.toml", "requirements-tpu.txt"):
             shutil.copy(ROOT / name, root)
 
     def __call__(self, *arguments: str, main: str = GO_ON) -> str:
@@ -130,6 +130,6 @@ def test_setup_installs_once(worker, tmp_path):
     assert lines[-1].endswith("--python .venv/bin/python -r requirements-tpu.txt")
     worker("setup")
     assert calls.read_text().splitlines() == lines
-    (worker.root / "requirements-tpu.txt").write_text("jax[tpu]\n")
+    (worker.root / "pyproject.toml").write_text("[project]\n")
     worker("setup")
     assert calls.read_text().splitlines() == lines * 2

@@ -50,7 +50,7 @@ def test_another_name_is_refused_with_the_choices(name):
 @pytest.mark.parametrize("name", ["v5e:4x4", "a100:8"])
 def test_an_absent_extra_is_named_with_the_line_that_installs_it(name, monkeypatch):
     monkeypatch.setattr(topologies, "MODULES", {"tpu": ("no_a",), "cuda": ("no_b.c",)})
-    line = r"needs the package no_\w.*; run: pip install -r requirements-compile.txt$"
+    line = r"needs the package no_\w.*; run: pip install 'flowtok_jax\[compile\]'$"
     with pytest.raises(UserError, match=line) as caught:
         topologies.devices(name)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,85 @@
+"""Which file --config means, and what a config file may import."""
+
+import sys
+
+import pytest
+
+from flowtok_jax.runtime import config
+from flowtok_jax.runtime.errors import UserError
+from tests import run
+
+CONFIGS = run.ROOT / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, empty; what configs import is forgotten after the test."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "configs", None)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("value", ["configs/h.py:1", "h.py:1"])
+def test_a_config_that_comes_with_the_package_is_found_from_any_folder(folder, value):
+    assert config.find_config(value) == f"{CONFIGS}/h.py:1"
+    assert config.find_config(f"{CONFIGS}/h.py") == f"{CONFIGS}/h.py"
+
+
+def test_a_file_in_the_working_directory_comes_first(folder):
+    (folder / "configs").mkdir()
+    (folder / "configs" / "h.py").touch()
+    assert config.find_config("configs/h.py:1") == "configs/h.py:1"
+    assert config.find_config("h.py") == f"{CONFIGS}/h.py"
+
+
+@pytest.mark.parametrize("path", ["configs/g.py", "configs", "/nowhere/h.py", "."])
+def test_what_is_nowhere_is_refused_with_what_there_is(folder, path):
+    message = rf"--config={path} does not exist.*configs/demo.py.*configs/xl.py$"
+    with pytest.raises(UserError, match=message):
+        config.find_config(f"{path}:t2i")
+
+
+def test_every_config_of_a_command_line_is_found_and_the_rest_stays(folder):
+    flags = ["--config.train.seed=1", "--workdir", "h.py", "--json"]
+    given = ["main", "--config=h.py", "--config", "demo.py:t2i", *flags]
+    found = config.find_configs(given)
+    assert found[1:4] == [
+        f"--config={CONFIGS}/h.py",
+        "--config",
+        f"{CONFIGS}/demo.py:t2i",
+    ]
+    assert [found[0], *found[4:]] == ["main", *flags]
+    assert config.find_configs(["main"]) == ["main"]
+
+
+def write(path, *lines):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_config_imports_files_beside_it_and_those_of_the_package(folder):
+    write(folder / "configs" / "base.py", "STEPS = 7")
+    own = write(
+        folder / "configs" / "mine.py",
+        "from configs import base, default",
+        "def get_config():",
+        "    config = default.get_config()",
+        "    config.train.num_steps = base.STEPS",
+        "    return config",
+    )
+    config.check_config_flags(["main", f"--config={own}", "--config.train.seed=2"])
+    assert sys.modules["configs.base"].STEPS == 7
+    assert sys.modules["configs.default"].__file__ == str(CONFIGS / "default.py")
+    with pytest.raises(UserError, match=r"--config.train.sed: no such key.*seed"):
+        config.check_config_flags(["main", f"--config={own}", "--config.train.sed=2"])
+
+
+def test_an_own_file_stands_for_one_of_the_package_only_beside_the_config(folder):
+    write(folder / "configs" / "default.py", "raise RuntimeError('another project')")
+    own = write(folder / "own" / "mine.py", "from configs.demo import get_config")
+    config.check_config_flags(["main", f"--config={own}:t2i", "--config.stages=x"])
+    assert sys.modules["configs.default"].__file__ == str(CONFIGS / "default.py")
+    config.check_config_flags(["main", f"--config={CONFIGS}/h.py:512"])
