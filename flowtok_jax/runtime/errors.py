@@ -1,16 +1,46 @@
-"""A user's mistake, as against a bug."""
+"""Errors that a user can mend, as against bugs."""
+
+from collections.abc import Callable, Mapping
 
 
 class UserError(ValueError):
-    """Something the user can mend; its text is one line: what, got, wanted, cure.
+    """A mistake that the user can mend; one line says what, got, expected, cure.
 
     The command line prints it and exits with status 2, without a traceback.
     """
 
 
 class StoreError(UserError):
-    """A remote store that fails; the same command may find it well again: status 1."""
+    """A failure of a remote store, which may be well again on the next try: status 1."""
 
 
 class WriteError(UserError):
-    """What cannot be written: no room, a quota, a disk that fails."""
+    """A failure to write: no room, a quota, a disk that fails."""
+
+
+def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> None:
+    """Calls every check, and raises what all of them find wrong as one error.
+
+    A user who mends one thing should not meet the next one after another start.
+
+    Args:
+        checks: the subject of each check, such as "data", and the check.
+        what: the start of the first line where several things are wrong.
+
+    Raises:
+        UserError: the only one as it is; several as a list, a line each.
+    """
+    found: dict[str, UserError] = {}
+    for subject, check in checks.items():
+        try:
+            check()
+        except UserError as error:
+            # The same thing may be missing for several reasons.
+            if str(error) not in map(str, found.values()):
+                found[subject] = error
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    if found:
+        width = max(map(len, found))
+        lines = [f"  {subject:<{width}}  {error}" for subject, error in found.items()]
+        raise UserError("\n".join([f"{what}; {len(lines)} things are wrong:", *lines]))
