@@ -130,8 +130,8 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_is(cli, demo):
     overrides = {"dit.width": 32, "train.seed": 5}
     outcome = cli(*run.command(demo.workdir, **overrides))
     assert outcome.status == 2
-    assert "dit.width (16 there, 32 here)" in outcome.complaint
-    assert "train.seed (0 there, 5 here)" in outcome.complaint
+    assert "dit.width is 16 there, 32 here" in outcome.complaint
+    assert "train.seed is 0 there, 5 here" in outcome.complaint
     assert (demo.workdir / "config.json").read_text() == before
 
 

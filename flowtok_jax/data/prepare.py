@@ -17,8 +17,6 @@ import json
 import logging
 import os
 import pathlib
-import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.report import Report
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import check_new_directory, new_directory, write_json
 
 CHUNK = 512  # records that are decoded at a time
 
@@ -172,8 +171,7 @@ def prepare(flags: argparse.Namespace) -> Report:
     if not (flags.source and flags.out):
         raise UserError("wanted --source=SPEC and --out=DIR; --help says what SPEC is")
     out, filters = pathlib.Path(flags.out), make_filters(flags)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty; give another --out")
+    check_new_directory(out)  # before anything is read
     parts = sources.parse(flags.source)
     if any(part.weight is not None for part in parts):
         raise UserError(
@@ -193,9 +191,7 @@ def prepare(flags: argparse.Namespace) -> Report:
     report = Report()
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = wanted_records(found, report, flags.dedupe)
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
+    with new_directory(out) as part:
         written = write_shards(records, part, flags.shard_mb << 20)
         if not written:
             raise UserError(
@@ -204,12 +200,7 @@ def prepare(flags: argparse.Namespace) -> Report:
             )
         shards.write_manifest(part, written)
         content = {"source": flags.source, **report.summary()}
-        (part / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(part / "report.json", content)
     return report
 
 

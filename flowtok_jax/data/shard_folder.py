@@ -8,7 +8,7 @@ report.json              what was left out, when all is there
 """
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flowtok_jax.data import shards
 from flowtok_jax.data.records import RejectCounter
@@ -31,29 +31,6 @@ class Done(NamedTuple):
     records: int
     rejected: list[tuple[str, str]]
     shard: shards.Shard | None
-
-
-def claim(folder: pathlib.Path, made: dict[str, Any]) -> None:
-    """Makes the directory that of these shards.
-
-    Raises:
-        UserError: where it is something else's, saying what differs.
-    """
-    if (folder / MADE).is_file():
-        there = read_json(folder / MADE)
-        for key in made:
-            if there.get(key) != made[key]:
-                raise UserError(
-                    f"{folder} holds shards that were made otherwise: {key} is "
-                    f"{there.get(key)} there, {made[key]} here; give another --workdir"
-                )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} is there already and not of pretokenised shards; give another "
-            "--workdir"
-        )
-    else:
-        write_json(folder / MADE, made)
 
 
 def _done_path(folder: pathlib.Path, number: int) -> pathlib.Path:

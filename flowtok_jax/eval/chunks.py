@@ -5,15 +5,13 @@ FOLDER/00000-01000.npz      arrays of the samples from 0 to 999, written whole
 """
 
 import io
-import json
 import logging
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, read_json, write_bytes, write_json
+from flowtok_jax.runtime.files import Place, claim, write_bytes
 
 PROTOCOL = "protocol.json"
 
@@ -34,20 +32,7 @@ class Chunks:
         Raises:
             UserError: where it is another one's, naming what differs.
         """
-        path, protocol = self.folder / PROTOCOL, json.loads(json.dumps(protocol))
-        if not path.is_file():
-            write_json(path, protocol)
-            return
-        there = read_json(path)
-        differing = [
-            k for k in {**there, **protocol} if there.get(k) != protocol.get(k)
-        ]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"{self.folder} holds samples made otherwise: {key} is "
-                f"{there.get(key)} there, {protocol.get(key)} here; move it away"
-            )
+        claim(self.folder / PROTOCOL, protocol, cure="move it away")
 
     def _path(self, number: int) -> Place:
         rows = self.ranges[number]

@@ -9,7 +9,6 @@ NAME ends in a digest of the protocol, so that another protocol is another NAME.
 """
 
 import collections
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -26,7 +25,7 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.chunks import Chunks
 from flowtok_jax.eval.parts import Measured, Part
 from flowtok_jax.runtime import processes
-from flowtok_jax.runtime.files import Place, read_json, write_json
+from flowtok_jax.runtime.files import Place, json_sha256, read_json, write_json
 
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "pillow")
 NAMED = 5  # of the records left out
@@ -34,8 +33,7 @@ NAMED = 5  # of the records left out
 
 def digest(protocol: dict[str, Any]) -> str:
     """The first 8 digits of a SHA-256."""
-    text = json.dumps(protocol, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return json_sha256(protocol)[:8]
 
 
 def name_of(part: Part) -> str:

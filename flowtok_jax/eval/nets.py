@@ -7,10 +7,8 @@ vocabulary.json    captions to CLIP's ids, where it has clip
 which `python -m flowtok_jax.convert` writes; or "random".
 """
 
-import hashlib
 import json
 import math
-import pathlib
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import local_file, to_place
+from flowtok_jax.runtime.files import file_sha256, local_file, to_place
 from flowtok_jax.weights.safetensors import Shape, check_shapes, read_safetensors
 
 METRICS = "metrics.json"
@@ -104,7 +102,7 @@ def load_metric_net(name: str, place: str) -> MetricNet:
     if not path.is_file():
         raise UserError(f"{path} is not there; {_cure(name)}")
     with local_file(path) as file:
-        found = digest_of(file)
+        found = file_sha256(file)
         if found != digest:
             raise UserError(
                 f"{path} has sha256 {found}, {METRICS} says {digest}; {_cure(name)}"
@@ -137,12 +135,6 @@ def read_metrics(place: str) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise UserError(f"{path} holds a {type(entries).__name__}; wanted an object")
     return entries
-
-
-def digest_of(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cure(name: str) -> str:

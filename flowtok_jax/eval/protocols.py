@@ -11,7 +11,7 @@ first ones of the whole draw.
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flowtok_jax.runtime.errors import UserError
@@ -146,11 +146,6 @@ def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
             f"{samples}; wanted the whole {protocol.file}, or fewer samples"
         )
     return found[:samples]
-
-
-def digest_of(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of ids, captions and categories, in their order."""
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def metric_suffix(protocol: str, samples: int, count: int | None = None) -> str:

@@ -32,7 +32,6 @@ from flowtok_jax.eval.parts import NO_WEIGHTS, Part
 from flowtok_jax.eval.previews import make_extractor
 from flowtok_jax.eval.protocols import (
     PROTOCOLS,
-    digest_of,
     metric_suffix,
     read_prompts,
 )
@@ -52,7 +51,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import join_processes
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.files import Place, json_sha256, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.train.state import params_sha256
@@ -304,7 +303,7 @@ class Setup:
             if self.real.are_scenes:
                 wanted = [self.real.scene(i) for i in range(len(prompts))]
         features = self._features(config.eval.protocol, len(prompts))
-        origin |= {"samples": len(prompts), "captions_sha256": digest_of(prompts)}
+        origin |= {"samples": len(prompts), "captions_sha256": json_sha256(prompts)}
         sampler = {"sampler": self._sampler("sample")}
         image_size = {"image_size": config.tokenizer.image_size}
         return TextToImage(

@@ -34,9 +34,9 @@ from flowtok_jax.array_types import ROWS, Params
 from flowtok_jax.data import images, shards, sources
 from flowtok_jax.data.records import BadRecord, Joined, Record, Records, RejectCounter
 from flowtok_jax.data.shard_folder import (
+    MADE,
     REPORT,
     Done,
-    claim,
     finish,
     read_done,
     write_done,
@@ -47,7 +47,14 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import join_processes, say
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, read_json, to_place
+from flowtok_jax.runtime.files import (
+    Place,
+    claim,
+    is_remote,
+    read_json,
+    remove_parts,
+    to_place,
+)
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, put, replicated
 from flowtok_jax.sampling import Programs
 from flowtok_jax.train.progress import LINE_SECONDS
@@ -91,7 +98,8 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
     records = _open(config)
     params = _read_tokenizer(config, nets)
     made = describe(config, len(records), params_sha256(params))
-    processes.first_does(lambda: claim(folder, made))
+    marker, cure = folder / MADE, "give another --workdir"
+    processes.first_does(lambda: claim(marker, made, cure=cure, must_be_new=True))
     run = Run(config, folder, records)
     encoded, started = run.write(nets, params)
     # All wait here for the slowest.
@@ -277,7 +285,7 @@ class Run:
 
         kind = self._config.pretokenize.format
         path = self._folder / f"data-{number:05d}.{kind}"
-        shards.remove_parts(path)  # of a run that was killed
+        remove_parts(path)  # of a run that was killed
         records, shard = self._encode(found, encode, reject), None
         for first in records:  # no file where there is none
             shard = shards.WRITERS[kind](path, itertools.chain([first], records))

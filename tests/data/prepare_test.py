@@ -177,9 +177,9 @@ def test_mistakes_end_in_one_line_and_leave_nothing(run, tmp_path, capsys):
     spec = f"tars:{tmp_path}/bad.tar"
     assert "no record that can be used: not_an_image 1" in complaint(run(spec))
     full = run("shapes", "--limit=1", out=tmp_path / "full")
-    assert "is there already and not empty" in complaint(full)
+    assert "exists already and is not empty" in complaint(full)
     assert "has weights" in complaint(run("shapes@2"))
-    assert "is not there" in complaint(run(f"tars:{tmp_path}/no.tar"))
+    assert "does not exist" in complaint(run(f"tars:{tmp_path}/no.tar"))
     assert "wanted one of" in complaint(run("webdata:x"))
     assert "--aspect=2" in complaint(run("shapes", "--aspect=2"))
     assert "cannot be written" in complaint(

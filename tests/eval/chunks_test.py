@@ -47,5 +47,5 @@ def test_samples_of_another_protocol_are_refused(tmp_path):
     Chunks(tmp_path, 10, 10).claim(PROTOCOL)
     with pytest.raises(UserError, match="made otherwise: seed is 0 there, 1 here"):
         Chunks(tmp_path, 10, 10).claim({**PROTOCOL, "seed": 1})
-    with pytest.raises(UserError, match="solver is None there, heun here"):
+    with pytest.raises(UserError, match="solver is None there, 'heun' here"):
         Chunks(tmp_path, 10, 10).claim({**PROTOCOL, "solver": "heun"})

@@ -20,6 +20,7 @@ from flowtok_jax.data.sources import make_source
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes.pretokenize import Run, pretokenize
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import file_sha256
 from flowtok_jax.weights.place import read_group
 from flowtok_jax.weights.pretrained import adopt
 from tests import run
@@ -61,7 +62,7 @@ def open_source(spec, tmp_path):
 
 
 def digests(out) -> dict[str, str]:
-    return {path.name: shards.sha256(path) for path in out.glob("data-*")}
+    return {path.name: file_sha256(path) for path in out.glob("data-*")}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,9 @@ def test_bfloat16_is_close_and_another_directory(cli, demo, photos, whole, tmp_p
     np.testing.assert_allclose(*moments, atol=0.1)
     outcome = cli(*command(demo, f"folder:{photos}", out))
     assert outcome.status == 2
-    assert "dtype is bfloat16 there, float32 here; give another" in outcome.complaint
+    assert (
+        "dtype is 'bfloat16' there, 'float32' here; give another" in outcome.complaint
+    )
 
 
 def test_interrupted_it_goes_on_and_leaves_what_is_finished(
@@ -267,12 +270,14 @@ def test_a_directory_of_something_else_is_refused(cli, demo, photos, whole, tmp_
     (tmp_path / "own" / "notes").touch()
     spec = f"folder:{photos}"
     outcome = cli(*command(demo, spec, tmp_path / "own"))
-    assert "own is there already and not of pretokenised shards" in outcome.complaint
+    assert "own exists already and has no pretokenize.json" in outcome.complaint
     out = shutil.copytree(whole, tmp_path / "out")
     outcome = cli(*command(demo, spec, out, **{"pretokenize.format": "tar"}))
-    assert "format is arrayrecord there, tar here; give another" in outcome.complaint
+    assert (
+        "format is 'arrayrecord' there, 'tar' here; give another" in outcome.complaint
+    )
     outcome = cli(*command(demo, f"folder:{photos}/", out))
-    assert f"source is folder:{photos} there" in outcome.complaint
+    assert f"source is 'folder:{photos}' there" in outcome.complaint
     assert digests(out) == digests(whole)
 
 
