@@ -73,8 +73,9 @@ def finish(folder: pathlib.Path, source: str, count: int) -> None:
         done = read_done(folder, number)
         if done is None:
             raise UserError(
-                f"{_done_path(folder, number)} is not there, or not its shard; wanted "
-                "a directory that all the processes share: start the command again"
+                f"{_done_path(folder, number)} does not exist, or is "
+                "another's; expected a directory that all the processes share: start "
+                "the command again"
             )
         rejects.add(done.rejected, done.records)
         records += done.records

@@ -32,7 +32,7 @@ def clip_score(
     images: UInt8[np.ndarray, "b h w 3"],
     captions: Sequence[str],
 ) -> Float64[np.ndarray, " b"]:
-    """The score of each image with its own caption; 0 to 100.
+    """Scores each image with its own caption, from 0 to 100.
 
     Captions of more tokens than CLIP's context are cut, keeping the end token.
 
@@ -41,15 +41,16 @@ def clip_score(
         vocabulary: CLIP's; of random networks any that they have enough ids for.
 
     Raises:
-        UserError: where numbers of images and captions differ, and for another
-            model's vocabulary.
+        UserError: if numbers of images and captions differ, and for another model's
+            vocabulary.
     """
     if len(images) != len(captions):
         raise UserError(
-            f"CLIP score got {len(images)} images and {len(captions)} captions; wanted "
-            "one caption an image"
+            f"CLIP score got {len(images)} images and {len(captions)} captions; "
+            "expected one caption an image"
         )
-    text, params = net.module.text, jax.device_put(net.params)
+    text = net.module.text
+    params = jax.device_put(net.params)
     _check(vocabulary, net)
     vocabulary = Vocabulary(vocabulary.tokenizer, text.context)
     scores = []
@@ -66,7 +67,7 @@ def clip_score(
 def preprocess(
     images: UInt8[np.ndarray, "b h w 3"], side: int
 ) -> Float[np.ndarray, "b {side} {side} 3"]:
-    """Images in [0, 1] of the tower's size; the tower normalises them itself."""
+    """Makes images in [0, 1] of the tower's size; the tower normalises them itself."""
     resized = [resize_and_crop(Image.fromarray(image), side) for image in images]
     return np.stack(resized).astype(np.float32) / 255
 
@@ -78,12 +79,12 @@ def _check(vocabulary: Vocabulary, net: MetricNet) -> None:
     if len(vocabulary) > size or wrong_end:
         raise UserError(
             f"CLIP score got a vocabulary of {len(vocabulary)} tokens with the end "
-            f"token {vocabulary.end_id}; wanted CLIP's own, {size} with {size - 1}"
+            f"token {vocabulary.end_id}; expected CLIP's own, {size} with {size - 1}"
         )
 
 
 def _filled(rows: np.ndarray) -> np.ndarray:
-    """A whole batch, so that all go through one program."""
+    """Pads rows to a whole batch, so that all go through one program."""
     return np.pad(rows, ((0, BATCH - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 

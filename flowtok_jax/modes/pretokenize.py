@@ -125,13 +125,13 @@ def _check(config: ConfigDict, out: Place) -> None:
         )
     if config.pretokenize.format not in shards.WRITERS:
         raise UserError(
-            f"pretokenize.format is {config.pretokenize.format!r}; wanted one of "
+            f"pretokenize.format is {config.pretokenize.format!r}; expected one of "
             f"{', '.join(shards.WRITERS)}"
         )
     sizes = ("shard_records", config.pretokenize.shard_records)
     for name, value in (sizes, ("batch_size", config.pretokenize.batch_size)):
         if value < 1:
-            raise UserError(f"pretokenize.{name} is {value}; wanted at least 1")
+            raise UserError(f"pretokenize.{name} is {value}; expected at least 1")
     if config.data.transform.crop != "center" or config.data.transform.flip:
         logging.warning(
             "data.transform.crop and flip play no part: what is stored is of the centre"
@@ -149,7 +149,7 @@ def _open(config: ConfigDict) -> Records:
     if any(part.kind == "latents" for part in parts):
         raise UserError(
             f"data.train = {config.data.train} has latents, which are encoded already; "
-            "wanted images"
+            "expected images"
         )
     options = {"seed": config.train.seed, "cache": config.data.cache}
     size = config.tokenizer.image_size
@@ -159,19 +159,19 @@ def _open(config: ConfigDict) -> Records:
 def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
     if not config.init_from:
         raise UserError(
-            "no weights named; wanted --checkpoint=DIR with a trained tokenizer: a "
+            "no weights named; expected --checkpoint=DIR with a trained tokenizer: a "
             "run's workdir or a directory of pretrained weights"
         )
     place = to_place(config.init_from)
     if not place.is_dir():
         raise UserError(
-            f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
-            "of pretrained weights"
+            f"checkpoint {place} does not exist; expected a run's workdir or a "
+            "directory of pretrained weights"
         )
     if "tokenizer" not in groups_of(place):
         raise UserError(
-            f"no weights of the tokenizer in {place}; wanted --checkpoint=DIR where it "
-            "was trained"
+            f"no weights of the tokenizer in {place}; expected --checkpoint=DIR where "
+            "it was trained"
         )
     return read_group(place, nets, "tokenizer")
 

@@ -31,12 +31,12 @@ STARTERS = (
 
 
 def find_cluster(environ: Mapping[str, str]) -> str | None:
-    """The name, as JAX has it, of the cluster that the environment tells of.
+    """Returns JAX's name of the cluster that the environment tells of.
 
-    None where there is none, or one of a single process that needs no start.
+    None if there is none, or one of a single process that needs no start.
 
     Raises:
-        UserError: where it tells too little to find the other processes.
+        UserError: if it tells too little to find the other processes.
     """
     if int(environ.get("SLURM_NTASKS", 1)) > 1:
         if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
@@ -52,7 +52,7 @@ def find_cluster(environ: Mapping[str, str]) -> str | None:
         if importlib.util.find_spec("mpi4py"):
             return "mpi4py"
         raise UserError(
-            "this Open MPI does not say where process 0 runs; wanted "
+            "this Open MPI does not say where process 0 runs; expected "
             "--coordinator=HOST:PORT (the number of processes is known), or mpi4py "
             "installed"
         )
@@ -123,10 +123,10 @@ def start(
 def _check_given(address: str, count: int | None, index: int | None) -> dict:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--coordinator is {address!r}; wanted HOST:PORT")
+        raise UserError(f"--coordinator is {address!r}; expected HOST:PORT")
     if count is None or index is None or not 0 <= index < count:
         raise UserError(
-            f"--num_processes is {count} and --process_id {index}; wanted both, the "
+            f"--num_processes is {count} and --process_id {index}; expected both, the "
             "second from 0 to the first - 1"
         )
     return {
@@ -164,7 +164,7 @@ def _impatient(what: str, timeout: int) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks for all."""
+    """Says whether this process is the one that writes and speaks for all."""
     return jax.process_index() == 0
 
 
@@ -186,21 +186,21 @@ def first_does(function: Callable[[], object]) -> None:
 
 
 def total(values: np.ndarray) -> np.ndarray:
-    """The sum of every process's values; all have to call it."""
+    """Sums the values of all processes, each of which has to call it."""
     if jax.process_count() == 1:
         return values
     return multihost_utils.process_allgather(values).sum(0)
 
 
 class Preemption:
-    """Whether the run was asked to end (SIGTERM), the same answer in all processes.
+    """A listener for SIGTERM, which gives the same answer in all processes.
 
     A context manager, one for a whole run. Among several processes it is JAX that
     listens: one of them is enough, and all end after the same look.
     """
 
     def __init__(self):
-        self.noted = False  # by the last look, where there are several processes
+        self.noted = False  # the last look's answer, where there are several processes
         self._looks = 0
         self._before = None
 
@@ -218,7 +218,7 @@ class Preemption:
         self.noted = True
 
     def look(self) -> bool:
-        """Whether to end now; every process has to look as often as the others."""
+        """Says whether to end now; every process has to look as often as the others."""
         if jax.process_count() > 1:
             self._looks += 1  # JAX wants numbers that rise by one, whatever the step
             reached = multihost_utils.reached_preemption_sync_point(self._looks)

@@ -81,7 +81,7 @@ def test_ssim_of_flat_images_keeps_its_digits():
 
 
 def test_ssim_needs_room_for_its_window():
-    with pytest.raises(UserError, match="12 x 10 pixels; wanted at least 11 x 11"):
+    with pytest.raises(UserError, match="12 x 10 pixels; expected at least 11 x 11"):
         ssim(np.zeros((1, 10, 12, 3)), np.zeros((1, 10, 12, 3)))
 
 

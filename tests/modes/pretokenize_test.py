@@ -250,9 +250,12 @@ def test_several_sources_come_one_after_the_other(cli, demo, photos, tmp_path):
         ({"data.train": "shapes@2"}, "has weights; every record is encoded once"),
         ({"data.train": "latents:x/*.tar"}, "has latents, which are encoded already"),
         ({"data.train": "folder:nowhere"}, "nowhere is no directory"),
-        ({"pretokenize.format": "zip"}, "'zip'; wanted one of arrayrecord, tar"),
+        ({"pretokenize.format": "zip"}, "'zip'; expected one of arrayrecord, tar"),
         ({"pretokenize.shard_records": 0}, "pretokenize.shard_records is 0"),
-        ({"pretokenize.batch_size": 0}, "pretokenize.batch_size is 0; wanted at least"),
+        (
+            {"pretokenize.batch_size": 0},
+            "pretokenize.batch_size is 0; expected at",
+        ),
     ],
     ids=str,
 )
@@ -286,7 +289,7 @@ def test_weights_that_are_not_there_are_asked_for(cli, demo, photos, tmp_path):
     del arguments[2]
     assert "expected --checkpoint=DIR, a run's" in cli(*arguments).complaint
     arguments[1] = "--config=configs/b.py"
-    assert "no weights named; wanted --checkpoint=DIR" in cli(*arguments).complaint
+    assert "no weights named; expected --checkpoint=DIR" in cli(*arguments).complaint
     arguments[1] = "--config=configs/finetune.py"
     copy = tmp_path / "copy"
     shutil.copytree(demo.workdir, copy)

@@ -66,9 +66,9 @@ def test_an_open_mpi_that_does_not_tell_its_address_needs_one(monkeypatch):
     ("arguments", "message"),
     [
         ((None, 2, 0), "need --coordinator=HOST:PORT"),
-        (("here", 2, 0), "--coordinator is 'here'; wanted HOST:PORT"),
+        (("here", 2, 0), "--coordinator is 'here'; expected HOST:PORT"),
         (("here:1", 2, None), "--num_processes is 2 and --process_id None"),
-        (("here:1", 2, 2), "--num_processes is 2 and --process_id 2; wanted both"),
+        (("here:1", 2, 2), "--num_processes is 2 and --process_id 2; expected both"),
         (("here:1", None, 0), "--num_processes is None"),
     ],
 )

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from flowtok_jax.eval import score
-from flowtok_jax.eval.caption_files import read_references, read_results
+from flowtok_jax.eval.score import read_references, read_results
 from flowtok_jax.runtime.errors import UserError
 
 
