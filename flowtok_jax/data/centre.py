@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-from flowtok_jax.data import images
-from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data import images, sources
+from flowtok_jax.data.records import BadRecord, Joined, Record, Records
 from flowtok_jax.data.transforms import Filters, ImageTransform
+from flowtok_jax.runtime.errors import UserError
 
 Square = UInt8[np.ndarray, "s s 3"]
 
@@ -24,6 +25,28 @@ def file_record(path: pathlib.Path) -> Record:
         return Record(str(path), image=path.read_bytes())
     except OSError as error:
         raise BadRecord("unreadable_file", str(path)) from error
+
+
+def open_images(
+    spec: str, *, key: str, image_size: int, seed: int, cache: str | None = None
+) -> Records:
+    """Opens the records of a source string, one source after the other, each once.
+
+    Args:
+        key: name of the string, for messages.
+        image_size, seed: of generated scenes.
+        cache: folder for indices of tars; None: the user's.
+
+    Raises:
+        UserError: if a source has a weight, or latents instead of images.
+    """
+    parts = sources.parse(spec)
+    if any(part.kind == "latents" or part.weight is not None for part in parts):
+        raise UserError(
+            f"{key}={spec} has latents or weights; expected images, each once"
+        )
+    options = {"image_size": image_size, "seed": seed, "cache": cache}
+    return Joined([sources.make_records(part, **options) for part in parts])
 
 
 class CentreReader:

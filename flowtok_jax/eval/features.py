@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Num, UInt8
 from PIL import Image
 
-from flowtok_jax.array_types import ROW_AXES
 from flowtok_jax.eval.evaluate import Arrays, Measured
 from flowtok_jax.eval.fid import (
     Gaussian,
@@ -31,6 +30,7 @@ from flowtok_jax.eval.fid import (
 )
 from flowtok_jax.eval.nets import RANDOM, MetricNet
 from flowtok_jax.models.inception import SIDE, resize_legacy
+from flowtok_jax.runtime.batches import row_parts, run_rows
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import (
     from_local_rows,
@@ -108,15 +108,18 @@ class Extractor:
         side: int = 0,
     ):
         check_resize(resize)
-        self.resize, self.net_sha256 = resize, net.sha256
-        self._mesh, self._threads = mesh, threads
+        self.resize = resize
+        self.net_sha256 = net.sha256
+        self._mesh = mesh
+        self._threads = threads
         self._params = put(net.params, replicated(mesh))
-        self._size = rows * int(np.prod([mesh.shape[axis] for axis in ROW_AXES]))
+        self._size = rows * row_parts(mesh)
         self._local = local_rows(mesh, self._size)
-        shape, dtype = (SIDE, SIDE, 3), np.float32
         if resize == "legacy":
-            shape, dtype = (side, side, 3), np.uint8
-        self._empty = np.zeros((len(self._local), *shape), dtype)
+            empty = np.zeros((side, side, 3), np.uint8)
+        else:
+            empty = np.zeros((SIDE, SIDE, 3), np.float32)
+        self._empty = np.stack([empty] * len(self._local))
         image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
         params = {"params": net.params}
         shapes = jax.eval_shape(net.module.apply, params, image)
@@ -145,27 +148,24 @@ class Extractor:
                 np.zeros((0, n), np.float32) for n in (self.width, self._classes)
             )
             return Features(np.zeros(0, np.int64), pool, logits)
-        batches, running = [], None
-        with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, count, self._size):
-                images, loaded = self._load(pool, start, count, load)
-                started = self._program(self._params, images, loaded)
-                # Read one batch later, so that the next one loads meanwhile.
-                batches += [] if running is None else [jax.device_get(running)]
-                running = started
-        batches.append(jax.device_get(running))
-        pool, logits, loaded = (np.concatenate(x) for x in zip(*batches, strict=True))
-        (rows,) = np.nonzero(loaded[:count])
+        with ThreadPoolExecutor(self._threads) as threads:
+
+            def start(rows: np.ndarray):
+                images, loaded = self._load(threads, rows, count, load)
+                return self._program(self._params, images, loaded)
+
+            pool, logits, loaded = run_rows(start, count, self._size)
+        (rows,) = np.nonzero(loaded)
         return Features(rows, pool[rows], logits[rows])
 
     def _load(
         self,
-        pool: ThreadPoolExecutor,
-        start: int,
+        threads: ThreadPoolExecutor,
+        rows: np.ndarray,
         count: int,
         load: Callable[[int], Pixels | None],
     ) -> tuple[Array, Array]:
-        """A batch, and which of its rows hold an image."""
+        """Makes a batch, and says which of its rows hold an image."""
 
         def prepare(number: int) -> np.ndarray | None:
             image = load(number) if number < count else None
@@ -180,7 +180,7 @@ class Extractor:
                 )
             return image
 
-        found = list(pool.map(prepare, (start + self._local).tolist()))
+        found = list(threads.map(prepare, rows[self._local].tolist()))
         images = self._empty.copy()
         for row, image in enumerate(found):
             if image is not None:

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from flowtok_jax.data import scenes, sources
-from flowtok_jax.data.centre import CentreReader, Square
-from flowtok_jax.data.records import BadRecord, Joined, Record
+from flowtok_jax.data.centre import CentreReader, Square, open_images
+from flowtok_jax.data.records import BadRecord, Record
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
 
@@ -60,20 +60,16 @@ class RealImages:
         cache: str | None = None,
         needs_all: bool = False,
     ):
+        size = centre.image_size
+        self._records = open_images(
+            spec, key="data.eval", image_size=size, seed=seed, cache=cache
+        )
         parts = sources.parse(spec)
-        if any(part.kind == "latents" or part.weight is not None for part in parts):
-            raise UserError(
-                f"data.eval = {spec} has latents or weights; evaluation expected "
-                "images, each once"
-            )
         if needs_all and len(parts) > 1:
             raise UserError(
                 f"captions are measured on one source of images; got {spec!r}: give "
                 "one such as karpathy:dataset_coco.json:images:test"
             )
-        size = centre.image_size
-        options = {"image_size": size, "seed": seed, "cache": cache}
-        self._records = Joined([sources.make_records(p, **options) for p in parts])
         self._centre = centre
         self._threads = threads
         self._needs_all = needs_all

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Float64
 from flowtok_jax.array_types import Image, Params
 from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
 
 WINDOW, SIGMA = 11, 1.5  # pixels
@@ -83,17 +84,16 @@ def measure(
 
 
 def _in_batches(function, images: np.ndarray, targets: np.ndarray) -> Values:
-    """Values of all images, through one program."""
-    found = [np.zeros(0)]
-    for start in range(0, len(images), BATCH):
-        pair = images[start : start + BATCH], targets[start : start + BATCH]
-        count = len(pair[0])
-        filled = (
-            np.pad(x.astype(np.float32), [(0, BATCH - count), (0, 0), (0, 0), (0, 0)])
-            for x in pair
-        )
-        found.append(np.asarray(function(*filled), np.float64)[:count])
-    return np.concatenate(found)
+    """Computes the values of all images through one program."""
+    if not len(images):
+        return np.zeros(0)
+
+    def start(rows: np.ndarray) -> jax.Array:
+        kept = slice(rows[0], rows[-1] + 1)
+        pair = (x[kept].astype(np.float32) for x in (images, targets))
+        return function(*(filled(x, BATCH) for x in pair))
+
+    return run_rows(start, len(images), BATCH).astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,11 +37,10 @@ import jax
 import numpy as np
 
 from flowtok_jax.data import images, sources
-from flowtok_jax.data.centre import CentreReader, file_record
+from flowtok_jax.data.centre import CentreReader, file_record, open_images
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
-    Joined,
     Record,
     Records,
     RejectCounter,
@@ -270,13 +269,7 @@ def find_images(where: str, size: int) -> Records:
     """
     root = pathlib.Path(where)
     if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
-        parts = sources.parse(where)
-        if any(part.kind == "latents" or part.weight is not None for part in parts):
-            raise UserError(
-                f"--images={where} has latents or weights; expected images, each once"
-            )
-        options = {"image_size": size or 32, "seed": 0}
-        return Joined([sources.make_records(part, **options) for part in parts])
+        return open_images(where, key="--images", image_size=size or 32, seed=0)
     found = root.rglob("*") if root.is_dir() else map(pathlib.Path, glob.glob(where))
     paths = sorted(p for p in found if p.suffix[1:].lower() in images.EXTENSIONS)
     if not paths:

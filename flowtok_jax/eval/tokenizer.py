@@ -1,6 +1,6 @@
 """The image tokenizer: rFID, PSNR, SSIM, LPIPS, and the statistics of its latents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.reconstruction import LatentStatistics
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.batches import one_ahead
 
 
 class Reconstruction(Part):
@@ -66,17 +67,21 @@ class Reconstruction(Part):
         self, images: np.ndarray, captions: Sequence[str]
     ) -> tuple[np.ndarray, LatentStatistics]:
         """Returns decoded images, and the statistics of their latents."""
-        decoded = []
-        latents = LatentStatistics()
         count = len(images)
         size = min(self._batch_size, count)
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            posterior = self._flowtok.encode_image(images[rows])
-            texts = [captions[i] for i in rows]
-            batch = self._flowtok.decode_image(posterior.mean, texts)
-            kept = min(size, count - start)
-            decoded.append(np.asarray(batch)[:kept])
+
+        def started() -> Iterator[tuple[int, Any]]:
+            for start in range(0, count, size):
+                rows = np.minimum(np.arange(start, start + size), count - 1)
+                posterior = self._flowtok.encode_image(images[rows])
+                texts = [captions[i] for i in rows]
+                batch = self._flowtok.decode_image(posterior.mean, texts)
+                yield min(size, count - start), (posterior, batch)
+
+        decoded = []
+        latents = LatentStatistics()
+        for kept, (posterior, batch) in one_ahead(started()):
+            decoded.append(batch[:kept])
             posterior = jax.tree.map(lambda x, n=kept: x[:n], posterior)
             latents = latents.merge(LatentStatistics.of(posterior))
         return np.concatenate(decoded), latents
