@@ -371,7 +371,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
         ({"eval.fid.reference": "no.npz"}, "reference no.npz is not there; make it by"),
         ({"eval.fid.reference": "{tmp}/small.npz"}, "has 4 dimensions, Inception's fe"),
         ({"data.eval": "folder:nowhere"}, "nowhere is no directory"),
-        ({"data.eval": "latents:x/*.tar"}, "has latents or weights; evaluation"),
+        ({"data.eval": "latents:x/*.tar"}, "has latents or weights; expected"),
         ({"sample.num_steps": 0}, "sample.num_steps is 0; wanted at least 1"),
     ],
     ids=str,

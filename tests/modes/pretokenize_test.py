@@ -18,7 +18,7 @@ from flowtok_jax.data import shards
 from flowtok_jax.data.folder import make_folder
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.modes.pretokenize import Run, pretokenize
+from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256
 from flowtok_jax.weights.place import read_group
@@ -224,7 +224,7 @@ def test_too_much_that_is_broken_stops_it(cli, demo, tmp_path):
 
 
 def test_how_far_it_is_is_said_now_and_then(cli, demo, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowtok_jax.modes.pretokenize.LINE_SECONDS", -1.0)
+    monkeypatch.setattr("flowtok_jax.data.shard_folder.PROGRESS_SECONDS", -1.0)
     outcome = cli(*command(demo, f"folder:{photos}", tmp_path / "out"))
     lines = [x for x in outcome.stderr.splitlines() if x.startswith("pretokenize ")]
     assert len(lines) == COUNT
@@ -247,8 +247,11 @@ def test_several_sources_come_one_after_the_other(cli, demo, photos, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"data.train": "shapes@2"}, "has weights; every record is encoded once"),
-        ({"data.train": "latents:x/*.tar"}, "has latents, which are encoded already"),
+        ({"data.train": "shapes@2"}, "has latents or weights; expected images, each"),
+        (
+            {"data.train": "latents:x/*.tar"},
+            "has latents or weights; expected images, each",
+        ),
         ({"data.train": "folder:nowhere"}, "nowhere is no directory"),
         ({"pretokenize.format": "zip"}, "'zip'; expected one of arrayrecord, tar"),
         ({"pretokenize.shard_records": 0}, "pretokenize.shard_records is 0"),
@@ -315,7 +318,12 @@ def test_a_process_writes_its_share_of_the_shards(
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):
         monkeypatch.setattr(jax, "process_index", lambda i=index: i)
-        encoded, _ = Run(config, tmp_path, records).write(nets, params)
+        encoded, _ = make_writer(config, tmp_path, records).write(
+            lambda: make_encode(nets, params, 8),
+            batch_size=8,
+            threads=2,
+            ahead=8,
+        )
         assert encoded == count
         names = {f"{NAMES[i]}.arrayrecord" for i in wanted}
         assert {path.name for path in tmp_path.glob("data-*")} == names
