@@ -9,6 +9,8 @@
 Each part (t2i, i2t, tokenizer) writes to WORKDIR/eval what eval/evaluate.py says.
 """
 
+import logging
+import signal
 from collections.abc import Sequence
 from typing import Any
 

@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 
 # A process that is gone is noticed after so many seconds, and the others end.
 HEARTBEAT_SECONDS = 30
 SAY_SECONDS = 5.0
 MESSAGE_BYTES = 2048
+
+# Failures of process 0 that are of the same kind in all, by their names.
+SHARED_FAILURES = {k.__name__: k for k in (StoreError, WriteError, UserError, OSError)}
 
 STARTERS = (
     "start the same command on every worker: launch/tpu_pod.sh on Cloud TPU, "
@@ -169,20 +172,53 @@ def is_first() -> bool:
 
 
 def first_does(function: Callable[[], object]) -> None:
-    """Process 0 calls the function, the others wait; its UserError is raised in all."""
+    """Has process 0 call the function, while the others wait.
+
+    Raises:
+        Exception: in process 0 what the function raises, in the others one of the same
+            kind, so that all end with the same status: a store's failure stays one
+            that may be tried again, and a full disk stays an OSError of that number.
+            A bug is a RuntimeError in the others.
+    """
     if jax.process_count() == 1:
         function()
         return
-    text = b""
+    failure: Exception | None = None
     if is_first():
         try:
             function()
-        except UserError as error:
-            text = str(error).encode()[:MESSAGE_BYTES]
-    padded = np.frombuffer(text.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    text = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
-    if text:
-        raise UserError(text.decode(errors="replace"))
+        except Exception as error:  # the others have to hear of it, whatever it is
+            failure = error
+    message = _pack_failure(failure).ljust(MESSAGE_BYTES, b"\0")
+    padded = np.frombuffer(message, np.uint8)
+    heard = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
+    if failure is not None:
+        raise failure
+    if heard:
+        raise _unpack_failure(heard)
+
+
+def _pack_failure(failure: Exception | None) -> bytes:
+    """Encodes an exception as class, error number and text; nothing for none."""
+    if failure is None:
+        return b""
+    number = ""
+    text = str(failure)
+    if isinstance(failure, OSError) and failure.errno is not None:
+        number = str(failure.errno)
+        text = f"{failure.strerror} (process 0: {failure.filename})"
+    names = (kind.__name__ for kind in type(failure).__mro__)
+    name = next((n for n in names if n in SHARED_FAILURES), type(failure).__name__)
+    return "\0".join((name, number, text)).encode()[:MESSAGE_BYTES]
+
+
+def _unpack_failure(message: bytes) -> Exception:
+    """Makes the exception that another process's failure is here."""
+    # Zeros at the end were cut off with the padding.
+    name, number, text, *_ = (message.decode(errors="replace") + "\0\0").split("\0")
+    if name in SHARED_FAILURES:
+        return SHARED_FAILURES[name](*[int(number)] if number else [], text)
+    return RuntimeError(f"process 0 failed: {name}: {text}")
 
 
 def total(values: np.ndarray) -> np.ndarray:
