@@ -76,10 +76,10 @@ def resize_clean(image: Pixels) -> Float32[np.ndarray, "299 299 3"]:
     return np.stack([np.asarray(x) for x in channels], -1).clip(0, 255)
 
 
-def check_resize(resize: str) -> None:
-    """Refuses an unknown way of resizing."""
+def check_resize(resize: str, key: str = "resize") -> None:
+    """Refuses an unknown way of resizing, named by the option that it is from."""
     if resize not in RESIZES:
-        raise UserError(f"resize is {resize!r}; expected one of {', '.join(RESIZES)}")
+        raise UserError(f"{key} is {resize!r}; expected one of {', '.join(RESIZES)}")
 
 
 class Extractor:

@@ -89,9 +89,9 @@ def _check(config: ConfigDict) -> None:
             f"eval.captions={config.eval.captions} needs --config.eval.protocol=NAME, "
             f"whose file it is: one of {', '.join(PROTOCOLS)}; or set data.eval"
         )
-    check_resize(config.eval.fid.resize)
-    for options in (config.sample, config.caption):
-        SampleOptions(**options).check()
+    check_resize(config.eval.fid.resize, "eval.fid.resize")
+    for section in ("sample", "caption"):
+        SampleOptions(**config[section]).check(section)
 
 
 def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:

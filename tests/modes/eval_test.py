@@ -357,7 +357,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
         ({"eval.parts": "t2i,fid"}, "eval.parts has 'fid'; expected some of t2i, i2t,"),
         (
             {"eval.fid.resize": "none"},
-            "resize is 'none'; expected one of clean",
+            "eval.fid.resize is 'none'; expected one",
         ),
         (
             {"eval.weights": ""},
@@ -372,7 +372,8 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
         ({"eval.fid.reference": "{tmp}/small.npz"}, "has 4 dimensions, Inception's fe"),
         ({"data.eval": "folder:nowhere"}, "nowhere is no directory"),
         ({"data.eval": "latents:x/*.tar"}, "has latents or weights; expected"),
-        ({"sample.num_steps": 0}, "sample.num_steps is 0; wanted at least 1"),
+        ({"sample.num_steps": 0}, "sample.num_steps is 0; expected at least 1"),
+        ({"caption.solver": "rk4"}, "caption.solver is 'rk4'; expected one of euler"),
     ],
     ids=str,
 )
