@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Float64
 
 from flowtok_jax.array_types import Image, Params
 from flowtok_jax.eval.nets import MetricNet
-from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
 
@@ -159,9 +158,12 @@ class LatentStatistics(NamedTuple):
     kl: np.ndarray = np.zeros(())
 
     @classmethod
-    def of(cls, posterior: Posterior) -> "LatentStatistics":
-        """Sums the posterior [b, n, c] of some images."""
-        mean, logvar = (np.float64(x) for x in (posterior.mean, posterior.logvar))
+    def of(
+        cls, mean: Float[np.ndarray, "b n c"], logvar: Float[np.ndarray, "b n c"]
+    ) -> "LatentStatistics":
+        """Sums the posterior of some images."""
+        mean = np.float64(mean)
+        logvar = np.float64(logvar)
         square = np.square(mean) + np.exp(logvar)
         kl = 0.5 * (square - 1 - logvar)
         sums = (np.sum(x, (0, 1)) for x in (mean, square, kl))

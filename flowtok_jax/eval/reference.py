@@ -33,7 +33,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from flowtok_jax.data import images, sources
@@ -215,12 +214,7 @@ def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.eval.reference",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.make_command_parser("flowtok_jax.eval.reference", __doc__)
     add = parser.add_argument
     add("--images", metavar="IMAGES", help="folder, quoted glob, or source of data")
     add("--out", metavar="FILE.npz", help="file to write")
@@ -238,10 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, metavar="N", help="the first N images only")
     add("--batch", type=int, default=32, help="images of a device at a time")
     add("--threads", type=int, default=8, help="that decode and resize")
-    add("--coordinator", metavar="HOST:PORT", help="of process 0 of several")
-    add("--num_processes", type=int)
-    add("--process_id", type=int)
-    add("--cluster_timeout", type=int, default=60, help="seconds to wait for others")
+    cli.add_cluster_arguments(parser)
     return parser
 
 
@@ -346,6 +337,13 @@ def _check_out(out: Place) -> None:
         raise UserError(f"--out={out} cannot be written; expected a file, FILE.npz")
 
 
+def _write(out: Place, reference: Reference) -> None:
+    try:
+        write_reference(out, reference)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+
+
 def make(flags: argparse.Namespace) -> dict:
     """Reads the images, writes the file, and returns what to say at the end.
 
@@ -377,38 +375,22 @@ def make(flags: argparse.Namespace) -> dict:
     rejected = reader.counts()
     if reader.rejects.counts:
         logging.warning("left out: %s", reader.rejects.describe())
-    processes.first_does(lambda: write_reference(out, reference))
+    processes.first_does(lambda: _write(out, reference))
     said = {"images": reference.whole.count, "rejected": rejected}
     return {**said, "sha256": reference.digest()}
 
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    cli.set_up_logging()
-    flags, status, complaint = make_parser().parse_args(argv), 2, ""
-    try:
-        processes.start(
-            flags.coordinator,
-            flags.num_processes,
-            flags.process_id,
-            flags.cluster_timeout,
-        )
+    flags = make_parser().parse_args(argv)
+
+    def command() -> None:
+        cli.join_processes(flags)
         said = make(flags)
-    except UserError as error:
-        complaint = f"error: {error}"
-    except OSError as error:
-        complaint = f"error: {flags.out} cannot be written: {error}"
-    except KeyboardInterrupt:
-        status, complaint = 130, "interrupted; nothing was written"
-    if complaint:
-        sys.stderr.write(f"{complaint}\n")
-        sys.stderr.flush()
-        if jax.distributed.is_initialized():  # at exit JAX would wait for the others
-            os._exit(status)
-        return status
-    if processes.is_first():
-        sys.stdout.write(f"{json.dumps(said)}\n")
-    return 0
+        if processes.is_first():
+            cli.say(json.dumps(said))
+
+    return cli.run_command(command, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from flowtok_jax.data.folder import karpathy_rows
 from flowtok_jax.eval.captions import Scores, score_captions
 from flowtok_jax.eval.real import image_id
+from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 
@@ -104,13 +105,7 @@ def _once(path: str | Place, pairs: Iterable[tuple[int, Any]]) -> dict[int, Any]
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command's flags."""
-    summary, _, details = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.eval.score",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.make_command_parser("flowtok_jax.eval.score", __doc__)
     parser.add_argument("--results", required=True, metavar="FILE")
     parser.add_argument(
         "--references",
@@ -156,14 +151,13 @@ def score_table(scores: Scores) -> str:
 def main(argv: Sequence[str]) -> int:
     """Scores the captions; a user's mistake ends in one line."""
     flags = make_parser().parse_args(argv)
-    try:
+
+    def command() -> None:
         scores = score_files(flags)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stderr.write(f"{score_table(scores)}\n")
-    sys.stdout.write(f"{json.dumps(scores._asdict())}\n")
-    return 0
+        sys.stderr.write(f"{score_table(scores)}\n")
+        cli.say(json.dumps(scores._asdict()))
+
+    return cli.run_command(command)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from flowtok_jax.eval import pictures, reconstruction
@@ -76,14 +75,16 @@ class Reconstruction(Part):
                 posterior = self._flowtok.encode_image(images[rows])
                 texts = [captions[i] for i in rows]
                 batch = self._flowtok.decode_image(posterior.mean, texts)
-                yield min(size, count - start), (posterior, batch)
+                yield (
+                    min(size, count - start),
+                    (posterior.mean, posterior.logvar, batch),
+                )
 
         decoded = []
         latents = LatentStatistics()
-        for kept, (posterior, batch) in one_ahead(started()):
+        for kept, (mean, logvar, batch) in one_ahead(started()):
             decoded.append(batch[:kept])
-            posterior = jax.tree.map(lambda x, n=kept: x[:n], posterior)
-            latents = latents.merge(LatentStatistics.of(posterior))
+            latents = latents.merge(LatentStatistics.of(mean[:kept], logvar[:kept]))
         return np.concatenate(decoded), latents
 
     def compute(self, rows: range) -> Arrays:

@@ -216,8 +216,8 @@ def test_files_that_do_not_belong_together_are_named(damaged, command, flags, tm
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "wanted one of --out=DIR and --to_release=FILE"),
-        (["--out=x", "--to_release=y.pth"], "wanted one of --out=DIR and"),
+        ([], "expected one of --out=DIR and --to_release=FILE"),
+        (["--out=x", "--to_release=y.pth"], "expected one of --out=DIR and"),
         (["--out=x"], "no weights named; wanted --flowtok=FILE"),
         (["--out=x", "--heads=dit=4,head=2", "--flowtok=y"], "'head=2' is not"),
         (["--out=x", "--heads=dit=four", "--flowtok=y"], "'dit=four' is not"),

@@ -7,6 +7,13 @@ import pytest
 from flowtok_jax.data import prepare, shards
 from flowtok_jax.data.sources import make_source
 from tests.data import made
+from tests.run import own_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    with own_logging():
+        yield
 
 
 @pytest.fixture
@@ -186,7 +193,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(run, tmp_path, capsys):
         run("shapes", "--limit=1", out=tmp_path / "full" / "mine" / "out")
     )
     assert prepare.main(["--source=shapes"]) == 2
-    assert "wanted --source=SPEC and --out=DIR" in capsys.readouterr().err
+    assert "expected --source=SPEC and --out=DIR" in capsys.readouterr().err
     left = {name for name in made.snapshot(tmp_path) - before if "cache" not in name}
     assert left == set()
 

@@ -368,7 +368,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
             "eval.protocol is 'coco'; expected one of coco",
         ),
         ({"eval.protocol": "mjhq_30k"}, "needs --config.eval.captions=FILE, its meta_"),
-        ({"eval.fid.reference": "no.npz"}, "reference no.npz is not there; make it by"),
+        ({"eval.fid.reference": "no.npz"}, "reference no.npz does not exist; make it"),
         ({"eval.fid.reference": "{tmp}/small.npz"}, "has 4 dimensions, Inception's fe"),
         ({"data.eval": "folder:nowhere"}, "nowhere is no directory"),
         ({"data.eval": "latents:x/*.tar"}, "has latents or weights; expected"),

@@ -319,8 +319,8 @@ def test_a_process_writes_its_share_of_the_shards(
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):
         monkeypatch.setattr(jax, "process_index", lambda i=index: i)
         encoded, _ = make_writer(config, tmp_path, records).write(
-            lambda: make_encode(nets, params, 8),
-            batch_size=8,
+            lambda: make_encode(nets, params, 16),
+            batch_size=16,
             threads=2,
             ahead=8,
         )

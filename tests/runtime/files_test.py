@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from configs import demo as demo_config
-from flowtok_jax import main
+from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
 from flowtok_jax.pipeline import FlowTok
@@ -148,14 +149,14 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
     cli, monkeypatch
 ):
-    def fail(changes):
+    def fail(arguments):
         raise StoreError("gs://b/run cannot be read or written")
 
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr(main, "run", fail)
-    monkeypatch.setattr(main.os, "_exit", leave)
+    monkeypatch.setattr(modes.train, "run", fail)
+    monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit) as ended:
         cli()
     assert ended.value.code == 1

@@ -59,7 +59,7 @@ def test_tasks_that_srun_did_not_start_train_alone_and_say_so(caplog):
 
 def test_an_open_mpi_that_does_not_tell_its_address_needs_one(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: False)
-    with pytest.raises(UserError, match="wanted --coordinator=HOST:PORT"):
+    with pytest.raises(UserError, match="expected --coordinator=HOST:PORT"):
         processes.find_cluster({"OMPI_COMM_WORLD_SIZE": "2"})
 
 
@@ -80,7 +80,7 @@ def test_an_address_and_numbers_that_do_not_fit_are_refused(
     monkeypatch.setattr(jax.distributed, "initialize", lambda **o: started.append(o))
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match=message):
-        processes.start(*arguments, timeout=9)
+        processes.start(*arguments, cluster_timeout=9)
     assert not started
 
 
@@ -89,7 +89,7 @@ def test_open_mpi_gives_the_numbers_beside_a_given_address(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **o: started.append(o))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
-    processes.start("here:1", None, None, timeout=9)
+    processes.start("here:1", None, None, cluster_timeout=9)
     (options,) = started
     assert (options["num_processes"], options["process_id"]) == (4, 3)
     assert options["initialization_timeout"] > 9
