@@ -37,14 +37,14 @@ from flowtok_jax.flow.samplers import TIMES  # noqa: E402
 from flowtok_jax.modes import train  # noqa: E402
 from flowtok_jax.perf import machine  # noqa: E402
 from flowtok_jax.pipeline import FlowTok  # noqa: E402
+from flowtok_jax.runtime.config import drop_overridden, for_stage  # noqa: E402
 from flowtok_jax.runtime.errors import UserError  # noqa: E402
 from flowtok_jax.runtime.files import read_json, write_json  # noqa: E402
 from flowtok_jax.train.loop import PreemptedError  # noqa: E402
-from flowtok_jax.weights.place import CHECKPOINTS, groups_of  # noqa: E402
+from flowtok_jax.weights.place import open_weights  # noqa: E402
 from flowtok_jax.weights.workdir import (  # noqa: E402
+    CHECKPOINTS,
     CONFIG,
-    drop_overridden,
-    for_stage,
     read_config,
 )
 
@@ -81,7 +81,7 @@ def say(line: str) -> None:
 def make_start(demo: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """A copy of the demo without its t2i stage, so that variants begin afresh."""
     start = out / "start"
-    missing = sorted({*START, STAGE} - set(groups_of(demo)))
+    missing = sorted({*START, STAGE} - set(open_weights(demo).groups))
     if missing:
         raise UserError(
             f"{demo} has no weights of {', '.join(missing)}; wanted the workdir of a "
@@ -156,7 +156,7 @@ class Ablations:
         log = self.out / f"{folder.name}.log"
         with log.open("w") as file_of_log, contextlib.redirect_stdout(file_of_log):
             train.train(config, folder)
-        flowtok = FlowTok.from_workdir(folder, for_stage(config, STAGE))
+        flowtok = FlowTok.from_pretrained(folder, for_stage(config, STAGE))
         result = {"variant": name, "seed": seed, "steps": self.steps}
         result |= {"samples": len(self.held_out.captions)}
         result |= measure(flowtok, self.held_out)
@@ -174,7 +174,7 @@ class Ablations:
             file = self.out / "sampling" / f"{cell}.json"
             if not file.is_file():
                 say(f"sampling: {cell}")
-                flowtok = flowtok or FlowTok.from_workdir(self.demo)
+                flowtok = flowtok or FlowTok.from_pretrained(self.demo)
                 options = {"times": times, "scale": scale, "num_steps": steps}
                 found = measure(flowtok, self.held_out, **options)
                 write_json(file, options | {"samples": flags.samples} | found)

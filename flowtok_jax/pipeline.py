@@ -18,22 +18,28 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS, Image, Params
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import GROUPS, Nets, abstract_group, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
 from flowtok_jax.sampling import Programs, SampleOptions
+from flowtok_jax.tasks.steps import TASKS
 from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.place import groups_of, load_group, read_group
-from flowtok_jax.weights.workdir import open_vocabulary, read_config
+from flowtok_jax.weights.place import (
+    PRETRAINED,
+    Weights,
+    load_groups,
+    open_start,
+    open_weights,
+)
 
 
 def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
     unknown = sorted(set(changes) - set(SampleOptions._fields))
     if unknown:
         raise UserError(
-            f"no option {', '.join(unknown)}; wanted some of "
+            f"no option {', '.join(unknown)}; expected some of "
             f"{', '.join(SampleOptions._fields)}"
         )
     return options._replace(**changes).check()
@@ -42,8 +48,8 @@ def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
 class FlowTok:
     """Networks, their parameters by group, and a vocabulary.
 
-    `params` maps a group of models/build.py to its parameters; a direction whose group
-    (t2i or i2t) is absent is refused with a UserError when it is asked for.
+    `params` maps the name of a group of networks to its parameters; a direction whose
+    group (t2i or i2t) is absent is refused with a UserError when it is asked for.
 
     With a `mesh` the rows of a batch are split over its devices, parameters are copied
     to all, and each process, which has to make the same calls, gets all the results.
@@ -65,7 +71,8 @@ class FlowTok:
                 f"the vocabulary has {len(vocabulary)} tokens, more than the "
                 f"{nets.clip.vocab_size} of clip.vocab_size: it is another model's"
             )
-        self.nets, self.vocabulary = nets, vocabulary
+        self.nets = nets
+        self.vocabulary = vocabulary
         self.mesh = mesh
         self.params = put(params, replicated(mesh)) if mesh else jax.device_put(params)
         self.sample = sample.check("sample")
@@ -81,10 +88,15 @@ class FlowTok:
         params: Params,
         vocabulary: Vocabulary,
         mesh: Mesh | None = None,
+        nets: Nets | None = None,
     ) -> "FlowTok":
-        """With the networks and the sampling options of a config."""
+        """Makes an object with the sampling options of a config.
+
+        Args:
+            nets: networks of the config; by default they are made here.
+        """
         return cls(
-            make_nets(config),
+            make_nets(config) if nets is None else nets,
             params,
             vocabulary,
             sample=SampleOptions(**config.sample),
@@ -94,36 +106,49 @@ class FlowTok:
         )
 
     @classmethod
-    def from_workdir(
+    def from_weights(
         cls,
-        workdir: str | Place,
+        weights: Weights,
         config: ConfigDict | None = None,
         mesh: Mesh | None = None,
     ) -> "FlowTok":
-        """The newest EMA weights of every stage trained in a workdir.
+        """Loads every group of opened weights, and what these groups need.
 
         Args:
-            config: instead of the workdir's own, to sample with other options.
-            mesh: the devices to work on, as of the class.
+            config: used in place of the stored one, to sample with other options.
+            mesh: the devices to work on.
 
         Raises:
-            UserError: where the directory holds no trained flow.
+            UserError: where weights do not exist, are damaged or incomplete.
         """
-        workdir = to_place(workdir)
-        config = read_config(workdir) if config is None else config
-        trained = groups_of(workdir)
-        if not trained:
+        if not weights.groups:
             raise UserError(
-                f"no checkpoint in {workdir}; train one there first, or give the "
+                f"no checkpoint in {weights.place}; train one there first, or give the "
                 "workdir of a run"
             )
-        nets = make_nets(config)
-        needed = set(trained) | {"clip", "tokenizer"}
-        if "i2t" in trained:
-            needed.add("text_tokenizer")
-        params = {g: load_group(g, nets, config, workdir) for g in sorted(needed)}
-        vocabulary = open_vocabulary(workdir, config)
-        return cls.from_config(config, params, vocabulary, mesh)
+        unknown = [group for group in weights.groups if group not in GROUPS]
+        if unknown:
+            raise UserError(
+                f"{weights.place} has weights of {', '.join(unknown)}; known are "
+                f"{', '.join(GROUPS)}"
+            )
+        nets = weights.make_nets() if config is None else make_nets(config)
+        config = weights.config if config is None else config
+        needed = {"clip", "tokenizer"}.union(weights.groups)
+        needed.update(*(TASKS[g].frozen for g in weights.groups if g in TASKS))
+        places = [weights]
+        missing = sorted(needed.difference(weights.groups))
+        if missing and weights.kind == PRETRAINED:
+            raise UserError(
+                f"{weights.place} has {', '.join(weights.groups)} only, and not "
+                f"{', '.join(missing)}; convert them all into one directory"
+            )
+        if missing and (start := open_start(config)):
+            places.append(start)
+        wanted = {group: abstract_group(nets, group) for group in sorted(needed)}
+        params = load_groups(wanted, nets, places)
+        vocabulary = weights.vocabulary(config.latent.tokens)
+        return cls.from_config(config, params, vocabulary, mesh, nets)
 
     @classmethod
     def from_pretrained(
@@ -134,42 +159,26 @@ class FlowTok:
         local_files_only: bool = False,
         mesh: Mesh | None = None,
     ) -> "FlowTok":
-        """Weights of a directory, or of a repository on the Hugging Face hub.
+        """Loads weights of a directory, or of a repository on the Hugging Face hub.
 
         Args:
-            source: what `save_pretrained` or `python -m flowtok_jax.convert` wrote, a
-                hub id of such files, or the workdir of a run.
-            config: instead of the stored one, to sample with other options.
-            local_files_only: take a hub id from the cache, without the network.
-            mesh: the devices to work on, as of the class.
+            source: the workdir of a run, what `save_pretrained` or `python -m
+                flowtok_jax.convert` wrote, or a hub id OWNER/NAME of such files.
+            config: used in place of the stored one, to sample with other options.
+            local_files_only: takes a hub id from the cache, without the network.
+            mesh: the devices to work on.
 
         Raises:
-            UserError: where the weights are not there, damaged or incomplete.
+            UserError: where the weights do not exist, are damaged or incomplete.
         """
-        place = pretrained.find(source, local_files_only=local_files_only)
-        if not pretrained.is_pretrained(place):
-            return cls.from_workdir(place, config, mesh)
-        stored, groups = pretrained.read_config(place), groups_of(place)
-        needed = {"clip", "tokenizer"}
-        if "i2t" in groups:
-            needed.add("text_tokenizer")
-        missing = sorted(needed - set(groups))
-        if missing:
-            raise UserError(
-                f"{place} has {', '.join(groups)} only, and not {', '.join(missing)}; "
-                "convert them all into one directory"
-            )
-        nets = pretrained.make_nets(place) if config is None else make_nets(config)
-        config = stored if config is None else config
-        params = {group: read_group(place, nets, group) for group in groups}
-        vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
-        return cls.from_config(config, params, vocabulary, mesh)
+        weights = open_weights(source, local_files_only=local_files_only)
+        return cls.from_weights(weights, config, mesh)
 
     def save_pretrained(self, directory: str | Place) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.
 
         Raises:
-            UserError: where there is something in the directory already.
+            UserError: where the directory has something in it already.
         """
         config = pretrained.make_config(
             self.nets,
@@ -181,21 +190,21 @@ class FlowTok:
         pretrained.save(to_place(directory), config, groups, self.vocabulary)
 
     def encode_text(self, prompts: Sequence[str]) -> Posterior:
-        """The posterior of the source tokens [b, n, c] of text to image."""
+        """Encodes captions as the posterior of text to image's source [b, n, c]."""
         self._need("t2i", "encoding text")
         return self._run(self._programs.project, self.vocabulary.encode(prompts))
 
     def encode_image(self, images: ArrayLike) -> Posterior:
-        """The posterior of the raw tokens [b, n, c] of images [b, s, s, 3], [0, 1]."""
+        """Encodes images [b, s, s, 3] in [0, 1] as a posterior of tokens [b, n, c]."""
         return self._run(self._programs.encode, self._checked(images))
 
     def decode_image(self, tokens: ArrayLike, prompts: Sequence[str]) -> Image:
-        """Images [b, s, s, 3] in [0, 1] of raw tokens [b, n, c], guided by captions."""
+        """Decodes raw tokens [b, n, c], with their captions, to images in [0, 1]."""
         ids = self.vocabulary.encode(prompts)
         return self._run(self._programs.decode, tokens, ids)
 
     def reconstruct_text(self, prompts: Sequence[str]) -> list[str]:
-        """Captions through the text tokenizer and back."""
+        """Sends captions through the text tokenizer and back."""
         self._need("text_tokenizer", "decoding text")
         ids = self._run(
             self._programs.reconstruct_text, self.vocabulary.encode(prompts)
@@ -205,19 +214,19 @@ class FlowTok:
     def text_to_image(
         self, prompts: Sequence[str], seed: int = 0, first_row: int = 0, **options
     ) -> Float[np.ndarray, "b s s 3"]:
-        """One image a prompt, in [0, 1].
+        """Draws one image a prompt, in [0, 1].
 
         Args:
-            first_row: number of the first prompt: the noise of prompt i is that of
-                (seed, first_row + i), whatever the batch.
-            options: of SampleOptions, instead of those the object was made with.
+            first_row: number of the first prompt; seed and row number alone decide the
+                noise of a prompt, whatever the batch.
+            options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.sample, options)
         self._need("t2i", "text to image")
         if isinstance(prompts, str):
-            raise UserError(f"prompts are {prompts!r}; wanted a list of captions")
+            raise UserError(f"prompts are {prompts!r}; expected a list of captions")
         if not len(prompts):
-            raise UserError("no prompts; wanted at least one")
+            raise UserError("no prompts; expected at least one")
         ids = self.vocabulary.encode(prompts)
         program = self._programs.text_to_image
         return self._in_batches(program, ids, seed, first_row, chosen)
@@ -225,11 +234,12 @@ class FlowTok:
     def image_to_text(
         self, images: ArrayLike, seed: int = 0, first_row: int = 0, **options
     ) -> list[str]:
-        """One caption an image; images are [b, s, s, 3] in [0, 1].
+        """Captions images [b, s, s, 3] in [0, 1].
 
         Args:
-            first_row: as of `text_to_image`.
-            options: of SampleOptions, instead of those the object was made with.
+            first_row: number of the first image; seed and row number alone decide the
+                noise of an image, whatever the batch.
+            options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.caption, options)
         self._need("i2t", "image to text")
@@ -246,25 +256,26 @@ class FlowTok:
             )
 
     def _checked(self, images: ArrayLike) -> np.ndarray:
-        images, side = np.asarray(images), self.nets.tokenizer.image_size
+        images = np.asarray(images)
+        side = self.nets.tokenizer.image_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
             raise UserError(
-                f"images have shape {images.shape}; wanted (b, {side}, {side}, 3) "
+                f"images have shape {images.shape}; expected (b, {side}, {side}, 3) "
                 "with b at least 1"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
-                f"images are {images.dtype}; wanted floats in [0, 1]: divide uint8 by "
-                "255"
+                f"images are {images.dtype}; expected floats in [0, 1]: divide uint8 "
+                "by 255"
             )
         if not (images.min() >= -0.01 and images.max() <= 1.01):
             raise UserError(
-                f"images go from {images.min():g} to {images.max():g}; wanted [0, 1]"
+                f"images go from {images.min():g} to {images.max():g}; expected [0, 1]"
             )
         return images.astype(np.float32)
 
     def _program(self, function: Callable, **static) -> Callable:
-        """The compiled function; one for each choice of static arguments."""
+        """Returns the compiled function; one for each choice of static arguments."""
         key = (function.__name__, *static.values())
         if key not in self._compiled:
             function = functools.partial(function, **static)

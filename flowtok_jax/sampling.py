@@ -21,10 +21,16 @@ SOURCES = ("sample", "mean")
 
 
 class SampleOptions(NamedTuple):
-    """How the flow is run; one of these, and one batch size, is one compiled program.
+    """The way the flow is run; each choice of options is one compiled program.
 
-    `scale` is that of the guidance, 1 for none. `source` starts from a sample of the
-    source's posterior (diversity) or from its mean (one result a caption or image).
+    Attributes:
+        num_steps: steps of the solver.
+        scale: strength of the guidance, 1 for none.
+        source: "sample" starts from a draw of the source's posterior (diversity),
+            "mean" from its mean (one result a caption or image).
+        solver: a name of samplers.SOLVERS.
+        times: a name of samplers.TIMES, the grid of the steps.
+        batch_size: rows of the program.
     """
 
     num_steps: int = 20
@@ -66,7 +72,7 @@ class SampleOptions(NamedTuple):
 def _start(
     posterior: Posterior, key: Key, rows: Int[Array, " b"], source: str
 ) -> Tokens:
-    """The flow's source; the noise of a row depends on its number, not on the batch."""
+    """Draws the flow's source; a row's number, not its batch, decides its noise."""
     if source == "mean":
         return posterior.mean
     shape = posterior.mean.shape[1:]
@@ -75,8 +81,10 @@ def _start(
 
 
 def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
-    """The flow's end; the DiT's modulations, the same for all rows, are computed before
-    its steps.
+    """Solves the flow from its source to its end, guided.
+
+    The DiT's modulations depend on time only, so they are computed once, before the
+    steps, and not in every step for every row.
     """
     velocity = samplers.guided(
         lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
@@ -91,7 +99,7 @@ def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tok
 
 
 class Programs(NamedTuple):
-    """The functions of one set of networks; `params` holds groups of parameters."""
+    """The functions of one set of networks; `params` maps groups to parameters."""
 
     nets: Nets
     text_scale: float = 1.0
@@ -99,23 +107,29 @@ class Programs(NamedTuple):
     def _features(self, params: Params, ids: CaptionIds) -> TextFeatures:
         return self.nets.clip.apply({"params": params["clip"]["clip"]}, ids)
 
-    def _project(self, params: Params, group: str, ids: CaptionIds) -> Posterior:
+    def _project(
+        self, params: Params, group: str, text_feats: TextFeatures
+    ) -> Posterior:
         projector = {"params": params[group]["projector"]}
-        return self.nets.projector.apply(projector, self._features(params, ids))
+        return self.nets.projector.apply(projector, text_feats)
 
     def project(self, params: Params, ids: CaptionIds) -> Posterior:
-        """The source of text to image."""
-        return self._project(params, "t2i", ids)
+        """Encodes captions as the posterior of text to image's source."""
+        return self._project(params, "t2i", self._features(params, ids))
 
     def encode(self, params: Params, images: Image) -> Posterior:
-        """The raw tokens of images."""
+        """Encodes images as the posterior of their raw tokens."""
         tokenizer = {"params": params["tokenizer"]["tokenizer"]}
         return self.nets.tokenizer.apply(tokenizer, images, method="encode")
 
     def decode(self, params: Params, tokens: Tokens, ids: CaptionIds) -> Image:
-        """Images of raw tokens, guided by captions."""
+        """Decodes raw tokens to images, with their captions."""
+        return self._decode_image(params, tokens, self._features(params, ids))
+
+    def _decode_image(
+        self, params: Params, tokens: Tokens, text_feats: TextFeatures
+    ) -> Image:
         tokenizer = {"params": params["tokenizer"]["tokenizer"]}
-        text_feats = self._features(params, ids)
         image = self.nets.tokenizer.apply(
             tokenizer, tokens, text_feats, method="decode"
         )
@@ -126,8 +140,9 @@ class Programs(NamedTuple):
         return self.nets.text_decoder.apply(decoder, tokens).argmax(-1)
 
     def reconstruct_text(self, params: Params, ids: CaptionIds) -> CaptionIds:
-        """Captions through the text tokenizer and back."""
-        posterior = self._project(params, "text_tokenizer", ids)
+        """Sends captions through the text tokenizer and back."""
+        text_feats = self._features(params, ids)
+        posterior = self._project(params, "text_tokenizer", text_feats)
         return self._decode_text(params, posterior.mean)
 
     def text_to_image(
@@ -139,11 +154,13 @@ class Programs(NamedTuple):
         *,
         options: SampleOptions,
     ) -> Image:
-        """Images of captions; the noise is that of (key, row number)."""
-        posterior = self.project(params, ids)
+        """Draws images of captions; key and row number decide the noise."""
+        text_feats = self._features(params, ids)
+        posterior = self._project(params, "t2i", text_feats)
         z_txt = _start(posterior, key, rows, options.source)
         z_img = _flow(self.nets, params["t2i"]["dit"], z_txt, options)
-        return self.decode(params, z_img / self.nets.tokenizer.latent_scale, ids)
+        raw = z_img / self.nets.tokenizer.latent_scale
+        return self._decode_image(params, raw, text_feats)
 
     def image_to_text(
         self,
@@ -154,7 +171,7 @@ class Programs(NamedTuple):
         *,
         options: SampleOptions,
     ) -> CaptionIds:
-        """Captions of images; the noise is that of (key, row number)."""
+        """Captions images; key and row number decide the noise."""
         posterior = self.encode(params, images)
         z_img = _start(posterior, key, rows, options.source)
         z_img = z_img * self.nets.tokenizer.latent_scale

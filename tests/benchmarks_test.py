@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import ablations, plots
 from configs import demo as demo_config
+from flowtok_jax.runtime.config import config_to_json, for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.loop import PreemptedError
-from flowtok_jax.weights.workdir import config_to_json, for_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPORT = {

@@ -19,11 +19,11 @@ from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Decoder, Encoder, Tokenizer
 from flowtok_jax.modes.bench import BenchOptions
 from flowtok_jax.pipeline import SampleOptions
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks.steps import TASKS
 from flowtok_jax.train.optimizer import make_optimizer, make_schedule
-from flowtok_jax.weights.workdir import for_stage
 
 CONFIGS = pathlib.Path(default.__file__).parent
 PACKAGE = pathlib.Path(flowtok_jax.__file__).parent

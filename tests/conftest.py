@@ -83,7 +83,7 @@ def flowtok(demo):
     """The tiny demo's weights."""
     from flowtok_jax.pipeline import FlowTok
 
-    return FlowTok.from_workdir(demo.workdir)
+    return FlowTok.from_pretrained(demo.workdir)
 
 
 @pytest.fixture

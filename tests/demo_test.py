@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.tasks.steps import TASKS
-from flowtok_jax.weights.place import steps_of
-from flowtok_jax.weights.workdir import read_config
+from flowtok_jax.weights.workdir import read_config, steps_of
 from tests import run
 
 SHARES = {

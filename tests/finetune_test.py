@@ -9,7 +9,7 @@ import pytest
 from flowtok_jax.data import shards
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.weights.place import groups_of
+from flowtok_jax.weights.place import open_weights
 from flowtok_jax.weights.workdir import read_config
 from tests import run
 from tests.data import made
@@ -57,8 +57,8 @@ def test_a_folder_is_encoded_trained_on_both_ways_and_sampled(
     boards = (workdir / "tb").rglob("events*")
     assert sum(path.read_bytes().count(b"\x89PNG") for path in boards) == 4
     assert all(np.isfinite(x["loss/total"]) for x in lines if "loss/total" in x)
-    assert set(groups_of(workdir)) == {"t2i", "i2t"}
-    mine = FlowTok.from_workdir(workdir)
+    assert set(open_weights(workdir).groups) == {"t2i", "i2t"}
+    mine = FlowTok.from_pretrained(workdir)
     assert mine.nets.dit.width == flowtok.nets.dit.width == 16
     ids = [x.vocabulary.encode(PROMPTS.split("; ")) for x in (mine, flowtok)]
     np.testing.assert_array_equal(*ids)
@@ -105,7 +105,7 @@ def test_pretrained_weights_are_a_start_too(cli, flowtok, photos, tmp_path):
 def test_mistakes_are_said_in_one_line(cli, demo, photos, tmp_path):
     spec = f"folder:{photos}"
     arguments = command("nowhere", tmp_path / "mine", spec)
-    assert "no config.json in nowhere" in cli(*arguments).complaint
+    assert "nowhere does not exist" in cli(*arguments).complaint
     del arguments[1]
     outcome = cli(*arguments)
     assert outcome.status == 2

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from flowtok_jax.weights.place import steps_of
+from flowtok_jax.weights.workdir import steps_of
 from tests import run
 
 STAGE = "tokenizer"

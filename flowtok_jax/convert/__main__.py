@@ -33,13 +33,12 @@ from flowtok_jax.convert.memory import peak_memory
 from flowtok_jax.convert.rules import RULES
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models import dit, tokenizer
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import abstract_group, make_nets
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.place import groups_of, read_group
-from flowtok_jax.weights.workdir import read_config
+from flowtok_jax.weights.place import open_weights
 
 DTYPES = ("float32", "bfloat16")
 
@@ -201,15 +200,16 @@ def back_to_release(flags: argparse.Namespace) -> None:
     """Writes one group of --checkpoint as the state dict that the release loads."""
     if not flags.checkpoint:
         raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
-    place, target = pathlib.Path(flags.checkpoint), pathlib.Path(flags.to_release)
+    target = pathlib.Path(flags.to_release)
     files.check_target(target)
-    nets = make_nets(read_config(place))
-    if flags.group not in groups_of(place):
+    weights = open_weights(flags.checkpoint)
+    nets = weights.make_nets()
+    if flags.group not in weights.groups:
         raise UserError(
-            f"{place} has no weights of {flags.group}; it has those of "
-            f"{', '.join(groups_of(place)) or 'nothing'}"
+            f"{weights.place} has no weights of {flags.group}; it has those of "
+            f"{', '.join(weights.groups) or 'nothing'}"
         )
-    params = read_group(place, nets, flags.group)
+    params = weights.read(flags.group, abstract_group(nets, flags.group), nets)
     state = to_release(flags.group, params, pretrained.describe(nets))
     files.write_state(target, state)
 

@@ -19,7 +19,7 @@ import numpy as np
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import new_file
-from flowtok_jax.weights import pretrained
+from flowtok_jax.weights import hub
 from flowtok_jax.weights.safetensors import (
     check_file,
     read_safetensors,
@@ -182,7 +182,7 @@ def _array(torch: Any, tensor: Any) -> np.ndarray:
 def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
     """A CLIP directory, or where a hub id was put: its safetensors if it has any."""
     for name in CLIP_WEIGHTS:
-        directory = pretrained.find(
+        directory = hub.find_directory(
             source, local_files_only=local_files_only, files=(*CLIP_FILES, name)
         )
         if (directory / name).is_file():

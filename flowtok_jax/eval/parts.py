@@ -33,8 +33,7 @@ from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.place import steps_of
+from flowtok_jax.weights.place import RUN, Weights
 
 PARTS = {part.name: part for part in (TextToImage, ImageToText, Reconstruction)}
 
@@ -43,20 +42,19 @@ class PartMaker:
     """Makes the parts, and what they share when it is first asked for.
 
     Args:
-        place: of the weights: a run's workdir or a directory of pretrained ones.
         folder: where the results lie.
     """
 
-    def __init__(self, config: ConfigDict, place: Place, folder: Place, mesh: Mesh):
+    def __init__(self, config: ConfigDict, weights: Weights, folder: Place, mesh: Mesh):
         self._config = config
-        self._place = place
+        self._opened = weights
         self._folder = folder
         self._mesh = mesh
         self._digests: dict[str, str] = {}  # of groups of parameters
 
     @functools.cached_property
     def _flowtok(self) -> FlowTok:
-        return FlowTok.from_pretrained(self._place, self._config, mesh=self._mesh)
+        return FlowTok.from_weights(self._opened, self._config, self._mesh)
 
     @functools.cached_property
     def real(self) -> RealImages:
@@ -173,9 +171,10 @@ class PartMaker:
         config = self._config
         groups = part.groups
         weights: dict[str, Any] = {"kind": "pretrained"}
-        if not pretrained.is_pretrained(self._place):
-            steps = {g: steps_of(self._place, g)[-1:] for g in groups}
-            weights = {"kind": "ema", "steps": {g: s[0] for g, s in steps.items() if s}}
+        if self._opened.kind == RUN:
+            steps = self._opened.steps
+            of_groups = {g: steps[g] for g in groups if g in steps}
+            weights = {"kind": "ema", "steps": of_groups}
         for group in groups:
             if group not in self._digests:
                 params = self._flowtok.params[group]

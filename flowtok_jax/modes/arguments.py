@@ -1,8 +1,9 @@
 """What a command line means: its config, its trained weights, its folder."""
 
+import dataclasses
+import functools
 import logging
 import pathlib
-from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -10,14 +11,14 @@ from ml_collections import ConfigDict, config_flags
 from flowtok_jax.runtime import config as config_files
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
-from flowtok_jax.weights.pretrained import adopt
-from flowtok_jax.weights.workdir import drop_overridden, read_config
+from flowtok_jax.weights.place import Weights, adopt, open_weights
 
 RUNS = "runs"
 A_CHECKPOINT = "a run's workdir or a directory of pretrained weights"
 
 
-class Arguments(NamedTuple):
+@dataclasses.dataclass
+class Arguments:
     """A parsed command line.
 
     Attributes:
@@ -51,8 +52,9 @@ class Arguments(NamedTuple):
         logging.info("workdir: %s (--workdir=DIR for another)", workdir)
         return to_place(workdir)
 
-    def weights(self) -> Place:
-        """Returns the place of the weights to use: --checkpoint, else the workdir.
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The weights to use: of --checkpoint, else of the workdir.
 
         Raises:
             UserError: where none is named, or the place does not exist.
@@ -64,15 +66,24 @@ class Arguments(NamedTuple):
             raise UserError(
                 f"no weights named; expected --checkpoint=DIR, {A_CHECKPOINT}"
             )
-        if not to_place(place).is_dir():
+        # Only --checkpoint may name a hub id: nobody means runs/demo on the hub.
+        if not self.flags.checkpoint and not to_place(place).is_dir():
             raise UserError(
                 f"checkpoint {place} does not exist; expected {A_CHECKPOINT}"
             )
-        return to_place(place)
+        return open_weights(place)
 
     def output(self) -> Place:
-        """Returns the folder to write to beside the weights: --workdir, else theirs."""
-        return to_place(self.flags.workdir) if self.flags.workdir else self.weights()
+        """Returns the folder to write to: --workdir, else that of the weights.
+
+        Raises:
+            UserError: where the weights lie in the hub's cache.
+        """
+        if self.flags.workdir:
+            return to_place(self.flags.workdir)
+        if self.weights.is_download:
+            raise UserError("no folder to write to named; expected --workdir=DIR")
+        return self.weights.place
 
     def config(self) -> ConfigDict:
         """Returns the config that --config names, with what the weights say of it.
@@ -120,19 +131,21 @@ class Arguments(NamedTuple):
             has_weights: whether --workdir is a place of weights too.
         """
         overrides = config_flags.get_override_values(self.flags["config"])
-        drop_overridden(config, overrides)
+        config_files.drop_overridden(config, overrides)
         if not config.init_config:
             return
-        place = self.flags.checkpoint or config.init_from
-        if not place and has_weights:
-            place = self.flags.workdir
-        if not place:
+        starts_elsewhere = config.init_from and not self.flags.checkpoint
+        if starts_elsewhere:
+            weights = open_weights(config.init_from)
+        elif self.flags.checkpoint or (has_weights and self.flags.workdir):
+            weights = self.weights
+        else:
             raise UserError(
                 "this config starts from trained weights and takes their sizes; "
                 "expected --checkpoint=DIR, a run's workdir (runs/demo) or a directory "
                 "of pretrained weights (weights/xl)"
             )
-        adopt(config, to_place(place), overrides)
+        adopt(config, weights, overrides)
 
     def _changed_config(self) -> ConfigDict:
         """Returns the stored config, changed by flags --config.KEY=VALUE."""
@@ -141,7 +154,7 @@ class Arguments(NamedTuple):
                 f"{self.changes[0].partition('=')[0]} changes no config; expected "
                 "--config=FILE, or --checkpoint=DIR beside it"
             )
-        config = read_config(self.weights())
+        config = self.weights.config
         for change in self.changes:
             config_files.check_key(config, change.partition("=")[0])
         argv = ["main", *self.changes]

@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import machine, profile, programs
 from flowtok_jax.perf.peaks import peak_tflops
-from flowtok_jax.perf.timed import PARTS, Weights, Work, fitting, sampling, training
+from flowtok_jax.perf.timed import PARTS, HeldParams, Work, fitting, sampling, training
 from flowtok_jax.runtime.cli import say
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place, write_json
+from flowtok_jax.runtime.files import to_place, write_json
 from flowtok_jax.train import loop
-from flowtok_jax.weights.workdir import for_stage
+from flowtok_jax.weights.place import open_weights
 
 FILE = "bench.json"
 
@@ -96,7 +97,7 @@ def _check(config: ConfigDict, options: BenchOptions) -> None:
 
 
 def _works(
-    config: ConfigDict, options: BenchOptions, weights: Weights
+    config: ConfigDict, options: BenchOptions, weights: HeldParams
 ) -> Iterator[tuple[Work, int]]:
     """Every program wanted, compiled at its turn, and how many devices it has."""
     some = jax.devices()[: options.devices or None]
@@ -175,20 +176,15 @@ def bench(
         UserError: for a config that cannot be, or a program too large.
     """
     options = BenchOptions(**config.bench).check()
-    place = to_place(checkpoint) if checkpoint else None
-    if place is not None and not place.is_dir():
-        raise UserError(
-            f"checkpoint {place} does not exist; wanted a run's workdir or a directory "
-            "of pretrained weights, or none for random weights"
-        )
+    weights = open_weights(checkpoint) if checkpoint else None
     _check(config, options)
     results = []
     try:
-        for work, devices in _works(config, options, Weights(place)):
+        for work, devices in _works(config, options, HeldParams(weights)):
             results.append(measure(work, options, devices))
     finally:  # what was measured stays, where the next program is too large
         if results:
-            report = _report(config, place, results)
+            report = _report(config, checkpoint, results)
             if workdir:
                 write_json(to_place(workdir) / FILE, report)
             show(report)
@@ -196,7 +192,7 @@ def bench(
 
 
 def _report(
-    config: ConfigDict, place: Place | None, results: list[dict[str, Any]]
+    config: ConfigDict, checkpoint: str | None, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The results with what they were measured on."""
     return {
@@ -204,7 +200,7 @@ def _report(
         "machine": machine.describe(jax.devices()),
         "precision": config.compute.dtype,
         "attention": config.compute.attention,
-        "weights": str(place) if place else "random",
+        "weights": checkpoint or "random",
         "image_size": config.tokenizer.image_size,
         "dit": config.dit.to_dict(),
         "runs": results,

@@ -26,10 +26,9 @@ def run(arguments: Arguments) -> int:
     if not flags.images:
         raise UserError("no images named; expected --images='photos/*.png'")
     config = arguments.weights_config()
-    place = arguments.weights()
-    flowtok = FlowTok.from_pretrained(place, config)
+    flowtok = FlowTok.from_weights(arguments.weights, config)
     failed = caption(flowtok, flags.images, flags.seed, flags.json, say)
-    if note := random_tower_note(place):
+    if note := random_tower_note(arguments.weights):
         logging.info(note)
     return 1 if failed else 0
 

@@ -15,8 +15,8 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import topologies
 from flowtok_jax.perf.programs import GIB, choose_stage, measure
 from flowtok_jax.runtime.cli import say
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.weights.workdir import for_stage
 
 STEPS = ("train", "sample")
 

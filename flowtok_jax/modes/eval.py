@@ -28,36 +28,36 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
-from flowtok_jax.weights.place import groups_of
-from flowtok_jax.weights.workdir import read_config
+from flowtok_jax.weights.place import Weights
 
 EVAL = "eval"
 
 
 def run(arguments: Arguments) -> int:
     """Measures the weights."""
-    place = arguments.weights()
+    weights = arguments.weights
     config = arguments.weights_config()
-    config = read_config(place) if config is None else config
+    config = weights.config if config is None else config
     if "eval" not in config or "protocol" not in config.eval:
         raise UserError(
-            f"the config stored in {place} has no keys of --mode=eval; give a config "
-            "beside it: --config=configs/eval.py, or the one it was trained with"
+            f"the config stored in {weights.place} has no keys of --mode=eval; give a "
+            "config beside it: --config=configs/eval.py, or the one it was trained with"
         )
     join_processes(arguments.flags)
     # Nothing has to be saved; among several processes JAX would keep it to itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    evaluate(config, place, arguments.output())
-    if note := random_tower_note(place):
+    evaluate(config, weights, arguments.output())
+    if note := random_tower_note(weights):
         logging.info(note)
     return 0
 
 
-def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str, Any]]:
+def evaluate(
+    config: ConfigDict, weights: Weights, workdir: Place
+) -> list[dict[str, Any]]:
     """Evaluates the parts that the config names; every process of a run calls it.
 
     Args:
-        place: of the weights: a run's workdir or a directory of pretrained ones.
         workdir: where `eval` lies.
 
     Returns:
@@ -67,8 +67,8 @@ def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str,
         UserError: if something does not fit, before anything is computed.
     """
     _check(config)
-    chosen = _choose(config, groups_of(place))
-    maker = PartMaker(config, place, workdir / EVAL, make_mesh(**config.mesh))
+    chosen = _choose(config, weights.groups)
+    maker = PartMaker(config, weights, workdir / EVAL, make_mesh(**config.mesh))
     parts = [maker.make(name) for name in chosen]  # all mistakes show before the work
     results = [run_part(p, workdir / EVAL, config.eval.chunk) for p in parts]
     if processes.is_first():

@@ -27,7 +27,7 @@ from flowtok_jax.data.centre import CentreReader, Square, open_images
 from flowtok_jax.data.records import Records
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.transforms import Filters
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import Nets, abstract_group, make_nets
 from flowtok_jax.modes.arguments import A_CHECKPOINT, Arguments
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.batches import compile_rows
@@ -37,7 +37,7 @@ from flowtok_jax.runtime.files import Place, is_remote, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import Programs
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights.place import groups_of, read_group
+from flowtok_jax.weights.place import open_weights
 
 
 def run(arguments: Arguments) -> int:
@@ -126,12 +126,12 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
             "no weights named; expected --checkpoint=DIR with a trained tokenizer: "
             f"{A_CHECKPOINT}"
         )
-    place = to_place(config.init_from)
-    if not place.is_dir() or "tokenizer" not in groups_of(place):
+    weights = open_weights(config.init_from)
+    if "tokenizer" not in weights.groups:
         raise UserError(
-            f"no weights of the tokenizer in {place}; expected {A_CHECKPOINT}"
+            f"no weights of the tokenizer in {weights.place}; expected {A_CHECKPOINT}"
         )
-    return read_group(place, nets, "tokenizer")
+    return weights.read("tokenizer", abstract_group(nets, "tokenizer"), nets)
 
 
 def _describe(config: ConfigDict, records: int, digest: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, is_remote
-from flowtok_jax.weights.workdir import SAMPLES, read_config
+from flowtok_jax.weights.place import Weights
+from flowtok_jax.weights.workdir import SAMPLES
 
 COLUMNS = 6  # columns of the grid
 
@@ -26,11 +27,10 @@ def run(arguments: Arguments) -> int:
     flags = arguments.flags
     prompts = split_prompts(flags.prompts, flags.prompts_file)
     config = arguments.weights_config()
-    place = arguments.weights()
-    flowtok = FlowTok.from_pretrained(place, config)
+    flowtok = FlowTok.from_weights(arguments.weights, config)
     folder = arguments.output() / SAMPLES
     make_folder(folder)
-    note = random_tower_note(place)
+    note = random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, folder, flags.seed, note):
         say(str(path))
     if note:
@@ -56,9 +56,9 @@ def make_folder(folder: Place) -> None:
         ) from error
 
 
-def random_tower_note(place: Place) -> str:
+def random_tower_note(weights: Weights) -> str:
     """Returns what to say of weights whose text tower was never trained, else ""."""
-    stored = read_config(place)
+    stored = weights.config
     is_random = "text" in stored and stored.text.weights == "random"
     return RANDOM_TOWER if is_random else ""
 

@@ -1,9 +1,11 @@
 """Training all the stages of a config in one workdir, and the summary at the end."""
 
+import functools
 import json
 import logging
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
@@ -13,23 +15,30 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures, previews
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import abstract_group, init_group, make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.cli import join_processes
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
 from flowtok_jax.tasks.steps import TASKS
 from flowtok_jax.train import loop
-from flowtok_jax.weights.place import load_group, load_start, store_random_clip
+from flowtok_jax.weights.place import (
+    Weights,
+    load_groups,
+    load_start,
+    open_start,
+    open_weights,
+    store_random_clip,
+)
 from flowtok_jax.weights.workdir import (
     CONFIG,
     PREEMPTED,
     SAMPLES,
     SUMMARY,
-    for_stage,
     open_vocabulary,
     open_workdir,
 )
@@ -70,9 +79,11 @@ def train(config: ConfigDict, workdir: Place) -> None:
         if stage not in TASKS:
             raise UserError(f"stages has {stage!r}; wanted some of {', '.join(TASKS)}")
         _check_stage(for_stage(config, stage), stage)
-    first_does(lambda: _open(config, workdir))
+    start = functools.cache(functools.partial(open_start, config))
+    first_does(lambda: _open(config, workdir, start))
     vocabulary = open_vocabulary(workdir, config)
-    store_random_clip(config, make_nets(config), workdir)
+    init_clip = functools.partial(init_group, make_nets(config), "clip")
+    store_random_clip(config, workdir, start, init_clip)
     try:
         with Preemption() as preemption:
             results = {
@@ -93,12 +104,21 @@ def train(config: ConfigDict, workdir: Place) -> None:
     _summarize(config, workdir, summary)
 
 
-def _open(config: ConfigDict, workdir: Place) -> None:
+def _open(
+    config: ConfigDict, workdir: Place, start: Callable[[], Weights | None]
+) -> None:
     """Makes the workdir this config's, and says so where it is new."""
+
+    def inherited() -> Vocabulary | None:
+        weights = start()
+        if weights is None or not weights.has_vocabulary:
+            return None
+        return weights.vocabulary(config.latent.tokens)
+
     known_workdir = (workdir / CONFIG).is_file()
     try:
         with reaching(workdir):
-            open_workdir(workdir, config)
+            open_workdir(workdir, config, inherited)
             (workdir / PREEMPTED).unlink(missing_ok=True)
     except StoreError as error:  # at the start it is a mistake, not bad luck
         raise UserError(str(error)) from error
@@ -130,7 +150,10 @@ def _train_stage(
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(stage, 0)
     nets, mesh = make_nets(config), make_mesh(**config.mesh)
-    frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
+    start = open_start(config)
+    places = [open_weights(workdir)] + ([start] if start else [])
+    wanted = {group: abstract_group(nets, group) for group in TASKS[stage].frozen}
+    frozen = load_groups(wanted, nets, places)
     return loop.train(
         config,
         stage,
@@ -140,7 +163,7 @@ def _train_stage(
         vocabulary=vocabulary,
         evaluate=previews.make_preview(config, stage, vocabulary, mesh),
         preemption=preemption,
-        load_start=lambda: load_start(stage, nets, config),
+        load_start=lambda: load_start(stage, abstract_group(nets, stage), nets, start),
     )
 
 
@@ -157,7 +180,7 @@ def _summarize(config: ConfigDict, workdir: Place, summary: dict) -> None:
         if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
             mesh = make_mesh(**config.mesh)
             values, grids = previews.summarize_scenes(
-                FlowTok.from_workdir(workdir, config, mesh),
+                FlowTok.from_weights(open_weights(workdir), config, mesh),
                 samples=config.eval.samples,
                 seed=config.train.seed,
             )

@@ -14,15 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, init_group, make_nets
+from flowtok_jax.models.build import Nets, abstract_group, init_group, make_nets
 from flowtok_jax.perf import flops, programs
 from flowtok_jax.perf.machine import room_gib
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import put
 from flowtok_jax.train import loop
-from flowtok_jax.weights.place import groups_of, read_group
-from flowtok_jax.weights.workdir import for_stage
+from flowtok_jax.weights.place import Weights
 
 # part -> the stage whose networks it uses, and the section with its options
 SAMPLING = {"text_to_image": ("t2i", "sample"), "image_to_text": ("i2t", "caption")}
@@ -49,17 +48,18 @@ class Work(NamedTuple):
     start: Callable[[], Callable[[], None]]
 
 
-class Weights:
-    """Parameters by group: read from a place, or random ones."""
+class HeldParams:
+    """Parameters by group, read from weights or drawn at random."""
 
-    def __init__(self, place: Place | None):
-        self._place, self._made = place, {}
+    def __init__(self, weights: Weights | None):
+        self._weights = weights
+        self._made = {}
 
     def trained(self, group: str, nets: Nets) -> Params | None:
-        """Those of a group to train, None where they are to be made by the run."""
-        if self._place is None or group not in groups_of(self._place):
+        """Reads those of a group to train; None if the run has to make them."""
+        if self._weights is None or group not in self._weights.groups:
             return None
-        return read_group(self._place, nets, group)
+        return self._weights.read(group, abstract_group(nets, group), nets)
 
     def at(self, group: str, nets: Nets, places: Any) -> Params:
         """Those of a group, where the shardings say.
@@ -74,8 +74,9 @@ class Weights:
         return self._made[known]
 
     def _make(self, group: str, nets: Nets, places: Any) -> Params:
-        if self._place is not None:
-            return put(read_group(self._place, nets, group), places)
+        if self._weights is not None:
+            wanted = abstract_group(nets, group)
+            return put(self._weights.read(group, wanted, nets), places)
         init = functools.partial(init_group, nets, group)
         return jax.jit(init, out_shardings=places)(jax.random.key(SEED))
 
@@ -142,7 +143,7 @@ def sampling(
     rows: int,
     num_steps: int,
     devices: Sequence[jax.Device],
-    weights: Weights,
+    weights: HeldParams,
 ) -> Work:
     """A direction of sampling: parameters on every device, rows split over them."""
     stage, section = SAMPLING[part]
@@ -175,7 +176,7 @@ def sampling(
 
 
 def training(
-    config: ConfigDict, rows: int, devices: Sequence[jax.Device], weights: Weights
+    config: ConfigDict, rows: int, devices: Sequence[jax.Device], weights: HeldParams
 ) -> Work:
     """A step of the config's stage, on its mesh, with data that is there already."""
     stage = programs.choose_stage(config)

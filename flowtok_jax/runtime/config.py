@@ -1,15 +1,19 @@
-"""What the command line says of a config file, before it is loaded for good."""
+"""Configs: their files, their stages' deltas, their keys, and as JSON."""
 
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import pathlib
 import runpy
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import flatten
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHARE = _PACKAGE / "share"
@@ -109,3 +113,57 @@ def check_key(config: ConfigDict, flag: str) -> None:
                 f"{flag}: no such key; {where} has {', '.join(known) or 'no keys'}"
             )
         section, path = section[name], [*path, name]
+
+
+def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
+    """Returns the config of one stage: its deltas put over the shared keys.
+
+    Raises:
+        UserError: for a delta of a key that does not exist.
+    """
+    resolved = config.copy_and_resolve_references()
+    if stage in config.per_stage:
+        known = flatten(config.to_dict())
+        for key in flatten(config.per_stage[stage].to_dict()):
+            if key not in known:
+                raise UserError(
+                    f"per_stage.{stage}.{key} is no key of the config; expected the "
+                    "name of one, such as train.num_steps"
+                )
+        with resolved.unlocked():
+            resolved.update(config.per_stage[stage])
+    return resolved
+
+
+def drop_overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Makes keys given on the command line win over the stages' own values.
+
+    A key given for a stage too, as per_stage.STAGE.KEY, wins over both.
+    """
+    for stage in config.per_stage:
+        for key in overrides:
+            if f"per_stage.{stage}.{key}" in overrides:
+                continue
+            *path, last = key.split(".")
+            section = config.per_stage[stage]
+            for name in path:
+                section = section.get(name, {}) if section else {}
+            if last in section:
+                with section.unlocked():
+                    del section[last]
+
+
+def config_to_json(config: ConfigDict) -> str:
+    """Writes a config as indented JSON, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def config_from_json(text: str) -> ConfigDict:
+    """Inverts `config_to_json`; lists become tuples again."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))

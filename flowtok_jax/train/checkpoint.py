@@ -27,7 +27,7 @@ from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import Place, absolute, is_remote, reaching, write_json
 from flowtok_jax.train.state import TrainState, checksums
-from flowtok_jax.weights.place import CHECKPOINTS
+from flowtok_jax.weights.workdir import CHECKPOINTS
 
 DAMAGED = "damaged"
 NO_SPACE = os.strerror(errno.ENOSPC)

@@ -33,7 +33,7 @@ from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.report import Report, is_due
 from flowtok_jax.train.state import TrainState, make_state, params_sha256
 from flowtok_jax.train.step import train_steps
-from flowtok_jax.weights.place import steps_of
+from flowtok_jax.weights.workdir import steps_of
 
 # Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
 Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarray]]]

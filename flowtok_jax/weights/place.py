@@ -1,169 +1,292 @@
-"""Trained parameters of a place: a run's workdir, where they are the item `ema` of
-CHECKPOINTS/GROUP/STEP, or a directory of pretrained weights.
+"""Trained weights at one place: the workdir of a run, or a pretrained directory.
+
+`open_weights` lists the place once and decides what it is; the `Weights` object is then
+passed on. On gs:// every question asked again would be another request.
 """
 
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import GROUPS, Nets, abstract_group, init_group
+from flowtok_jax.array_types import Key, Params
+from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
+from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, absolute, to_place
-from flowtok_jax.runtime.mesh import replicated
-from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.safetensors import check_shapes
+from flowtok_jax.runtime.files import Place
+from flowtok_jax.weights import hub, pretrained, workdir
+from flowtok_jax.weights.workdir import CONFIG
 
-CHECKPOINTS = "checkpoints"
+RUN = "run"
+PRETRAINED = "pretrained"
+
+# What no shape tells, by network: the same arrays compute another function under
+# another value of these keys.
+UNSEEN = {
+    "clip": ("clip.heads",),
+    "tokenizer": (
+        "tokenizer.encoder.heads",
+        "tokenizer.decoder.heads",
+        "tokenizer.image_size",
+    ),
+    "projector": ("projector.heads",),
+    "text_decoder": ("text_decoder.heads",),
+    "dit": ("dit.heads", "tokenizer.latent_scale"),
+}
+
+# Sections of a config that belong to weights, as a run or a directory stores them.
+OF_WEIGHTS = ("latent", *Nets._fields, "text", "loss", "sample", "caption")
 
 
-def steps_of(workdir: Place, group: str) -> list[int]:
-    """The finished checkpoints of a group, oldest first."""
-    folder = workdir / CHECKPOINTS / group
-    if not folder.is_dir():
-        return []
-    return sorted(ocp.utils.checkpoint_steps(folder))
+class Weights:
+    """The trained weights of a place, by group of networks.
 
-
-def groups_of(place: Place) -> list[str]:
-    """The groups that a place has parameters of."""
-    if pretrained.is_pretrained(place):
-        return pretrained.read_groups(place)
-    return [group for group in GROUPS if steps_of(place, group)]
-
-
-def read_group(
-    place: Place, nets: Nets, group: str, *, is_start: bool = False
-) -> Params:
-    """A group's parameters in this machine's memory, of a run the newest EMA ones.
-
-    Args:
-        is_start: as of `pretrained.check_unseen`.
-
-    Raises:
-        UserError: where there are none, or they do not fit the networks.
+    Attributes:
+        place: the directory.
+        kind: RUN or PRETRAINED.
+        is_download: whether the place is the hub's cache, not where the user pointed.
+        has_vocabulary: whether a vocabulary lies beside the weights.
     """
-    if group not in groups_of(place):
-        raise UserError(f"no weights of {group} in {place}")
-    pretrained.check_unseen(place, nets, group, is_start=is_start)
-    if pretrained.is_pretrained(place):
-        return pretrained.read_group(place, nets, group)
-    step = steps_of(place, group)[-1]
-    return _restore(place / CHECKPOINTS / group / str(step) / "ema", nets, group)
+
+    def __init__(self, place: Place, is_download: bool = False):
+        self.place = place
+        self.is_download = is_download
+        names = {path.name for path in place.iterdir()}
+        has_arrays = any(name.endswith(".safetensors") for name in names)
+        self.kind = PRETRAINED if has_arrays else RUN
+        self.has_vocabulary = VOCABULARY in names
+        self._has_config = CONFIG in names
+
+    @functools.cached_property
+    def _stored(self) -> ConfigDict:
+        module = pretrained if self.kind == PRETRAINED else workdir
+        return module.read_config(self.place)
+
+    @property
+    def config(self) -> ConfigDict:
+        """A copy of the config that is stored with the weights.
+
+        Raises:
+            UserError: where none is, or it cannot be read.
+        """
+        return self._stored.copy_and_resolve_references()
+
+    @functools.cached_property
+    def steps(self) -> dict[str, int]:
+        """Newest finished step of each group of a run; empty for other weights."""
+        return workdir.newest_steps(self.place) if self.kind == RUN else {}
+
+    @functools.cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups whose parameters the place holds."""
+        return tuple(self.steps if self.kind == RUN else self._stored.groups)
+
+    def make_nets(self) -> Nets:
+        """Builds the networks of the stored config.
+
+        Raises:
+            UserError: where the config is that of another version.
+        """
+        with _of_this_version(self):
+            return make_nets(self._stored)
+
+    def vocabulary(self, context: int) -> Vocabulary:
+        """Reads the vocabulary, for captions of `context` ids.
+
+        Raises:
+            UserError: where there is none.
+        """
+        path = self.place / VOCABULARY
+        if not self.has_vocabulary:
+            raise UserError(f"{path} does not exist; FlowTok needs it to read captions")
+        return Vocabulary.load(str(path), context)
+
+    def read(
+        self,
+        group: str,
+        wanted: Mapping[str, Params],
+        nets: Nets,
+        *,
+        is_start: bool = False,
+    ) -> Params:
+        """Reads a group's parameters, of a run the newest averaged ones, into memory.
+
+        Args:
+            wanted: shapes of the parameters, by the group's networks.
+            nets: what the parameters are for.
+            is_start: whether training goes on from the parameters, so that they may be
+                for another image size or latent scale.
+
+        Raises:
+            UserError: where there are none, or they do not fit the networks.
+        """
+        if group not in self.groups:
+            raise UserError(f"no weights of {group} in {self.place}")
+        if self._has_config:
+            self._check_unseen(group, wanted, nets, is_start)
+        if self.kind == PRETRAINED:
+            return pretrained.read_group(self.place, group, wanted)
+        return workdir.read_checkpoint(self.place, group, self.steps[group], wanted)
+
+    def _check_unseen(
+        self, group: str, networks: Mapping[str, Any], nets: Nets, is_start: bool
+    ) -> None:
+        for key in (key for name in networks for key in UNSEEN.get(name, ())):
+            if is_start and not key.endswith(".heads"):
+                continue
+            there = _value(self._stored, key)
+            here = _value(nets, key)
+            if there not in (None, here):
+                raise UserError(
+                    f"{group} in {self.place} was made with {key} = {there}, this "
+                    f"config has {here}; set --config.{key}={there}, or start from "
+                    "other weights"
+                )
 
 
-def _restore(path: Place, nets: Nets, group: str) -> Params:
-    wanted = abstract_group(nets, group)
-    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
-    with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-        try:
-            stored = checkpointer.metadata(absolute(path)).item_metadata.tree
-        except AttributeError as error:
-            reason = ValueError("its metadata cannot be read")
-            raise _damaged(path, reason) from error
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-        got, wanted = (
-            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
-            for t in (stored, wanted)
-        )
-        check_shapes(f"{path} does not fit the config", got, wanted)
-        try:
-            return checkpointer.restore(absolute(path), target)
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-
-
-def _damaged(path: Place, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return UserError(
-        f"{path} is damaged ({reason}); move {path.parent} away to use the checkpoint "
-        "before it"
-    )
+def _value(tree: Any, key: str) -> Any:
+    """Returns a value of a config or of networks by its dotted key; None for none."""
+    for name in key.split("."):
+        is_mapping = isinstance(tree, Mapping | ConfigDict)
+        tree = tree.get(name) if is_mapping else getattr(tree, name)
+        if tree is None:
+            break
+    return tree
 
 
 @contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Without its warning that an item has no metadata: those are the checkpoint's."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _of_this_version(weights: Weights) -> Iterator[None]:
+    """Turns what a config of other networks raises into a UserError."""
     try:
         yield
-    finally:
-        logger.setLevel(level)
-
-
-def _init_from(config: ConfigDict) -> Place | None:
-    """The place that `init_from` names.
-
-    Raises:
-        UserError: where it names one that is not there.
-    """
-    place = to_place(config.init_from) if config.init_from else None
-    if place is not None and not place.is_dir():
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"init_from = {place} does not exist; wanted the workdir of a run, or a "
-            "directory written by save_pretrained or `python -m flowtok_jax.convert`"
-        )
-    return place
+            f"{weights.place / CONFIG} is not that of this version's networks: {error}"
+        ) from error
 
 
-def load_group(group: str, nets: Nets, config: ConfigDict, workdir: Place) -> Params:
-    """A group's parameters: of this workdir, else of `init_from`.
+def open_weights(source: str | Place, *, local_files_only: bool = False) -> Weights:
+    """Opens trained weights.
+
+    Args:
+        source: the workdir of a run, a directory that `save_pretrained` or `python -m
+            flowtok_jax.convert` wrote, or a hub id OWNER/NAME of such a directory.
+        local_files_only: looks for a hub id in the hub's cache only.
 
     Raises:
-        UserError: where none of these has them, saying what to do.
+        UserError: where the source does not exist.
     """
-    places = [place for place in (workdir, _init_from(config)) if place]
-    for place in places:
-        if group in groups_of(place):
-            return read_group(place, nets, group)
-    where = " nor in ".join(map(str, places))
-    cure = (
-        "set --config.init_from=DIR to a directory that has it, or "
-        "--config.text.weights=random for a tower at random initialisation"
-        if group == "clip"
-        else f"train it first (stage {group}), or set --config.init_from=WORKDIR to "
-        "where it was trained"
+    place = hub.find_directory(source, local_files_only=local_files_only)
+    is_local = isinstance(place, pathlib.Path)
+    return Weights(place, is_local and place != pathlib.Path(source))
+
+
+def open_start(config: ConfigDict) -> Weights | None:
+    """Opens the weights that `init_from` names, if it names any.
+
+    Raises:
+        UserError: where they do not exist.
+    """
+    if not config.init_from:
+        return None
+    try:
+        return open_weights(config.init_from)
+    except UserError as error:
+        raise UserError(f"init_from = {error}") from error
+
+
+def load_groups(
+    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
+) -> dict[str, Params]:
+    """Reads groups of parameters, each from the first of the places that has it.
+
+    Args:
+        wanted: shapes of the parameters, by group and network.
+
+    Raises:
+        UserError: where no place has a group, saying what to do.
+    """
+    found = {}
+    for group, shapes in wanted.items():
+        place = next((p for p in places if group in p.groups), None)
+        if place is None:
+            where = " nor in ".join(str(p.place) for p in places)
+            raise UserError(f"no weights of {group} in {where}; {_cure(group)}")
+        found[group] = place.read(group, shapes, nets)
+    return found
+
+
+def _cure(group: str) -> str:
+    if group == "clip":
+        return (
+            "set --config.init_from=DIR to a directory that has it, or "
+            "--config.text.weights=random for a tower at random initialisation"
+        )
+    return (
+        f"train it first (stage {group}), or set --config.init_from=WORKDIR to where "
+        "it was trained"
     )
-    raise UserError(f"no weights of {group} in {where}; {cure}")
 
 
-def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
-    """What training of a group starts from: its parameters in `init_from`, if any."""
-    place = _init_from(config)
-    if place is None:
-        return None
-    if group not in groups_of(place):
-        logging.info("%s starts afresh: %s does not have it", group, place)
-        return None
-    logging.info("%s starts from %s", group, place)
-    return read_group(place, nets, group, is_start=True)
+def store_random_clip(
+    config: ConfigDict,
+    folder: Place,
+    start: Callable[[], Weights | None],
+    init: Callable[[Key], Params],
+) -> None:
+    """Stores the never-trained text tower of a run whose config asks for one.
 
+    A tower that the weights to start from have goes before, as a tower that the run has
+    already: weights trained on its features would not know another.
 
-def store_random_clip(config: ConfigDict, nets: Nets, workdir: Place) -> None:
-    """Stores the never-trained text tower of a config that wants one.
-
-    Stored, not drawn again, so that weights trained on its features keep it; for the
-    same reason that of `init_from` goes before.
+    Args:
+        start: opens the weights to start from.
+        init: draws the tower's group of parameters.
     """
-    if config.text.weights != "random" or steps_of(workdir, "clip"):
+    if config.text.weights != "random" or workdir.steps_of(folder, "clip"):
         return
-    place = _init_from(config)
-    if place is not None and "clip" in groups_of(place):
-        return
-    everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
-    init = functools.partial(init_group, nets, "clip")
-    init = jax.jit(init, out_shardings=everywhere)
-    params = init(jax.random.key(config.text.seed))
-    folder = absolute(workdir / CHECKPOINTS / "clip")
-    with ocp.CheckpointManager(folder) as manager:
-        manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))
+    inherited = start()
+    if inherited is None or "clip" not in inherited.groups:
+        workdir.store_group(folder, "clip", init, config.text.seed)
+
+
+def load_start(
+    group: str, wanted: Mapping[str, Params], nets: Nets, start: Weights | None
+) -> Params | None:
+    """Reads what training of a group starts from; None to start afresh."""
+    if start is None:
+        return None
+    if group not in start.groups:
+        logging.info("%s starts afresh: %s does not have it", group, start.place)
+        return None
+    logging.info("%s starts from %s", group, start.place)
+    return start.read(group, wanted, nets, is_start=True)
+
+
+def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) -> None:
+    """Puts what is stored with weights into a config: sizes of networks, losses, and
+    options of sampling.
+
+    Args:
+        overrides: keys given on the command line, which win.
+
+    Raises:
+        UserError: where the weights have no config, or one of another version.
+    """
+    stored = weights.config
+    stage = config.stages[0]
+    with _of_this_version(weights):
+        if "per_stage" in stored and stage in stored.per_stage:
+            stored = for_stage(stored, stage)
+        for section in OF_WEIGHTS:
+            if section in stored and section in Nets._fields:
+                config[section] = stored[section]  # every field of the network is there
+            elif section in stored:
+                config[section].update(stored[section])
+        config.update_from_flattened_dict(overrides)
+        make_nets(config)

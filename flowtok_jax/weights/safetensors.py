@@ -1,4 +1,4 @@
-"""Named arrays in safetensors files, and the check that they are the wanted ones."""
+"""Named arrays in safetensors files, and the check of their names and shapes."""
 
 import json
 import pathlib
@@ -28,15 +28,15 @@ DTYPES = {
 
 
 def check_file(path: Place) -> None:
-    """Refuses what is no file of weights at all, whatever its name.
+    """Refuses a path that holds no weights at all, whatever its name.
 
     Raises:
         UserError: for a path without a file, an empty file, or what a browser or git
             leaves in place of one.
     """
     if not path.is_file():
-        what = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"{path} {what}; wanted a file of weights")
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; expected a file of weights")
     with path.open("rb") as file:
         head = file.read(256).lstrip().lower()
     if not head:
@@ -53,7 +53,7 @@ def check_file(path: Place) -> None:
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, mapped into memory: what is not used is not read.
+    """Maps the arrays of a file into memory; what is not used is not read.
 
     Raises:
         UserError: where the file is damaged or of another format.
@@ -77,7 +77,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise UserError(
-                f"{path}: {name} is of type {entry['dtype']}; wanted one of "
+                f"{path}: {name} is of type {entry['dtype']}; expected one of "
                 f"{', '.join(DTYPES)}"
             )
         begin, end = entry["data_offsets"]
@@ -89,12 +89,14 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file of arrays, one after the other.
 
-    The library would hold contiguous copies of them all.
+    The library's own writer would hold contiguous copies of all arrays at once.
     """
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header, end = {}, 0
+    header = {}
+    end = 0
     for name, array in arrays.items():
-        begin, end = end, end + array.nbytes
+        begin = end
+        end = begin + array.nbytes
         entry = {"dtype": names[array.dtype], "shape": array.shape}
         header[name] = entry | {"data_offsets": (begin, end)}
     text = json.dumps(header).encode()
@@ -111,20 +113,21 @@ def check_shapes(
     wanted: Mapping[str, Shape],
     note: str = "",
 ) -> None:
-    """Compares names and shapes; raises one error that lists all that differs.
+    """Compares names and shapes, and raises one error that lists all that differs.
 
     Args:
         what: the start of the error's line, such as "FILE does not fit the config".
+        note: the end of the error's line.
 
     Raises:
-        UserError: where they are not the same.
+        UserError: where names or shapes differ.
     """
     shared = [name for name in got if name in wanted]
     faults = {
         "not used": [name for name in got if name not in wanted],
         "missing": [name for name in wanted if name not in got],
         "wrong shape": [
-            f"{name} is {got[name]}, wanted {wanted[name]}"
+            f"{name} is {got[name]}, expected {wanted[name]}"
             for name in shared
             if got[name] != wanted[name]
         ],

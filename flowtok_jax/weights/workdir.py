@@ -1,26 +1,39 @@
 """A run's folder: config.json, vocabulary.json, checkpoints/, metrics.jsonl, tb/,
 samples/, summary.json. Files appear whole or not at all.
+
+A checkpoint is checkpoints/GROUP/STEP, and its item `ema` the weights to use.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator, Mapping
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
+from flowtok_jax.runtime.config import config_from_json, config_to_json
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import (
     Place,
+    absolute,
     check_claim,
-    flatten,
     read_json,
-    to_place,
     write_json,
 )
+from flowtok_jax.runtime.mesh import replicated
+from flowtok_jax.weights.safetensors import check_shapes
 
-CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+SAMPLES = "samples"
+SUMMARY = "summary.json"
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
 
 # What may differ between runs in one workdir: it changes no trained weight, or extends
@@ -53,73 +66,102 @@ FREE = (
 )
 
 
-def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
-    """The config of one stage: its deltas put over the shared keys.
-
-    Raises:
-        UserError: for a delta of a key that there is not.
-    """
-    resolved = config.copy_and_resolve_references()
-    if stage in config.per_stage:
-        known = flatten(config.to_dict())
-        for key in flatten(config.per_stage[stage].to_dict()):
-            if key not in known:
-                raise UserError(
-                    f"per_stage.{stage}.{key} is no key of the config; wanted the "
-                    "name of one, such as train.num_steps"
-                )
-        with resolved.unlocked():
-            resolved.update(config.per_stage[stage])
-    return resolved
-
-
-def drop_overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Makes keys given on the command line win over the stages' own values.
-
-    One given there for that stage too (per_stage.STAGE.KEY) wins over both.
-    """
-    for stage in config.per_stage:
-        for key in overrides:
-            if f"per_stage.{stage}.{key}" in overrides:
-                continue
-            *path, last = key.split(".")
-            section = config.per_stage[stage]
-            for name in path:
-                section = section.get(name, {}) if section else {}
-            if last in section:
-                with section.unlocked():
-                    del section[last]
-
-
-def config_to_json(config: ConfigDict) -> str:
-    """The config as indented JSON, keys sorted."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def config_from_json(text: str) -> ConfigDict:
-    """The inverse of `config_to_json`; lists become tuples again."""
-
-    def tuples(value):
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    return ConfigDict(tuples(json.loads(text)))
-
-
 def read_config(workdir: Place) -> ConfigDict:
-    """The config that a run stored.
+    """Reads the config that a run stored.
 
     Raises:
         UserError: where the folder is not a run's.
     """
     path = workdir / CONFIG
-    if not path.is_file():
+    try:
+        return config_from_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"no {CONFIG} in {workdir}; wanted the workdir of a run, as made by "
+            f"no {CONFIG} in {workdir}; expected the workdir of a run, as made by "
             "`make demo` or `--config=... --workdir=...`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def steps_of(workdir: Place, group: str) -> list[int]:
+    """Lists the finished checkpoints of a group, oldest first."""
+    folder = workdir / CHECKPOINTS / group
+    if not folder.is_dir():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(folder))
+
+
+def newest_steps(workdir: Place) -> dict[str, int]:
+    """Finds the newest finished checkpoint of every group that has one."""
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        return {}
+    groups = sorted(path.name for path in folder.iterdir())
+    steps = {group: steps_of(workdir, group) for group in groups}
+    return {group: found[-1] for group, found in steps.items() if found}
+
+
+def read_checkpoint(
+    workdir: Place, group: str, step: int, wanted: Mapping[str, Params]
+) -> Params:
+    """Reads a group's averaged parameters into this machine's memory.
+
+    Args:
+        wanted: shapes of the parameters, by network.
+
+    Raises:
+        UserError: where the checkpoint is damaged or does not fit.
+    """
+    path = absolute(workdir / CHECKPOINTS / group / str(step) / "ema")
+    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
+    with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(path).item_metadata.tree
+        except AttributeError as error:  # Orbax returns None for what it cannot read
+            reason = ValueError("its metadata cannot be read")
+            raise _damaged(path, reason) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        got, expected = (
+            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
+            for t in (stored, wanted)
         )
-    return config_from_json(path.read_text())
+        check_shapes(f"{path} does not fit the config", got, expected)
+        try:
+            return checkpointer.restore(path, target)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Place, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return UserError(
+        f"{path} is damaged ({reason}); move {path.parent} away to use the checkpoint "
+        "before it"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Silences Orbax's warning that an item has no metadata of its own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def store_group(
+    workdir: Place, group: str, init: Callable[[Key], Params], seed: int
+) -> None:
+    """Draws the parameters of a group that is never trained, and stores them."""
+    everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
+    params = jax.jit(init, out_shardings=everywhere)(jax.random.key(seed))
+    with ocp.CheckpointManager(absolute(workdir / CHECKPOINTS / group)) as manager:
+        manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))
 
 
 def _is_free(key: str) -> bool:
@@ -128,15 +170,25 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE)
 
 
-def open_workdir(workdir: Place, config: ConfigDict) -> Vocabulary:
-    """Stores the config, or checks that the stored one is the same; the vocabulary.
+def open_workdir(
+    workdir: Place,
+    config: ConfigDict,
+    inherited: Callable[[], Vocabulary | None] = lambda: None,
+) -> Vocabulary:
+    """Stores the config, or checks that the stored one is the same.
+
+    Args:
+        inherited: reads the vocabulary of the weights that training starts from.
+
+    Returns:
+        The vocabulary.
 
     Raises:
         UserError: where the workdir belongs to another config, naming the keys, or is
             no directory.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {workdir} is a file; wanted a directory")
+        raise UserError(f"workdir {workdir} is a file; expected a directory")
     new = json.loads(config_to_json(config))
     check_claim(
         workdir / CONFIG,
@@ -147,28 +199,31 @@ def open_workdir(workdir: Place, config: ConfigDict) -> Vocabulary:
     )
     if (workdir / CONFIG).is_file():
         new["stages"] = old_stages(workdir, new["stages"])
-    vocabulary = open_vocabulary(workdir, config)  # first: it may refuse the config
+    # Before the config is stored, because making a vocabulary may refuse the config.
+    vocabulary = open_vocabulary(workdir, config, inherited)
     write_json(workdir / CONFIG, new)
     return vocabulary
 
 
 def old_stages(workdir: Place, stages: list[str]) -> list[str]:
-    """The stages stored already, then those of this run that are new."""
+    """Lists the stages stored already, then those of this run that are new."""
     stored = read_json(workdir / CONFIG)["stages"]
     return stored + [s for s in stages if s not in stored]
 
 
-def open_vocabulary(workdir: Place, config: ConfigDict) -> Vocabulary:
-    """The workdir's own vocabulary; else that of `init_from`, whose weights know no
-    other, or the one that the config names, stored there.
+def open_vocabulary(
+    workdir: Place,
+    config: ConfigDict,
+    inherited: Callable[[], Vocabulary | None] = lambda: None,
+) -> Vocabulary:
+    """Reads the workdir's own vocabulary; makes and stores it where there is none.
+
+    Weights that training starts from know no other vocabulary than the inherited one,
+    so the vocabulary that the config names comes last.
     """
     own = workdir / VOCABULARY
     if own.is_file():
         return Vocabulary.load(str(own), config.latent.tokens)
-    start = to_place(config.init_from) / VOCABULARY if config.init_from else None
-    if start is not None and start.is_file():
-        vocabulary = Vocabulary.load(str(start), config.latent.tokens)
-    else:
-        vocabulary = make_vocabulary(config)
+    vocabulary = inherited() or make_vocabulary(config)
     vocabulary.save(workdir)
     return vocabulary

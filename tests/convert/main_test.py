@@ -275,7 +275,7 @@ def test_a_run_s_weights_go_to_the_release_s_names(demo, command, tmp_path):
     outcome = command(f"--checkpoint={demo.workdir}", f"--to_release={target}")
     assert outcome.status == 0
     state = read_state(target)
-    params = FlowTok.from_workdir(demo.workdir).params["t2i"]
+    params = FlowTok.from_pretrained(demo.workdir).params["t2i"]
     kernel = params["dit"]["embed"]["kernel"]
     np.testing.assert_array_equal(state["x_embedder.weight"], np.asarray(kernel).T)
     assert state["pos_embed"].shape == (1, 16, 16)

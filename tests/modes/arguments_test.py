@@ -41,9 +41,9 @@ def test_weights_are_those_of_the_checkpoint_else_of_the_workdir(tmp_path):
     for place in places.values():
         place.mkdir()
     flags = {name: str(place) for name, place in places.items()}
-    assert arguments(**flags).weights() == places["checkpoint"]
+    assert arguments(**flags).weights.place == places["checkpoint"]
     assert arguments(**flags).output() == places["workdir"]
-    assert arguments(workdir=flags["workdir"]).weights() == places["workdir"]
+    assert arguments(workdir=flags["workdir"]).weights.place == places["workdir"]
     assert arguments(checkpoint=flags["checkpoint"]).output() == places["checkpoint"]
 
 
@@ -53,6 +53,6 @@ def test_weights_of_a_config_are_in_the_workdir_that_it_trains_in(
     monkeypatch.chdir(tmp_path)
     given = arguments("configs/demo.py", demo.get_config())
     with pytest.raises(UserError, match="checkpoint runs/demo does not exist"):
-        given.weights()
+        _ = given.weights
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert str(given.weights()) == "runs/demo"
+    assert str(given.weights.place) == "runs/demo"

@@ -9,8 +9,8 @@ from configs import demo
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.perf import flops
 from flowtok_jax.perf.timed import fitting
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.weights.workdir import for_stage
 from tests import run
 
 BENCH = ("--mode=bench", f"--config={run.CONFIG}", *run.flags())

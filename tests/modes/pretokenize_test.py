@@ -17,12 +17,11 @@ from configs import finetune
 from flowtok_jax.data import shards
 from flowtok_jax.data.folder import make_folder
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import abstract_group, make_nets
 from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256
-from flowtok_jax.weights.place import read_group
-from flowtok_jax.weights.pretrained import adopt
+from flowtok_jax.weights.place import adopt, open_weights
 from tests import run
 from tests.data import made
 from tests.runtime.processes_test import pid_of
@@ -311,9 +310,10 @@ def test_a_process_writes_its_share_of_the_shards(
     demo, photos, whole, tmp_path, monkeypatch
 ):
     config = finetune.get_config()
-    adopt(config, demo.workdir, {"compute.dtype": "float32", **SIZES})
+    weights = open_weights(demo.workdir)
+    adopt(config, weights, {"compute.dtype": "float32", **SIZES})
     nets = make_nets(config)
-    params = read_group(demo.workdir, nets, "tokenizer")
+    params = weights.read("tokenizer", abstract_group(nets, "tokenizer"), nets)
     records = make_folder(str(photos))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):

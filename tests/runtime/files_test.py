@@ -19,12 +19,13 @@ from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
+from flowtok_jax.models.build import abstract_group
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import files as places
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.train import log as metrics
-from flowtok_jax.weights import place as weights
 from flowtok_jax.weights import pretrained, workdir
+from flowtok_jax.weights.place import open_weights
 from tests import run, tiny
 
 RUN = "gs://bucket/run"
@@ -267,8 +268,9 @@ def test_a_process_that_does_not_write_leaves_a_store_alone(place, store):
 def test_only_finished_remote_checkpoints_count(place):
     for name in ("3/commit_success.txt", "3/ema/a", "10/commit_success.txt", "12/a"):
         places.write_bytes(place / "checkpoints" / "t2i" / name, b"")
-    assert weights.steps_of(place, "t2i") == [3, 10]
-    assert weights.groups_of(place) == ["t2i"]
+    assert workdir.steps_of(place, "t2i") == [3, 10]
+    found = open_weights(place)
+    assert (found.kind, found.groups, found.steps) == ("run", ("t2i",), {"t2i": 10})
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
@@ -287,15 +289,16 @@ def test_remote_pretrained_weights_are_read(place, tmp_path):
     pretrained.save(local, config, {"clip": lambda: params}, vocabulary)
     for path in local.iterdir():
         places.write_bytes(place / path.name, path.read_bytes())
-    found = pretrained.find(RUN)
-    assert pretrained.is_pretrained(found)
-    read = weights.read_group(found, nets, "clip")
+    found = open_weights(RUN)
+    assert (found.kind, found.groups) == ("pretrained", ("clip",))
+    wanted = abstract_group(nets, "clip")
+    read = found.read("clip", wanted, nets)
     jax.tree.map(np.testing.assert_array_equal, read, params)
-    again = pretrained.read_vocabulary(found, 6)
+    again = found.vocabulary(6)
     assert again.tokenizer.get_vocab() == vocabulary.tokenizer.get_vocab()
     places.write_bytes(place / "clip.safetensors", b"")
     with pytest.raises(UserError, match=f"{RUN}/clip.safetensors is empty"):
-        weights.read_group(found, nets, "clip")
+        found.read("clip", wanted, nets)
 
 
 def test_a_remote_place_without_weights_is_named(place):

@@ -14,7 +14,7 @@ import pytest
 
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
-from flowtok_jax.weights.place import steps_of
+from flowtok_jax.weights.workdir import steps_of
 from tests import run
 
 TIME = "perf/images_per_sec"

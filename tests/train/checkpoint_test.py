@@ -16,7 +16,7 @@ from flowtok_jax.runtime.errors import UserError, WriteError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.train.checkpoint import Checkpoints, uninterrupted
 from flowtok_jax.train.state import TrainState, checksums, make_state
-from flowtok_jax.weights.place import steps_of
+from flowtok_jax.weights.workdir import steps_of
 
 
 def test_ctrl_c_takes_effect_at_the_end_of_a_save():

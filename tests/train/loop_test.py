@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.processes import Preemption
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.log import Metrics
 from flowtok_jax.train.state import params_sha256
-from flowtok_jax.weights.place import load_group, steps_of
-from flowtok_jax.weights.workdir import for_stage, open_vocabulary, read_config
+from flowtok_jax.weights.workdir import open_vocabulary, read_config, steps_of
 from tests import run
 
 TASK = "text_tokenizer"  # the quickest to compile
@@ -195,10 +195,11 @@ def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
         "t2i",
         tmp_path,
         nets=make_nets(config),
-        frozen={
-            group: load_group(group, flowtok.nets, config, demo.workdir)
-            for group in ("clip", "tokenizer")
-        },
+        frozen=load_groups(
+            {g: abstract_group(flowtok.nets, g) for g in ("clip", "tokenizer")},
+            flowtok.nets,
+            [open_weights(demo.workdir)],
+        ),
         vocabulary=open_vocabulary(demo.workdir, config),
         evaluate=lambda ema, frozen: ({}, {}),
         preemption=Preemption(),

@@ -1,0 +1,45 @@
+"""Weights by a hub id, and by a path that is neither directory nor id."""
+
+import shutil
+
+import pytest
+
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
+from tests.weights.pretrained_test import equal
+
+
+@pytest.fixture
+def hub(saved, tmp_path, monkeypatch):
+    """The hub's cache with one repository in it; the network is not to be touched."""
+    folder = tmp_path / "models--somebody--flowtok-tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved, folder / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+
+
+def test_a_hub_id_is_read_from_the_cache(flowtok, hub):
+    loaded = FlowTok.from_pretrained("somebody/flowtok-tiny", local_files_only=True)
+    equal(loaded.params, flowtok.params)
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_named(hub):
+    with pytest.raises(UserError, match="somebody/else does not exist here .*cache"):
+        FlowTok.from_pretrained("somebody/else", local_files_only=True)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "a/b/c", "/nowhere/at all"])
+def test_what_is_neither_directory_nor_id_is_named(source):
+    with pytest.raises(UserError, match="does not exist; expected .* or a hub id"):
+        FlowTok.from_pretrained(source)
+
+
+def test_a_file_is_no_directory(saved):
+    with pytest.raises(UserError, match="t2i.safetensors is a file; expected the dir"):
+        FlowTok.from_pretrained(saved / "t2i.safetensors")
