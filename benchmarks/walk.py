@@ -1,109 +1,115 @@
 """Counts the walk of `--mode=sample`: files of the package crossed, and moves made.
 
-    python benchmarks/walk.py --workdir=runs/demo [--root=ANOTHER_CHECKOUT]
+    python benchmarks/walk.py --checkpoint=runs/demo [--root=CHECKOUT] [--show]
 
-A move is a call from one file of flowtok_jax/ to another one, made after `main()` began
-and outside of any import, whatever library lies between the two files (Flax and JAX
-call our modules back). Moves before the caption enters are those up to the first call of
-`Vocabulary.encode`. A caller that is itself the callee's file is no move, nor is a
-return. A reader who follows the program makes about these jumps.
+A move is a call from one file of flowtok_jax/ to another one, after `main` began; where
+Flax or JAX lie between the two, the file that called them counts. Imports are no moves.
+Neither are the calls that networks make of their layers and of one another: they happen
+once a layer in every trace, and a reader opens models/ once. A move is before the
+caption where it comes before the prompts are encoded. --root measures another checkout.
 """
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from types import FrameType
 
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "flowtok_jax"
 PROMPT = "a red circle at the top left"
+ENTRY = "Vocabulary.encode"  # where the caption enters
 
 
 class Walk:
-    """The profiler of one run: every move between files, in order."""
+    """The moves of a program, in order; an object is a hook of sys.setprofile.
 
-    def __init__(self, package: pathlib.Path):
-        self._package = f"{package}/"
+    Attributes:
+        files: files of the package that were crossed.
+        moves: caller's file, file and name of what was called.
+        before: number of moves before the caption; None until it enters.
+    """
+
+    def __init__(self, root: pathlib.Path):
+        self._folder = f"{root / PACKAGE}/"
+        self.files: set[str] = set()
         self.moves: list[tuple[str, str, str]] = []
         self.before: int | None = None
 
-    def _file(self, frame: FrameType) -> str | None:
+    def _file(self, frame: FrameType) -> str:
+        """Returns the file of a frame within the package, "" if outside."""
         name = frame.f_code.co_filename
-        return name.removeprefix(self._package) if self._is_ours(name) else None
+        return name.removeprefix(self._folder) if name.startswith(self._folder) else ""
 
-    def _is_ours(self, name: str) -> bool:
-        return name.startswith(self._package)
+    def _caller(self, frame: FrameType) -> str:
+        """Returns the file of the nearest caller within the package, "" for none.
+
+        An import has none, although importlib was called from somewhere.
+        """
+        above = frame.f_back
+        while above is not None and not self._file(above):
+            if above.f_code.co_filename.startswith("<frozen importlib"):
+                return ""
+            above = above.f_back
+        return "" if above is None else self._file(above)
 
     def __call__(self, frame: FrameType, event: str, _) -> None:
-        """Notes a call, where it is a move; the hook of sys.setprofile."""
-        if event != "call" or not self._is_ours(frame.f_code.co_filename):
+        """Notes a call from one file to another."""
+        there = self._file(frame)
+        if event != "call" or not there or frame.f_code.co_name == "<module>":
             return
-        caller = frame.f_back
-        if DIRECT:
-            caller = (
-                caller if caller and self._is_ours(caller.f_code.co_filename) else None
-            )
-        while caller is not None and not self._is_ours(caller.f_code.co_filename):
-            if caller.f_code.co_filename.startswith("<frozen importlib"):
-                return
-            caller = caller.f_back
-        if caller is None or frame.f_code.co_name == "<module>":
-            return
-        here, there = self._file(caller), self._file(frame)
-        if frame.f_code.co_qualname == "Vocabulary.encode" and self.before is None:
+        here = self._caller(frame)
+        name = frame.f_code.co_qualname
+        if name == ENTRY and self.before is None:
             self.before = len(self.moves)
-        if here != there:
-            self.moves.append((here, there, frame.f_code.co_qualname))
+        if here not in ("", there):
+            self.files |= {here, there}
+            if not here.startswith("models/"):
+                self.moves.append((here, there, name))
 
 
-DIRECT = False
+def measure(checkpoint: str, root: pathlib.Path = ROOT) -> Walk:
+    """Samples one prompt by the command line of a checkout.
 
-
-def main() -> None:
-    global DIRECT
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--root", default=str(pathlib.Path(__file__).parents[1]))
-    parser.add_argument("--direct", action="store_true")
-    parser.add_argument("--show", action="store_true")
-    options = parser.parse_args()
-    DIRECT = options.direct
-    root = pathlib.Path(options.root).resolve()
-    sys.path.insert(0, str(root))
-    from flowtok_jax import main as cli
-
-    walk = Walk(root / "flowtok_jax")
+    Raises:
+        RuntimeError: where the command failed.
+    """
+    main = importlib.import_module(f"{PACKAGE}.main").main
+    walk = Walk(root)
     with tempfile.TemporaryDirectory() as out:
-        argv = [
-            "main",
-            "--mode=sample",
-            f"--checkpoint={options.workdir}",
-            f"--workdir={out}",
-            f"--prompts={PROMPT}",
-        ]
-        sys.argv = argv
+        flags = [f"--checkpoint={checkpoint}", f"--workdir={out}"]
+        argv = ["main", "--mode=sample", *flags, f"--prompts={PROMPT}"]
         with contextlib.redirect_stdout(io.StringIO()):
             sys.setprofile(walk)
             try:
-                cli.main(argv)
+                status = main(argv)
             finally:
                 sys.setprofile(None)
-    files = {f for move in walk.moves for f in move[:2]}
-    if options.show:
-        from collections import Counter
+    if status:
+        raise RuntimeError(f"--mode=sample ended with status {status}")
+    return walk
 
-        for i, m in enumerate(walk.moves):
-            if i == walk.before:
-                print("=====")
-            print(*m)
-    print(
-        json.dumps(
-            {"files": len(files), "moves": len(walk.moves), "before": walk.before}
-        )
-    )
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the counts as one JSON object, after the moves where --show asks."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="a run's workdir")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT)
+    parser.add_argument("--show", action="store_true", help="list the moves")
+    options = parser.parse_args(argv)
+    root = options.root.resolve()
+    sys.path.insert(0, str(root))
+    walk = measure(options.checkpoint, root)
+    for move in walk.moves if options.show else ():
+        sys.stdout.write("{} -> {} {}\n".format(*move))
+    counts = {"files": len(walk.files), "moves": len(walk.moves)}
+    sys.stdout.write(json.dumps(counts | {"before_the_caption": walk.before}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS, Image, Params
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import GROUPS, Nets, abstract_group, make_nets
+from flowtok_jax.models.build import GROUPS, Nets, abstract_groups, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
@@ -36,6 +36,8 @@ from flowtok_jax.weights.place import (
 
 
 def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
+    if not changes:
+        return options
     unknown = sorted(set(changes) - set(SampleOptions._fields))
     if unknown:
         raise UserError(
@@ -145,7 +147,7 @@ class FlowTok:
             )
         if missing and (start := open_start(config)):
             places.append(start)
-        wanted = {group: abstract_group(nets, group) for group in sorted(needed)}
+        wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)
         vocabulary = weights.vocabulary(config.latent.tokens)
         return cls.from_config(config, params, vocabulary, mesh, nets)

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -130,3 +132,17 @@ def test_kept_results_say_where_they_come_from():
         assert report["command"].startswith("python -m flowtok_jax.main --mode=bench")
         assert {"device_kind", "cores", "jax"} <= set(report["machine"])
         assert all(run["images_per_sec"] > 0 for run in report["runs"])
+
+
+def test_the_walk_of_sampling_is_short(demo):
+    """What a reader crosses from the command line to the caption."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "walk.py")]
+    command = [*script, f"--checkpoint={demo.workdir}", "--show"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    *moves, counts = found.stdout.splitlines()
+    counts = json.loads(counts)
+    assert counts["moves"] == len(moves)
+    assert counts["files"] <= 21
+    assert counts["before_the_caption"] <= 45
+    assert "pipeline.py -> data/vocabulary.py Vocabulary.encode" in moves
+    assert moves.index("main.py -> modes/sample.py run") < counts["before_the_caption"]

@@ -48,6 +48,11 @@ class Vocabulary:
         return cls(tokenizer, context)
 
     @classmethod
+    def read(cls, file: Place, context: int) -> "Vocabulary":
+        """Reads a file `vocabulary.json`."""
+        return cls(tokenizers.Tokenizer.from_buffer(file.read_bytes()), context)
+
+    @classmethod
     def load(cls, source: str, context: int) -> "Vocabulary":
         """From a file `vocabulary.json`, a directory with one or with CLIP's tokenizer
         files, or a hub id.
@@ -55,7 +60,7 @@ class Vocabulary:
         path = to_place(source)
         file = path / VOCABULARY if path.is_dir() else path
         if file.is_file():
-            return cls(tokenizers.Tokenizer.from_buffer(file.read_bytes()), context)
+            return cls.read(file, context)
         import transformers  # slow to import, and needed only here
 
         try:

@@ -5,6 +5,7 @@ frozen. `t2i` and `text_tokenizer` each have a projector of their own.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,6 +71,10 @@ def make_nets(config: ConfigDict) -> Nets:
 
 def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
     """Fresh float32 parameters of the networks of a group."""
+    return _init(nets, GROUPS[group], key)
+
+
+def _init(nets: Nets, names: Sequence[str], key: Key) -> dict[str, Params]:
     tokenizer = nets.tokenizer
     tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))
     text_feats = jnp.zeros((1, tokenizer.tokens, nets.clip.width))
@@ -82,7 +87,6 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
         "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
         "text_decoder": (tokens,),
     }
-    names = GROUPS[group]
     keys = jax.random.split(key, len(names))
     return {
         name: getattr(nets, name).init(k, *inputs[name])["params"]
@@ -93,6 +97,14 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
 def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
     """Shapes and dtypes of a group's parameters, without computing them."""
     return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
+
+
+def abstract_groups(nets: Nets, groups: Iterable[str]) -> dict[str, dict[str, Params]]:
+    """Computes shapes of several groups' parameters, each network's only once."""
+    networks = {group: GROUPS[group] for group in groups}
+    names = sorted({name for group in networks.values() for name in group})
+    shapes = jax.eval_shape(lambda: _init(nets, names, jax.random.key(0)))
+    return {g: {name: shapes[name] for name in n} for g, n in networks.items()}
 
 
 def count_parameters(params: Params) -> int:

@@ -7,7 +7,6 @@ passed on. On gs:// every question asked again would be another request.
 import contextlib
 import functools
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.files import Place, absolute, to_place
 from flowtok_jax.weights import hub, pretrained, workdir
-from flowtok_jax.weights.workdir import CONFIG
+from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
 RUN = "run"
 PRETRAINED = "pretrained"
@@ -82,6 +81,11 @@ class Weights:
         return workdir.newest_steps(self.place) if self.kind == RUN else {}
 
     @functools.cached_property
+    def _checkpoints(self) -> Place:
+        # Orbax takes absolute paths only.
+        return absolute(self.place) / CHECKPOINTS
+
+    @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups whose parameters the place holds."""
         return tuple(self.steps if self.kind == RUN else self._stored.groups)
@@ -104,7 +108,7 @@ class Weights:
         path = self.place / VOCABULARY
         if not self.has_vocabulary:
             raise UserError(f"{path} does not exist; FlowTok needs it to read captions")
-        return Vocabulary.load(str(path), context)
+        return Vocabulary.read(path, context)
 
     def read(
         self,
@@ -131,7 +135,8 @@ class Weights:
             self._check_unseen(group, wanted, nets, is_start)
         if self.kind == PRETRAINED:
             return pretrained.read_group(self.place, group, wanted)
-        return workdir.read_checkpoint(self.place, group, self.steps[group], wanted)
+        path = self._checkpoints / group / str(self.steps[group]) / "ema"
+        return workdir.read_parameters(path, wanted)
 
     def _check_unseen(
         self, group: str, networks: Mapping[str, Any], nets: Nets, is_start: bool
@@ -181,9 +186,11 @@ def open_weights(source: str | Place, *, local_files_only: bool = False) -> Weig
     Raises:
         UserError: where the source does not exist.
     """
-    place = hub.find_directory(source, local_files_only=local_files_only)
-    is_local = isinstance(place, pathlib.Path)
-    return Weights(place, is_local and place != pathlib.Path(source))
+    place = to_place(source)
+    if place.is_dir():
+        return Weights(place)
+    downloaded = hub.find_directory(source, local_files_only=local_files_only)
+    return Weights(downloaded, is_download=True)
 
 
 def open_start(config: ConfigDict) -> Weights | None:

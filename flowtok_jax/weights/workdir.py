@@ -102,18 +102,16 @@ def newest_steps(workdir: Place) -> dict[str, int]:
     return {group: found[-1] for group, found in steps.items() if found}
 
 
-def read_checkpoint(
-    workdir: Place, group: str, step: int, wanted: Mapping[str, Params]
-) -> Params:
-    """Reads a group's averaged parameters into this machine's memory.
+def read_parameters(path: Place, wanted: Mapping[str, Params]) -> Params:
+    """Reads one item of a checkpoint into this machine's memory.
 
     Args:
+        path: absolute path of the item.
         wanted: shapes of the parameters, by network.
 
     Raises:
         UserError: where the checkpoint is damaged or does not fit.
     """
-    path = absolute(workdir / CHECKPOINTS / group / str(step) / "ema")
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
     with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         try:
