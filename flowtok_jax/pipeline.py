@@ -123,6 +123,8 @@ class FlowTok:
         Raises:
             UserError: where weights do not exist, are damaged or incomplete.
         """
+        nets = weights.make_nets() if config is None else make_nets(config)
+        config = weights.config if config is None else config
         if not weights.groups:
             raise UserError(
                 f"no checkpoint in {weights.place}; train one there first, or give the "
@@ -134,8 +136,6 @@ class FlowTok:
                 f"{weights.place} has weights of {', '.join(unknown)}; known are "
                 f"{', '.join(GROUPS)}"
             )
-        nets = weights.make_nets() if config is None else make_nets(config)
-        config = weights.config if config is None else config
         needed = {"clip", "tokenizer"}.union(weights.groups)
         needed.update(*(TASKS[g].frozen for g in weights.groups if g in TASKS))
         places = [weights]

@@ -61,7 +61,7 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     assert "| cosine | `loss.t2i.align=cosine` | 1 |" in text
     trained = []
     monkeypatch.setattr(
-        ablations.stages, "train", lambda *_: trained.append("trained again")
+        ablations.train, "train", lambda *_: trained.append("trained again")
     )
     monkeypatch.setattr(ablations, "measure", lambda *_, **__: trained.append("again"))
     assert ablations.run(arguments(demo, out))["variants"] == report["variants"]
@@ -95,7 +95,7 @@ def test_mistakes_end_in_one_line(demo, tmp_path, monkeypatch, capsys):
     )
     monkeypatch.chdir(tmp_path)
     assert ablations.main() == 2
-    assert "has no weights of clip, t2i, tokenizer" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), PreemptedError("t2i", 20)])

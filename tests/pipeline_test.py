@@ -170,7 +170,7 @@ def test_no_prompts_and_no_images_are_refused(flowtok):
 )
 def test_images_of_another_shape_are_refused(flowtok, shape):
     for function in (flowtok.image_to_text, flowtok.encode_image):
-        with pytest.raises(UserError, match=r"wanted \(b, 32, 32, 3\)"):
+        with pytest.raises(UserError, match=r"expected \(b, 32, 32, 3\)"):
             function(np.zeros(shape, np.float32))
 
 
@@ -197,5 +197,5 @@ def test_wrong_options_and_values_are_refused_by_name(flowtok):
     with pytest.raises(UserError, match="no option sclae.*scale"):
         flowtok.text_to_image(["a red circle"], sclae=3)
     side = flowtok.nets.tokenizer.image_size
-    with pytest.raises(UserError, match=r"go from 200 to 200; wanted \[0, 1\]"):
+    with pytest.raises(UserError, match=r"go from 200 to 200; expected \[0, 1\]"):
         flowtok.image_to_text(np.full((1, side, side, 3), 200.0))

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -28,7 +29,7 @@ class Arguments:
             the one stored with the weights.
     """
 
-    flags: flags.FlagValues
+    flags: Any
     named: str
     changes: list[str]
 

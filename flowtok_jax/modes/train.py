@@ -28,6 +28,7 @@ from flowtok_jax.tasks.steps import TASKS
 from flowtok_jax.train import loop
 from flowtok_jax.weights.place import (
     Weights,
+    inherit_vocabulary,
     load_groups,
     load_start,
     open_start,
@@ -108,13 +109,7 @@ def _open(
     config: ConfigDict, workdir: Place, start: Callable[[], Weights | None]
 ) -> None:
     """Makes the workdir this config's, and says so where it is new."""
-
-    def inherited() -> Vocabulary | None:
-        weights = start()
-        if weights is None or not weights.has_vocabulary:
-            return None
-        return weights.vocabulary(config.latent.tokens)
-
+    inherited = functools.partial(inherit_vocabulary, config, start)
     known_workdir = (workdir / CONFIG).is_file()
     try:
         with reaching(workdir):

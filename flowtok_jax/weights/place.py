@@ -207,6 +207,20 @@ def open_start(config: ConfigDict) -> Weights | None:
         raise UserError(f"init_from = {error}") from error
 
 
+def inherit_vocabulary(
+    config: ConfigDict, start: Callable[[], Weights | None]
+) -> Vocabulary | None:
+    """Reads the vocabulary of the weights that training starts from, if they have one.
+
+    Args:
+        start: opens these weights.
+    """
+    weights = start()
+    if weights is None or not weights.has_vocabulary:
+        return None
+    return weights.vocabulary(config.latent.tokens)
+
+
 def load_groups(
     wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
 ) -> dict[str, Params]:

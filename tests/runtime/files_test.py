@@ -25,7 +25,7 @@ from flowtok_jax.runtime import files as places
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.train import log as metrics
 from flowtok_jax.weights import pretrained, workdir
-from flowtok_jax.weights.place import open_weights
+from flowtok_jax.weights.place import inherit_vocabulary, open_start, open_weights
 from tests import run, tiny
 
 RUN = "gs://bucket/run"
@@ -178,7 +178,8 @@ def test_a_remote_workdir_is_opened_and_opened_again(place, store, config):
 def test_the_vocabulary_comes_from_a_remote_start(place, config, tmp_path):
     wanted = workdir.open_workdir(place, config)
     config.init_from, config.text.vocabulary = RUN, "nowhere"
-    found = workdir.open_workdir(tmp_path, config)
+    inherited = inherit_vocabulary(config, lambda: open_start(config))
+    found = workdir.open_workdir(tmp_path, config, lambda: inherited)
     assert found.tokenizer.get_vocab() == wanted.tokenizer.get_vocab()
 
 

@@ -15,6 +15,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.loop import make_run
 from flowtok_jax.weights.place import (
+    inherit_vocabulary,
     load_groups,
     load_start,
     open_start,
@@ -196,9 +197,8 @@ def test_a_place_to_start_from_that_is_not_there_is_named(config):
 
 def test_the_vocabulary_comes_with_the_weights(saved, flowtok, config, tmp_path):
     config.text.vocabulary = str(tmp_path / "nowhere")
-    context = config.latent.tokens
-    inherited = functools.partial(open_start(config).vocabulary, context)
-    vocabulary = open_vocabulary(tmp_path, config, inherited)
+    inherited = inherit_vocabulary(config, lambda: open_start(config))
+    vocabulary = open_vocabulary(tmp_path, config, lambda: inherited)
     wanted = flowtok.vocabulary.tokenizer.get_vocab()
     assert vocabulary.tokenizer.get_vocab() == wanted
     assert (tmp_path / "vocabulary.json").is_file()
