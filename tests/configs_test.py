@@ -12,7 +12,8 @@ import pytest
 import flowtok_jax
 from configs import default
 from flowtok_jax.data.transforms import Filters, ImageTransform
-from flowtok_jax.models.build import GROUPS, abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
@@ -21,8 +22,8 @@ from flowtok_jax.modes.bench import BenchOptions
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks.steps import TASKS
-from flowtok_jax.train.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.weights.workdir import for_stage
 
 CONFIGS = pathlib.Path(default.__file__).parent

@@ -26,7 +26,8 @@ from flowtok_jax.convert.layout import (
     to_ours,
     to_source,
 )
-from flowtok_jax.models.build import Nets, abstract_group
+from flowtok_jax.models.build import Nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import SIZES, DiT
 from flowtok_jax.models.layers import rope_tables, sincos_positions

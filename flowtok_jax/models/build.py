@@ -1,7 +1,7 @@
-"""Config to networks, and which of them each task trains.
+"""Networks from a config.
 
-A task trains the group of networks of its own name; what it needs of other groups is
-frozen. `t2i` and `text_tokenizer` each have a projector of their own.
+Parameters live elsewhere, in groups of networks that one task trains together; `t2i`
+and `text_tokenizer` each have a projector of their own.
 """
 
 import math
@@ -20,18 +20,8 @@ from flowtok_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# group -> the networks whose parameters it holds
-GROUPS = {
-    "clip": ("clip",),
-    "tokenizer": ("tokenizer",),
-    "text_tokenizer": ("projector", "text_decoder"),
-    "t2i": ("projector", "align_head", "dit"),
-    "i2t": ("dit",),
-}
-
-
 class Nets(NamedTuple):
-    """The modules of one config; parameters live elsewhere, by group."""
+    """The modules of one config."""
 
     clip: ClipText
     tokenizer: Tokenizer
@@ -42,7 +32,7 @@ class Nets(NamedTuple):
 
 
 def make_nets(config: ConfigDict) -> Nets:
-    """Builds the modules; their parameters are made by `init_group` or loaded."""
+    """Builds the modules; their parameters are made by `init_networks` or loaded."""
     if config.compute.dtype not in DTYPES:
         raise UserError(
             f"compute.dtype is {config.compute.dtype!r}; wanted one of {DTYPES}"
@@ -68,8 +58,10 @@ def make_nets(config: ConfigDict) -> Nets:
     )
 
 
-def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
-    """Fresh float32 parameters of the networks of a group."""
+def init_networks(
+    nets: Nets, names: tuple[str, ...], key: Key
+) -> dict[str, Params]:
+    """Draws fresh float32 parameters of some of the networks."""
     tokenizer = nets.tokenizer
     tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))
     text_feats = jnp.zeros((1, tokenizer.tokens, nets.clip.width))
@@ -82,7 +74,6 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
         "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
         "text_decoder": (tokens,),
     }
-    names = GROUPS[group]
     keys = jax.random.split(key, len(names))
     return {
         name: getattr(nets, name).init(k, *inputs[name])["params"]
@@ -90,11 +81,6 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
     }
 
 
-def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
-    """Shapes and dtypes of a group's parameters, without computing them."""
-    return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
-
-
 def count_parameters(params: Params) -> int:
-    """Number of values in a tree of arrays or of their shapes."""
+    """Counts the values in a tree of arrays or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

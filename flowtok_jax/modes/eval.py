@@ -55,7 +55,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
-from flowtok_jax.train.state import params_sha256
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import groups_of, steps_of
 from flowtok_jax.weights.workdir import read_config

@@ -50,8 +50,8 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, is_remote, read_json, to_place
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, put, replicated
 from flowtok_jax.sampling import Programs
-from flowtok_jax.train.progress import LINE_SECONDS
-from flowtok_jax.train.state import params_sha256
+from flowtok_jax.train.log import LINE_SECONDS
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights.place import groups_of, read_group
 
 Pixels = UInt8[np.ndarray, "s s 3"]

@@ -21,7 +21,7 @@ from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.train import loop
 from flowtok_jax.weights.place import load_group, load_start, store_random_clip
 from flowtok_jax.weights.workdir import (

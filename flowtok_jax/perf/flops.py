@@ -14,7 +14,7 @@ the compiler recomputes of its own accord is not in it.
 
 from typing import NamedTuple
 
-from flowtok_jax.models.build import GROUPS, Nets
+from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.layers import REMAT, swiglu_width

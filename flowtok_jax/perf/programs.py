@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS
 from flowtok_jax.data.loader import abstract_batch
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.perf import flops, hlo
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, replicated
 from flowtok_jax.sampling import Programs, SampleOptions
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.train import loop, sharding
 from flowtok_jax.train.checkpoint import with_shardings
 

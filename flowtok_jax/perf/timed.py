@@ -14,7 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, init_group, make_nets
+from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.tasks import init_group
 from flowtok_jax.perf import flops, programs
 from flowtok_jax.perf.machine import room_gib
 from flowtok_jax.runtime.errors import UserError

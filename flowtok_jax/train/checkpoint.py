@@ -26,7 +26,8 @@ from orbax.checkpoint import checkpoint_managers
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import Place, absolute, is_remote, reaching, write_json
-from flowtok_jax.train.state import TrainState, checksums
+from flowtok_jax.runtime.digests import checksums
+from flowtok_jax.tasks.state import TrainState
 from flowtok_jax.weights.place import CHECKPOINTS
 
 DAMAGED = "damaged"
@@ -197,7 +198,7 @@ class Checkpoints:
                 with uninterrupted():
                     wanted = ocp.args.StandardRestore(tree)
                     items[name] = handler.restore(self._item(step, name), args=wanted)
-            return (TrainState(**items["state"], ema=items["ema"]), meta), None
+            return (type(abstract)(**items["state"], ema=items["ema"]), meta), None
         except Exception as error:
             if isinstance(error, DAMAGE) and not re.search(OUTAGE, str(error)):
                 return None, _reason(error)
@@ -248,7 +249,7 @@ def _sums(state: TrainState) -> list[int]:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The arrays of a state by item; in the same order for a state of shapes."""
-    fields = {f: getattr(state, f) for f in TrainState.__dataclass_fields__}
+    fields = {f: getattr(state, f) for f in type(state).__dataclass_fields__}
     return {"ema": fields.pop("ema"), "state": fields}
 
 

@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import GROUPS, Nets, abstract_group, init_group
+from flowtok_jax.models.build import Nets
+from flowtok_jax.tasks import abstract_group, init_group
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, to_place
 from flowtok_jax.runtime.mesh import replicated

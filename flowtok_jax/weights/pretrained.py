@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models import build
-from flowtok_jax.models.build import GROUPS, Nets, abstract_group
+from flowtok_jax.models.build import Nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, is_remote, local_file, to_place, write_json
 from flowtok_jax.weights import workdir

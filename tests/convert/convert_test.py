@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.convert.convert import convert, find_ignored, read_sizes, to_release
-from flowtok_jax.models.build import GROUPS, abstract_group
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny

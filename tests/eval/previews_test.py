@@ -12,7 +12,7 @@ from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh, put, replicated
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.weights.workdir import read_config
 from tests.eval import fake
 from tests.eval.features_test import by_hand

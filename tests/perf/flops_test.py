@@ -8,11 +8,12 @@ import pytest
 
 from configs import default
 from flowtok_jax.flow import samplers
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.models.layers import REMAT
 from flowtok_jax.perf import flops
 from flowtok_jax.sampling import Programs, SampleOptions
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 
 ROWS = 4
 

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.modes import compile as compile_mode
 from flowtok_jax.perf import programs, topologies
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import for_stage
 from tests import run

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from flowtok_jax.tasks.accumulate import accumulate
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from tests import tiny
 from tests.tasks import steps_test
 

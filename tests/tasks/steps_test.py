@@ -9,12 +9,13 @@ from jax.flatten_util import ravel_pytree
 
 from configs import default
 from flowtok_jax import array_types as shapes
-from flowtok_jax.models.build import init_group
+from flowtok_jax.tasks import init_group
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.train import sharding
-from flowtok_jax.train.state import make_state, params_sha256
-from flowtok_jax.train.step import train_step, train_steps
+from flowtok_jax.runtime.digests import params_sha256
+from flowtok_jax.tasks.state import make_state
+from flowtok_jax.tasks.step import train_step, train_steps
 from tests import tiny
 
 OPTIONS = default.get_config().loss

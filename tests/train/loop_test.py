@@ -14,7 +14,7 @@ from flowtok_jax.runtime.processes import Preemption
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.log import Metrics
-from flowtok_jax.train.state import params_sha256
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights.place import load_group, steps_of
 from flowtok_jax.weights.workdir import for_stage, open_vocabulary, read_config
 from tests import run

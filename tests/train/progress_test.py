@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from flowtok_jax.train import progress
-from flowtok_jax.train.progress import Progress
+from flowtok_jax.train.log import Progress
 
 
 def scalars(**more):
