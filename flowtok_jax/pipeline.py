@@ -68,7 +68,8 @@ class FlowTok:
         self.nets, self.vocabulary = nets, vocabulary
         self.mesh = mesh
         self.params = put(params, replicated(mesh)) if mesh else jax.device_put(params)
-        self.sample, self.caption = sample.check(), caption.check()
+        self.sample = sample.check("sample")
+        self.caption = caption.check("caption")
         self.text_scale = text_scale
         self._programs = Programs(nets, text_scale)
         self._compiled: dict[tuple, Callable] = {}

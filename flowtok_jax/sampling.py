@@ -34,8 +34,16 @@ class SampleOptions(NamedTuple):
     times: str = "release"
     batch_size: int = 64
 
-    def check(self) -> "SampleOptions":
-        """Itself, or a UserError that names what is wrong."""
+    def check(self, section: str = "") -> "SampleOptions":
+        """Validates the options and returns them unchanged.
+
+        Args:
+            section: of the config that they are from, if any: sample or caption.
+
+        Raises:
+            UserError: naming the option, as SECTION.OPTION if it is from a config.
+        """
+        prefix = f"{section}." if section else ""
         known = {
             "source": SOURCES,
             "solver": tuple(samplers.SOLVERS),
@@ -44,13 +52,13 @@ class SampleOptions(NamedTuple):
         for field, choices in known.items():
             if getattr(self, field) not in choices:
                 raise UserError(
-                    f"sample.{field} is {getattr(self, field)!r}; wanted one of "
+                    f"{prefix}{field} is {getattr(self, field)!r}; expected one of "
                     f"{', '.join(choices)}"
                 )
         for field in ("num_steps", "batch_size"):
             if getattr(self, field) < 1:
                 raise UserError(
-                    f"sample.{field} is {getattr(self, field)}; wanted at least 1"
+                    f"{prefix}{field} is {getattr(self, field)}; expected at least 1"
                 )
         return self
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import shards
-from flowtok_jax.modes.sample import read_image
+from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.weights.place import groups_of
 from flowtok_jax.weights.workdir import read_config
@@ -66,7 +66,8 @@ def test_a_folder_is_encoded_trained_on_both_ways_and_sampled(
     heads = [x.params["t2i"]["projector"]["out"]["kernel"] for x in (mine, flowtok)]
     assert 0 < np.abs(heads[0] - heads[1]).max() < 1e-3
     cli("--mode=sample", f"--checkpoint={workdir}", f"--prompts={PROMPTS}")
-    drawn = [read_image(p, 32) for p in (workdir / "samples").glob("000*.png")]
+    paths = (workdir / "samples").glob("000*.png")
+    drawn = [CentreReader(32)(file_record(path)).astype(int) for path in paths]
     assert len(drawn) == 2
     assert np.abs(drawn[0] - drawn[1]).max() > 0
     images = f"--images={photos}/000*.png"

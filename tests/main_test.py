@@ -130,8 +130,8 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_is(cli, demo):
     overrides = {"dit.width": 32, "train.seed": 5}
     outcome = cli(*run.command(demo.workdir, **overrides))
     assert outcome.status == 2
-    assert "dit.width (16 there, 32 here)" in outcome.complaint
-    assert "train.seed (0 there, 5 here)" in outcome.complaint
+    assert "dit.width is 16 there, 32 here" in outcome.complaint
+    assert "train.seed is 0 there, 5 here" in outcome.complaint
     assert (demo.workdir / "config.json").read_text() == before
 
 
@@ -272,9 +272,11 @@ def test_help_lists_the_flags(cli):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("scales=3", ["config.sample.scales", "no such key", "num_steps"]),
-        ("num_steps=x", ["config.sample.num_steps", "x"]),
-        ("solver=magic", ["sample.solver", "'magic'", "heun"]),
+        ("sample.scales=3", ["config.sample.scales", "no such key", "num_steps"]),
+        ("sample.num_steps=x", ["config.sample.num_steps", "x"]),
+        ("sample.solver=magic", ["sample.solver", "'magic'", "heun"]),
+        ("caption.solver=magic", ["caption.solver", "'magic'", "heun"]),
+        ("caption.num_steps=0", ["caption.num_steps is 0"]),
     ],
 )
 def test_a_change_of_the_stored_config_that_cannot_be_is_named(
@@ -284,7 +286,7 @@ def test_a_change_of_the_stored_config_that_cannot_be_is_named(
         "--mode=sample",
         f"--checkpoint={demo.workdir}",
         f"--prompts={SCENE}",
-        f"--config.sample.{change}",
+        f"--config.{change}",
     )
     assert outcome.status == 2
     for part in named:

@@ -139,11 +139,11 @@ def test_encoding_and_decoding_give_posteriors_images_and_text(flowtok, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "noise"}, "sample.source is 'noise'.*sample, mean"),
-        ({"solver": "rk4"}, "sample.solver is 'rk4'.*euler, heun"),
-        ({"times": "right"}, "sample.times is 'right'.*release, left"),
-        ({"num_steps": 0}, "sample.num_steps is 0.*at least 1"),
-        ({"batch_size": -1}, "sample.batch_size is -1.*at least 1"),
+        ({"source": "noise"}, "^source is 'noise'.*sample, mean"),
+        ({"solver": "rk4"}, "^solver is 'rk4'.*euler, heun"),
+        ({"times": "right"}, "^times is 'right'.*release, left"),
+        ({"num_steps": 0}, "^num_steps is 0.*at least 1"),
+        ({"batch_size": -1}, "^batch_size is -1.*at least 1"),
     ],
     ids=str,
 )
@@ -152,8 +152,10 @@ def test_an_option_that_cannot_be_is_refused_by_name(flowtok, images, options, m
         flowtok.text_to_image(PROMPTS, **options)
     with pytest.raises(UserError, match=message):
         flowtok.image_to_text(images, **options)
-    with pytest.raises(UserError, match=message):
-        copy(flowtok, sample=SampleOptions(**options))
+    for section in ("sample", "caption"):
+        named = message.replace("^", f"^{section}.")
+        with pytest.raises(UserError, match=named):
+            copy(flowtok, **{section: SampleOptions(**options)})
 
 
 def test_no_prompts_and_no_images_are_refused(flowtok):

@@ -17,7 +17,6 @@ Exit status: 0, or 2 for a mistake of the user's, with one line that says what t
 import argparse
 import functools
 import logging
-import os
 import pathlib
 import sys
 import time
@@ -36,13 +35,13 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import SampleOptions
+from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import groups_of, read_group
 from flowtok_jax.weights.workdir import read_config
 
 DTYPES = ("float32", "bfloat16")
-LOUD = ("absl", "jax", "httpx")  # loggers of libraries that say more than is of use
 
 
 class Source(NamedTuple):
@@ -56,12 +55,7 @@ class Source(NamedTuple):
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of both directions."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.make_command_parser("flowtok_jax.convert", __doc__)
     add = parser.add_argument
     add("--flowtok", metavar="FILE", help="FlowTok-XL.pth, FlowTok-H.pth")
     add("--tokenizer", metavar="FILE", help="FlowTiTok_512.bin")
@@ -222,24 +216,19 @@ def back_to_release(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one direction; a user's mistake ends in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # transformers, for its tokenizer alone, says that it found no PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    flags, start = make_parser().parse_args(argv), time.monotonic()
-    try:
+    flags = make_parser().parse_args(argv)
+    start = time.monotonic()
+
+    def command() -> None:
         if bool(flags.out) == bool(flags.to_release):
-            raise UserError("wanted one of --out=DIR and --to_release=FILE")
+            raise UserError("expected one of --out=DIR and --to_release=FILE")
         (from_release if flags.out else back_to_release)(flags)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(
-        f"wrote {flags.out or flags.to_release} in {time.monotonic() - start:.1f} s, "
-        f"peak memory {peak_memory():.2f} GB\n"
-    )
-    return 0
+        cli.say(
+            f"wrote {flags.out or flags.to_release} in "
+            f"{time.monotonic() - start:.1f} s, peak memory {peak_memory():.2f} GB"
+        )
+
+    return cli.run_command(command, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the file's own inputs or, where it stores none, from draws by the golden rule.
 
 import functools
 import re
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from flowtok_jax.convert.convert import convert, networks, to_release
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.models.build import Nets
+from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
@@ -38,12 +38,6 @@ WEIGHTS = (
     "context_projector.2.weight",
 )
 AVERAGES = ("blocks.0.attn.qkv.weight", "context_encoder.linear.weight")
-
-
-def say(line: str) -> None:
-    """Writes a line at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 class Result(NamedTuple):

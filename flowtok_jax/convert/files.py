@@ -9,7 +9,6 @@ import json
 import logging
 import pathlib
 import pickle
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import new_file
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.safetensors import (
     check_file,
@@ -65,20 +65,17 @@ def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         UserError: for another ending, and where there is such a file already.
     """
     check_target(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        if path.suffix == ".safetensors":
-            write_safetensors(part, state)
-        else:
-            torch = _torch(path)
-            # PyTorch wants arrays that it could write to.
-            copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
-            torch.save(copies, part)
-        part.replace(path)
+        with new_file(path) as part:
+            if path.suffix == ".safetensors":
+                write_safetensors(part, state)
+            else:
+                torch = _torch(path)
+                # PyTorch wants arrays that it could write to.
+                copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
+                torch.save(copies, part)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_target(path: pathlib.Path) -> None:
@@ -86,7 +83,7 @@ def check_target(path: pathlib.Path) -> None:
     if path.suffix not in (".safetensors", ".pth", ".bin"):
         raise UserError(f"{path} ends in none of .safetensors, .pth, .bin")
     if path.exists():
-        raise UserError(f"{path} is there already; give another file, or remove it")
+        raise UserError(f"{path} exists already; give another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no directory; make it first")
     if path.suffix != ".safetensors":

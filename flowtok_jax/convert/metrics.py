@@ -13,10 +13,9 @@ from flax.traverse_util import flatten_dict
 from flowtok_jax.array_types import Params
 from flowtok_jax.convert import files
 from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
-from flowtok_jax.eval.nets import METRICS, digest_of, make_module, shapes_of
+from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import write_json
-from flowtok_jax.weights import pretrained
+from flowtok_jax.runtime.files import file_sha256, new_directory, write_json
 from flowtok_jax.weights.safetensors import write_safetensors
 
 LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
@@ -54,7 +53,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             place, text["context"], text["vocab_size"]
         )
     entries = {}
-    with pretrained.new_directory(pathlib.Path(flags.out)) as part:
+    with new_directory(pathlib.Path(flags.out)) as part:
         for name, source in sources.items():
             leaves = flatten_dict(_convert(name, source), sep="/")
             path = part / f"{name}.safetensors"
@@ -62,7 +61,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             entries[name] = {
                 "sizes": source.sizes,
                 "sources": {file.name: _digest(file) for file in source.paths},
-                "sha256": digest_of(path),
+                "sha256": file_sha256(path),
             }
         if vocabulary is not None:
             vocabulary.save(part)
@@ -71,7 +70,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
 
 def _digest(path: pathlib.Path) -> str:
     """SHA-256 of a file; warns where its name says another, as PyTorch's do."""
-    digest, named = digest_of(path), re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
+    digest, named = file_sha256(path), re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
     if named and not digest.startswith(named[1]):
         logging.warning(
             "%s has sha256 %s..., its name says %s...: it may be damaged or changed",

@@ -7,9 +7,7 @@ what is allowed; a JSON object last. Exit status: 0; 1 where a tensor is over it
 tolerance, missing or not known here; 2 for a mistake of the user's.
 """
 
-import argparse
 import json
-import logging
 import math
 import pathlib
 import sys
@@ -22,9 +20,10 @@ import numpy as np
 from flax.errors import FlaxError
 
 from flowtok_jax.convert import checks, critic_checks, files
-from flowtok_jax.convert.checks import Check, Report, say
+from flowtok_jax.convert.checks import Check, Report
 from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.convert.memory import peak_memory
+from flowtok_jax.runtime.cli import make_command_parser, run_command, say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.safetensors import check_shapes
 
@@ -138,24 +137,19 @@ def summarize(report: Report) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the comparison; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.convert.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Runs the comparison."""
+    parser = make_command_parser("flowtok_jax.convert.parity", __doc__)
     parser.add_argument("--golden", metavar="DIR", default=GOLDEN)
     parser.add_argument("--only", metavar="NAME", default="", help="files or models")
-    flags, report = parser.parse_args(argv), Report()
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        goldens = Goldens(pathlib.Path(flags.golden))
-        listed = [name.removesuffix(".npz") for name in goldens.files]
-        names = select(listed, flags.only)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    flags = parser.parse_args(argv)
+    return run_command(lambda: _compare_all(flags.golden, flags.only))
+
+
+def _compare_all(folder: str, only: str) -> int:
+    report = Report()
+    goldens = Goldens(pathlib.Path(folder))
+    listed = [name.removesuffix(".npz") for name in goldens.files]
+    names = select(listed, only)
     with jax.default_matmul_precision("highest"):
         rest = compare(goldens, names, report)
     summary = summarize(report) | rest

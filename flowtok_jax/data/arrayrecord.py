@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import grain
 from array_record.python.array_record_module import ArrayRecordReader
 
-from flowtok_jax.data import files, shards
+from flowtok_jax.data import globs, shards
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.runtime.errors import UserError
 
@@ -18,7 +18,7 @@ class ArrayRecords(Records):
     """Shards of images, or of latents.
 
     Args:
-        pattern: see `files.find`; local files.
+        pattern: see `globs.find`; local files.
         moments: (n, 2 * c) of latents; None: images are wanted.
 
     Raises:
@@ -27,12 +27,12 @@ class ArrayRecords(Records):
 
     def __init__(self, pattern: str, *, moments: tuple[int, int] | None = None):
         self.pattern, self.moments = pattern, moments
-        if files.is_remote(pattern):
+        if globs.is_remote(pattern):
             raise UserError(
                 f"source {pattern}: ArrayRecord shards are read from local files only; "
                 "copy them here, or use tars"
             )
-        found = files.find(pattern, pattern)
+        found = globs.find(pattern, pattern)
         for directory in {pathlib.Path(file.path).parent for file in found}:
             shards.check_manifest(directory)
         counts = [count_records(pathlib.Path(file.path)) for file in found]

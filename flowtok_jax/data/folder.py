@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from flowtok_jax.data import files, images
+from flowtok_jax.data import globs, images
 from flowtok_jax.data.records import (
     BadRecord,
     Record,
@@ -103,7 +103,7 @@ def make_folder(directory: str) -> Files:
 
 
 def _directory(given: str, source: str) -> pathlib.Path:
-    if files.is_remote(given):
+    if globs.is_remote(given):
         raise UserError(
             f"source {source}: a folder is read from local files only; pack it as tars"
         )

@@ -14,11 +14,8 @@ import argparse
 import hashlib
 import itertools
 import json
-import logging
 import os
 import pathlib
-import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +27,9 @@ from flowtok_jax.data import images, shards, sources
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.report import Report
 from flowtok_jax.data.transforms import Filters
+from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import check_new_directory, new_directory, write_json
 
 CHUNK = 512  # records that are decoded at a time
 
@@ -46,12 +45,8 @@ class Checked(NamedTuple):
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.data.prepare",
-        description=f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
+    parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
     add, pixels = parser.add_argument, images.MAX_PIXELS
     add("--source", metavar="SPEC", help="what to read, see below; no weights")
     add("--out", metavar="DIR", help="directory to write; must be new or empty")
@@ -170,10 +165,9 @@ def prepare(flags: argparse.Namespace) -> Report:
         UserError: before anything is written, or with what was written removed.
     """
     if not (flags.source and flags.out):
-        raise UserError("wanted --source=SPEC and --out=DIR; --help says what SPEC is")
+        raise UserError("expected --source=SPEC and --out=DIR; --help explains SPEC")
     out, filters = pathlib.Path(flags.out), make_filters(flags)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty; give another --out")
+    check_new_directory(out)  # before anything is read
     parts = sources.parse(flags.source)
     if any(part.weight is not None for part in parts):
         raise UserError(
@@ -193,9 +187,7 @@ def prepare(flags: argparse.Namespace) -> Report:
     report = Report()
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = wanted_records(found, report, flags.dedupe)
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
+    with new_directory(out) as part:
         written = write_shards(records, part, flags.shard_mb << 20)
         if not written:
             raise UserError(
@@ -204,30 +196,21 @@ def prepare(flags: argparse.Namespace) -> Report:
             )
         shards.write_manifest(part, written)
         content = {"source": flags.source, **report.summary()}
-        (part / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(part / "report.json", content)
     return report
 
 
 def main(argv: Sequence[str]) -> int:
     """Prepares a source; a user's mistake ends in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)
     flags = make_parser().parse_args(argv)
-    try:
+
+    def command() -> None:
         report = prepare(flags)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stderr.write(f"{report.table()}\n\nwrote {flags.out}\n")
-    summary = report.summary()
-    outcome = {key: summary[key] for key in ("records", "rejected")}
-    sys.stdout.write(f"{json.dumps(outcome)}\n")
-    return 0
+        sys.stderr.write(f"{report.table()}\n\nwrote {flags.out}\n")
+        summary = report.summary()
+        cli.say(json.dumps({key: summary[key] for key in ("records", "rejected")}))
+
+    return cli.run_command(command, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

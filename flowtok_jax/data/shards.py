@@ -7,11 +7,9 @@ JSON, and `image` (the bytes of a file) or `moments` (float16, little endian, ro
 row) with their `shape` [n, 2 * c].
 """
 
-import hashlib
 import io
 import json
 import pathlib
-import secrets
 import tarfile
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from flowtok_jax.data.records import Record
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import file_sha256, new_file, read_json, write_json
 
 MANIFEST = "manifest.json"
 # One record a chunk: random access. JPEG and noise do not get smaller by compression.
@@ -75,8 +74,8 @@ def unpack(entry: bytes) -> Record:
 
 def write_arrayrecord(path: pathlib.Path, records: Iterable[Record]) -> Shard:
     """Writes a shard of ours."""
-    count, part = 0, _part(path)
-    try:
+    count = 0
+    with new_file(path) as part:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:
             for record in records:
@@ -84,9 +83,7 @@ def write_arrayrecord(path: pathlib.Path, records: Iterable[Record]) -> Shard:
                 count += 1
         finally:
             writer.close()
-        return _finish(part, path, count)
-    finally:
-        part.unlink(missing_ok=True)
+    return _describe(path, count)
 
 
 def write_release_tar(path: pathlib.Path, records: Iterable[Record]) -> Shard:
@@ -95,24 +92,24 @@ def write_release_tar(path: pathlib.Path, records: Iterable[Record]) -> Shard:
     That format has one caption a key: a record with several becomes several keys with
     the same moments; its recaptions, of which a key takes one, are dealt out in turn.
     """
-    count, part = 0, _part(path)
+    count = 0
     stem = path.name.partition(".")[0]
-    try:
-        with tarfile.open(part, "w:", format=tarfile.PAX_FORMAT) as tar:
-            for record in records:
-                moments = np.ascontiguousarray(record.moments.T, "<f2").tobytes()
-                recaptions = record.recaptions
-                for i, caption in enumerate(record.captions or recaptions[:1]):
-                    key = f"{stem}_{count:08d}"
-                    _add(tar, f"{key}.token.npy", moments)
-                    _add(tar, f"{key}.txt", caption.encode())
-                    if recaptions:
-                        text = recaptions[i % len(recaptions)]
-                        _add(tar, f"{key}.recap_txt", text.encode())
-                    count += 1
-        return _finish(part, path, count)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        new_file(path) as part,
+        tarfile.open(part, "w:", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for record in records:
+            moments = np.ascontiguousarray(record.moments.T, "<f2").tobytes()
+            recaptions = record.recaptions
+            for i, caption in enumerate(record.captions or recaptions[:1]):
+                key = f"{stem}_{count:08d}"
+                _add(tar, f"{key}.token.npy", moments)
+                _add(tar, f"{key}.txt", caption.encode())
+                if recaptions:
+                    text = recaptions[i % len(recaptions)]
+                    _add(tar, f"{key}.recap_txt", text.encode())
+                count += 1
+    return _describe(path, count)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -124,26 +121,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 WRITERS = {"arrayrecord": write_arrayrecord, "tar": write_release_tar}
 
 
-def _part(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-
-
-def remove_parts(path: pathlib.Path) -> None:
-    """Removes what writers of this shard left behind when they were killed."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
-        part.unlink(missing_ok=True)
-
-
-def _finish(part: pathlib.Path, path: pathlib.Path, count: int) -> Shard:
-    shard = Shard(path.name, count, part.stat().st_size, sha256(part))
-    part.replace(path)
-    return shard
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _describe(path: pathlib.Path, count: int) -> Shard:
+    return Shard(path.name, count, path.stat().st_size, file_sha256(path))
 
 
 def write_manifest(directory: pathlib.Path, shards: Iterable[Shard]) -> None:
@@ -153,10 +132,7 @@ def write_manifest(directory: pathlib.Path, shards: Iterable[Shard]) -> None:
         "records": sum(shard.records for shard in shards),
         "shards": [shard._asdict() for shard in shards],
     }
-    place = directory / MANIFEST
-    part = _part(place)
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(place)
+    write_json(directory / MANIFEST, content)
 
 
 def read_manifest(directory: pathlib.Path) -> list[Shard]:
@@ -168,7 +144,7 @@ def read_manifest(directory: pathlib.Path) -> list[Shard]:
     place = directory / MANIFEST
     if not place.is_file():
         return []
-    return [Shard(**shard) for shard in json.loads(place.read_text())["shards"]]
+    return [Shard(**shard) for shard in read_json(place)["shards"]]
 
 
 def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
@@ -188,7 +164,7 @@ def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
         path = directory / shard.file
         if not path.is_file():
             raise UserError(
-                f"{path} is not there, but {MANIFEST} lists it; fetch it again"
+                f"{path} does not exist, but {MANIFEST} lists it; fetch it again"
             )
         size = path.stat().st_size
         if size != shard.bytes:
@@ -196,7 +172,7 @@ def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
                 f"{path} has {size} bytes, {MANIFEST} says {shard.bytes}; fetch "
                 "it again"
             )
-        if checksums and sha256(path) != shard.sha256:
+        if checksums and file_sha256(path) != shard.sha256:
             raise UserError(
                 f"{path} differs from its SHA-256 in {MANIFEST}; fetch it again"
             )

@@ -4,22 +4,19 @@ Members are grouped as WebDataset does: `KEY.EXTENSION`, split at the first dot 
 file name. A key is a name in messages, never a path: nothing is unpacked.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
 import os
 import pathlib
-import secrets
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from flowtok_jax.data import files
+from flowtok_jax.data import globs
 from flowtok_jax.data.records import REASONS
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import json_sha256, new_file
 
 PARTS = ("image", "moments", "caption", "recaption", "metadata")
 # The images' are those that the release reads; the content need not match.
@@ -44,7 +41,7 @@ def default_cache() -> pathlib.Path:
     return pathlib.Path(home) / "flowtok_jax" / "tars"
 
 
-def read_indices(found: Sequence[files.File], cache: str | None) -> list[np.ndarray]:
+def read_indices(found: Sequence[globs.File], cache: str | None) -> list[np.ndarray]:
     """The index of each tar: from the cache, or made and put there.
 
     An index is a structured array, one row a key: `key`, `fault` (1 + its place in
@@ -62,30 +59,24 @@ def read_indices(found: Sequence[files.File], cache: str | None) -> list[np.ndar
         return list(pool.map(_read_index, found, places))
 
 
-def _digest(file: files.File) -> str:
-    content = json.dumps([VERSION, PARTS, REASONS, *file])
-    return hashlib.sha256(content.encode()).hexdigest()[:40]
+def _digest(file: globs.File) -> str:
+    return json_sha256([VERSION, PARTS, REASONS, *file])[:40]
 
 
-def _read_index(file: files.File, place: pathlib.Path) -> np.ndarray:
+def _read_index(file: globs.File, place: pathlib.Path) -> np.ndarray:
     try:
         return np.load(place, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):  # none there, or one that is damaged
         index = make_index(file)
-    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
+        with new_file(place) as part, part.open("wb") as out:
             np.save(out, index, allow_pickle=False)
-        part.replace(place)
     except OSError as error:
         logging.warning("the index of %s is not kept: %s", file.path, error)
-        with contextlib.suppress(OSError):
-            part.unlink()
     return index
 
 
-def make_index(file: files.File) -> np.ndarray:
+def make_index(file: globs.File) -> np.ndarray:
     """Reads through the headers of a tar.
 
     Raises:
@@ -95,7 +86,7 @@ def make_index(file: files.File) -> np.ndarray:
     faults: dict[str, str] = {}
     try:
         with (
-            files.open_file(file.path) as stream,
+            globs.open_file(file.path) as stream,
             tarfile.open(fileobj=stream, mode="r:") as tar,
         ):
             for member in tar:
@@ -103,7 +94,7 @@ def make_index(file: files.File) -> np.ndarray:
             stream.seek(tar.offset)
             end = stream.read(tarfile.BLOCKSIZE)
     except FileNotFoundError as error:
-        raise UserError(f"{file.path} is not there") from error
+        raise UserError(f"{file.path} does not exist") from error
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
             f"{file.path} is no whole tar ({file.size} bytes; {error}); fetch it again "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowtok_jax.data import files
+from flowtok_jax.data import globs
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
@@ -31,7 +31,7 @@ class Tars(Records):
     `KEY.token.npy` instead of the image: a raw float16 buffer [2 * c, n].
 
     Args:
-        pattern: see `files.find`.
+        pattern: see `globs.find`.
         moments: (n, 2 * c) of latents; None: images are wanted.
         cache: directory for the indices; None: the user's cache directory.
 
@@ -47,8 +47,8 @@ class Tars(Records):
         cache: str | None = None,
     ):
         self.pattern, self.moments = pattern, moments
-        self._files = files.find(pattern, pattern)
-        if moments and not files.is_remote(pattern):
+        self._files = globs.find(pattern, pattern)
+        if moments and not globs.is_remote(pattern):
             for directory in {pathlib.Path(file.path).parent for file in self._files}:
                 check_manifest(directory)
         self._indices = read_indices(self._files, cache)
@@ -168,7 +168,7 @@ def _read_parts(
     path: str, plans: Sequence[tuple[int, str, Spans]]
 ) -> Iterator[tuple[int, str, dict[str, bytes]]]:
     """Records' bytes by part; those that stand together are read together."""
-    ranges: list[files.Range] = []
+    ranges: list[globs.Range] = []
     for _, _, spans in plans:
         start = min(offset for offset, _ in spans.values())
         end = max(offset + size for offset, size in spans.values())
@@ -176,7 +176,7 @@ def _read_parts(
             ranges.append((start, end - start))
         else:
             ranges += spans.values()
-    blocks = zip(ranges, files.read_ranges(path, ranges), strict=True)
+    blocks = zip(ranges, globs.read_ranges(path, ranges), strict=True)
     for index, name, spans in plans:
         parts: dict[str, bytes] = {}
         while len(parts) < len(spans):

@@ -39,7 +39,7 @@ WORD = re.compile(rf"(?<!\S){CLITIC}(?!\S)|\w+(?:[-.&'/]\w+)*|[$%]")
 
 
 class Scores(NamedTuple):
-    """What captions are worth, what could not be measured and why, and by which tools.
+    """Metrics of captions, with what could not be measured and why, and the tools.
 
     Attributes:
         metrics: of METRICS, fractions; names end in `_simple_tokens` where words were
@@ -53,24 +53,24 @@ class Scores(NamedTuple):
     protocol: dict[str, Any]
 
     def renamed(self, suffix: str) -> "Scores":
-        """The same, with the names of the metrics followed by a suffix."""
+        """Appends a suffix to the names of the metrics."""
         metrics = {name + suffix: value for name, value in self.metrics.items()}
         return self._replace(metrics=metrics)
 
 
 class _Failure(Exception):  # noqa: N818 (a reason, no error)
-    """Why a metric cannot be measured."""
+    """A reason why a metric cannot be measured."""
 
 
 def score_captions(
     hypotheses: Mapping[int, str], references: Mapping[int, Sequence[str]]
 ) -> Scores:
-    """The metrics of one caption an image against the captions that people wrote.
+    """Scores one caption an image against the captions that people wrote.
 
-    What its tools are missing for is in `not_measured`. Nothing is downloaded.
+    A metric whose tools are missing is in `not_measured`. Nothing is downloaded.
 
     Raises:
-        UserError: where images of the two are not the same, or have no captions.
+        UserError: if images of the two are not the same, or have no captions.
     """
     _check(hypotheses, references)
     numbers = {image: number for number, image in enumerate(hypotheses)}
@@ -103,7 +103,7 @@ def _check(
     hypotheses: Mapping[int, str], references: Mapping[int, Sequence[str]]
 ) -> None:
     if not hypotheses:
-        raise UserError("no captions to score; wanted one an image")
+        raise UserError("no captions to score; expected one an image")
     for what, some, others in (
         ("have a caption but no references", hypotheses, references),
         ("have references but no caption", references, hypotheses),
@@ -112,25 +112,25 @@ def _check(
         if lacking:
             raise UserError(
                 f"{len(lacking)} of {len(some)} images {what}, the first {lacking[0]}; "
-                "wanted captions and references of the same images"
+                "expected captions and references of the same images"
             )
     bare = [i for i, texts in references.items() if isinstance(texts, str) or not texts]
     if bare:
         raise UserError(
             f"{len(bare)} images have no list of references, the first {bare[0]}; "
-            "wanted at least one reference an image"
+            "expected at least one reference an image"
         )
 
 
 def _line(caption: str) -> str:
-    """The caption on one line: any other would shift those after it, in Java."""
+    """Puts the caption on one line: a second one would shift all later ones in Java."""
     return " ".join(caption.split())
 
 
 def _simple_tokens(captions: Captions) -> Captions:
-    """Lower-case words without punctuation, 's and n't split off as the Treebank's.
+    """Splits lower-case words from punctuation, 's and n't as the Treebank does.
 
-    On captions without brackets and abbreviations the two are the same.
+    On captions without brackets and abbreviations both splits are the same.
     """
 
     def split(text: str) -> str:
@@ -141,7 +141,7 @@ def _simple_tokens(captions: Captions) -> Captions:
 
 
 def _ptb_tokens(captions: Captions, log: IO[bytes]) -> Captions:
-    """Lower-case Penn Treebank tokens without punctuation."""
+    """Returns lower-case Penn Treebank tokens without punctuation."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # Empty lines at the end would be lost.
@@ -183,12 +183,13 @@ def _java_version() -> str:
 
 
 def _measure(
-    refs: Captions, hyps: Captions, wanted: Sequence[str], suffix: str, log: IO[bytes]
+    refs: Captions, hyps: Captions, chosen: Sequence[str], suffix: str, log: IO[bytes]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The wanted metrics, and why others of them are lacking; by name and suffix."""
-    metrics, lacking = {}, {}
+    """Computes chosen metrics, and why some are lacking, by name and suffix."""
+    metrics: dict[str, float] = {}
+    lacking: dict[str, str] = {}
     for names, measure in MEASURES.items():
-        if not set(names) <= set(wanted):
+        if not set(names) <= set(chosen):
             continue
         names = [name + suffix for name in names]
         try:
@@ -234,7 +235,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _last_line(log: IO[bytes]) -> str:
-    """The end of what was printed, which of a Java process says why it failed."""
+    """Returns the last line printed, in which a Java process says why it failed."""
     log.seek(0)
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line]
     return f" ({lines[-1].strip()[:200]})" if lines else ""

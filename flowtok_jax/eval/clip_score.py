@@ -21,6 +21,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.images import resize_and_crop
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.nets import RANDOM, MetricNet
+from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
 
 BATCH = 64  # rows that the towers take at a time
@@ -32,7 +33,7 @@ def clip_score(
     images: UInt8[np.ndarray, "b h w 3"],
     captions: Sequence[str],
 ) -> Float64[np.ndarray, " b"]:
-    """The score of each image with its own caption; 0 to 100.
+    """Scores each image with its own caption, from 0 to 100.
 
     Captions of more tokens than CLIP's context are cut, keeping the end token.
 
@@ -41,32 +42,35 @@ def clip_score(
         vocabulary: CLIP's; of random networks any that they have enough ids for.
 
     Raises:
-        UserError: where numbers of images and captions differ, and for another
-            model's vocabulary.
+        UserError: if numbers of images and captions differ, and for another model's
+            vocabulary.
     """
     if len(images) != len(captions):
         raise UserError(
-            f"CLIP score got {len(images)} images and {len(captions)} captions; wanted "
-            "one caption an image"
+            f"CLIP score got {len(images)} images and {len(captions)} captions; "
+            "expected one caption an image"
         )
-    text, params = net.module.text, jax.device_put(net.params)
+    text = net.module.text
+    params = jax.device_put(net.params)
     _check(vocabulary, net)
     vocabulary = Vocabulary(vocabulary.tokenizer, text.context)
-    scores = []
-    for start in range(0, len(images), BATCH):
-        rows = slice(start, start + BATCH)
-        pixels = preprocess(images[rows], net.module.image_size)
-        ids = vocabulary.encode(captions[rows], warns=False)
-        pixels, ids = (_filled(x) for x in (pixels, ids))
-        cosines = np.asarray(_cosines(net.module, params, pixels, ids), np.float64)
-        scores.append(100 * cosines[: len(images[rows])].clip(0))
-    return np.concatenate([np.zeros(0), *scores])
+    if not len(images):
+        return np.zeros(0)
+
+    def start(rows: np.ndarray) -> jax.Array:
+        kept = slice(rows[0], rows[-1] + 1)
+        pixels = preprocess(images[kept], net.module.image_size)
+        ids = vocabulary.encode(captions[kept], warns=False)
+        return _cosines(net.module, params, filled(pixels, BATCH), filled(ids, BATCH))
+
+    cosines = run_rows(start, len(images), BATCH)
+    return 100 * cosines.astype(np.float64).clip(0)
 
 
 def preprocess(
     images: UInt8[np.ndarray, "b h w 3"], side: int
 ) -> Float[np.ndarray, "b {side} {side} 3"]:
-    """Images in [0, 1] of the tower's size; the tower normalises them itself."""
+    """Makes images in [0, 1] of the tower's size; the tower normalises them itself."""
     resized = [resize_and_crop(Image.fromarray(image), side) for image in images]
     return np.stack(resized).astype(np.float32) / 255
 
@@ -78,13 +82,8 @@ def _check(vocabulary: Vocabulary, net: MetricNet) -> None:
     if len(vocabulary) > size or wrong_end:
         raise UserError(
             f"CLIP score got a vocabulary of {len(vocabulary)} tokens with the end "
-            f"token {vocabulary.end_id}; wanted CLIP's own, {size} with {size - 1}"
+            f"token {vocabulary.end_id}; expected CLIP's own, {size} with {size - 1}"
         )
-
-
-def _filled(rows: np.ndarray) -> np.ndarray:
-    """A whole batch, so that all go through one program."""
-    return np.pad(rows, ((0, BATCH - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,52 +1,172 @@
-"""Runs a part of an evaluation in chunks, measures it, and keeps what was found.
+"""An evaluation in parts: computed in chunks, measured, and kept with its protocol.
 
-    NAME.json           numbers, protocol, what could not be measured and why
-    NAME.png            the first samples
-    NAME.captions.json  of image to text, in the form that COCO's server takes
-    NAME/               arrays of finished chunks, from which a killed run goes on
+    NAME.json             numbers, protocol, what could not be measured and why
+    NAME.png              the first samples
+    NAME.captions.json    of image to text, in the form that COCO's server takes
+    NAME/protocol.json    what the numbers depend on; another protocol is refused
+    NAME/00000-01000.npz  arrays of samples 0 to 999, from which a killed run goes on
 
 NAME ends in a digest of the protocol, so that another protocol is another NAME.
 """
 
+import abc
 import collections
-import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import re
 import time
+import zipfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
 import rich.table
 
+from flowtok_jax.data.records import BadRecord
 from flowtok_jax.eval import pictures
-from flowtok_jax.eval.chunks import Chunks
-from flowtok_jax.eval.parts import Measured, Part
 from flowtok_jax.runtime import processes
-from flowtok_jax.runtime.files import Place, read_json, write_json
+from flowtok_jax.runtime.files import (
+    Place,
+    claim,
+    json_sha256,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
+PROTOCOL = "protocol.json"
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "pillow")
-NAMED = 5  # of the records left out
+NAMED = 5  # records left out that are named
+SHOWN = 16  # samples that the picture shows
+COLUMNS = 8  # samples in a row of the picture
+NO_WEIGHTS = (
+    "eval.weights names no metric weights; expected a directory made by `python -m "
+    "flowtok_jax.convert --inception=FILE --lpips=FILES --clip_score=DIR --out=DIR`"
+)
+
+Arrays = dict[str, np.ndarray]
 
 
-def digest(protocol: dict[str, Any]) -> str:
-    """The first 8 digits of a SHA-256."""
-    text = json.dumps(protocol, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+class Measured(NamedTuple):
+    """Numbers of a part of an evaluation, by name.
+
+    Attributes:
+        not_measured: name -> reason.
+        details: what to say beside the numbers.
+        files: what has a JSON file of its own, by the end of the file's name.
+    """
+
+    metrics: dict[str, float]
+    not_measured: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+
+    def merge(self, other: "Measured") -> "Measured":
+        """Joins the numbers of both."""
+        return Measured(*(a | b for a, b in zip(self, other, strict=True)))
+
+
+class Part(abc.ABC):
+    """Something to evaluate: arrays of some samples at a time, then numbers of all.
+
+    Attributes:
+        name: as in `eval.parts` of a config.
+        groups: of parameters that the numbers depend on.
+        protocol: all that the numbers depend on, for JSON.
+        count: number of samples.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    protocol: dict[str, Any]
+    count: int
+
+    @abc.abstractmethod
+    def compute(self, rows: range) -> Arrays:
+        """Computes arrays of the samples with these numbers; every process calls it.
+
+        `shown` has up to SHOWN images for the picture, `rejected` what was left out.
+        """
+
+    @abc.abstractmethod
+    def measure(self, arrays: Arrays) -> Measured:
+        """Computes the numbers of all the samples' arrays; process 0 alone calls it."""
+
+    @abc.abstractmethod
+    def picture(self, arrays: Arrays) -> np.ndarray:
+        """Draws some of the samples."""
+
+
+def rejected_array(bad: Sequence[BadRecord]) -> np.ndarray:
+    """Returns the records that were left out as texts: reason, tab, name."""
+    return np.array([f"{record.reason}\t{record.name}" for record in bad], np.str_)
+
+
+class Chunks:
+    """Arrays of `count` samples computed so far, in files of `size` samples."""
+
+    def __init__(self, folder: Place, count: int, size: int):
+        self.folder = folder
+        starts = range(0, count, size)
+        self.ranges = [range(start, min(start + size, count)) for start in starts]
+
+    def claim(self, protocol: dict[str, Any]) -> None:
+        """Makes the folder that of a protocol.
+
+        Raises:
+            UserError: if the folder is another protocol's, naming what differs.
+        """
+        claim(self.folder / PROTOCOL, protocol, cure="move it away")
+
+    def _path(self, number: int) -> Place:
+        rows = self.ranges[number]
+        return self.folder / f"{rows.start:05d}-{rows.stop:05d}.npz"
+
+    def missing(self) -> np.ndarray:
+        """Says of each chunk whether it has to be computed."""
+        return np.array([self.read(i) is None for i in range(len(self.ranges))])
+
+    def write(self, number: int, arrays: Arrays) -> None:
+        """Stores a chunk, whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_bytes(self._path(number), buffer.getvalue())
+
+    def read(self, number: int) -> Arrays | None:
+        """Reads a chunk; None if it does not exist, or is damaged, which is logged."""
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as file:
+                return dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            logging.warning("%s is damaged (%s) and made again", path, error)
+            return None
+
+    def read_all(self) -> Arrays:
+        """Reads all the chunks and joins their arrays."""
+        parts = [self.read(i) for i in range(len(self.ranges))]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def short_digest(protocol: dict[str, Any]) -> str:
+    """Returns the first 8 digits of a protocol's SHA-256."""
+    return json_sha256(protocol)[:8]
 
 
 def name_of(part: Part) -> str:
-    """What a part's files are called."""
+    """Returns the name of a part's files."""
     source = part.protocol.get("protocol") or part.protocol["data"]
     slug = re.sub(r"[^A-Za-z0-9]+", "_", source).strip("_")[:40]
-    return f"{part.name}_{slug}_n{part.count}_{digest(part.protocol)}"
+    return f"{part.name}_{slug}_n{part.count}_{short_digest(part.protocol)}"
 
 
 def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
-    """Computes what is not there yet, and measures; process 0 writes.
+    """Computes the chunks that are missing, and measures; process 0 writes.
 
     Every process of a run calls it.
 
@@ -57,7 +177,8 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
         In process 0 what the JSON file says.
     """
     name = name_of(part)
-    path, begun = folder / f"{name}.json", time.monotonic()
+    path = folder / f"{name}.json"
+    begun = time.monotonic()
     is_there = np.array([processes.is_first() and path.is_file()])
     if processes.total(is_there).any():
         if not processes.is_first():
@@ -67,7 +188,8 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
     chunks = Chunks(folder / name, part.count, size)
     processes.first_does(lambda: chunks.claim(part.protocol))
     computed = _compute(part, chunks)
-    middle, result = time.monotonic(), {}
+    middle = time.monotonic()
+    result: dict[str, Any] = {}
     logging.info("%s: measuring", part.name)  # takes minutes, of many samples
 
     def measure() -> None:
@@ -88,14 +210,15 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
 
 
 def _compute(part: Part, chunks: Chunks) -> int:
-    """Computes the chunks that are missing; how many samples that were."""
+    """Computes the chunks that are missing, and returns how many samples they hold."""
     count = len(chunks.ranges)
     missing = chunks.missing() if processes.is_first() else np.zeros(count, bool)
     missing = processes.total(missing.astype(np.int32)).astype(bool)
     done = sum(len(r) for r, m in zip(chunks.ranges, missing, strict=True) if not m)
     if done:
         logging.info("%s goes on: %d of %d are there", part.name, done, part.count)
-    begun, computed = time.monotonic(), 0
+    begun = time.monotonic()
+    computed = 0
     for number in np.flatnonzero(missing).tolist():
         rows = chunks.ranges[number]
         arrays = part.compute(rows)
@@ -108,7 +231,7 @@ def _compute(part: Part, chunks: Chunks) -> int:
 
 
 def _count(rejected: np.ndarray) -> dict[str, int]:
-    """How many records were left out for each reason; the first ones are named."""
+    """Counts the records left out for each reason, and names the first ones."""
     lines = rejected.tolist()
     for line in lines[:NAMED]:
         logging.warning("left out: %s", line.replace("\t", " "))
@@ -117,7 +240,7 @@ def _count(rejected: np.ndarray) -> dict[str, int]:
 
 
 def _describe(part: Part, found: Measured) -> dict[str, Any]:
-    """What the JSON file says, but for what was left out and for times."""
+    """Returns the content of the JSON file, but for records left out and times."""
     result = {
         "name": name_of(part),
         "part": part.name,
@@ -131,7 +254,7 @@ def _describe(part: Part, found: Measured) -> dict[str, Any]:
 
 
 def show(results: Sequence[dict[str, Any]], folder: Place) -> None:
-    """The numbers as a table, and where the files are."""
+    """Prints the numbers as a table, and where the files are."""
     table = rich.table.Table(title=str(folder))
     table.add_column("part")
     table.add_column("measure")

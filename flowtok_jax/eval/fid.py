@@ -1,4 +1,4 @@
-"""Distances between sets of features, and what logits say of one set.
+"""Statistics of features, distances between sets of them, and scores of logits.
 
 FID        |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))    Heusel et al. 2017
 IS         exp(mean over x of KL(p(y|x) || p(y)))             Salimans et al. 2016
@@ -6,14 +6,24 @@ KID        MMD^2 with the kernel (x.y / d + 1)^3               Binkowski et al. 
 precision  share of samples within reach of a real one,    Kynkaanniemi et al. 2019
 recall     and the other way round; a set's reach is the balls around its rows up to
            their k-th neighbour
+
+Mean and covariance are summed in float64 as features come. Scatters S of two sets are
+merged without cancellation (Chan, Golub and LeVeque 1979),
+
+    S = S_a + S_b + (m_b - m_a)(m_b - m_a)^T n_a n_b / n,                          (1)
+
+so that order and split of the rows do not matter.
 """
 
-from typing import NamedTuple
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
-A, B = Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]
+A = Float[np.ndarray, "n d"]
+B = Float[np.ndarray, "m d"]
 BLOCK = 1024  # rows between which distances are held at a time
 
 
@@ -25,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
-    """F with F F^T the covariance, without directions that are rounding only."""
+    """Returns F with F F^T the covariance, without directions of rounding only."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     floor = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     kept = values > floor
@@ -38,7 +48,7 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " d"],
     cov_b: Float[np.ndarray, "d d"],
 ) -> float:
-    """The squared Frechet (Wasserstein-2) distance between two Gaussians.
+    """Computes the squared Frechet (Wasserstein-2) distance between two Gaussians.
 
     With C = F F^T the trace of (C_a C_b)^(1/2) is the sum of the singular values of
     F_a^T F_b, whose error is that of float64; square roots of the eigenvalues of a
@@ -54,10 +64,104 @@ def frechet_distance(
     return max(0.0, float(distance))
 
 
+class Moments(NamedTuple):
+    """Count, mean m and scatter of rows, the sum of (row - m)(row - m)^T.
+
+    `Moments()` is that of no rows.
+    """
+
+    count: int = 0
+    mean: np.ndarray = np.zeros(0)
+    scatter: np.ndarray = np.zeros((0, 0))
+
+    @classmethod
+    def of(cls, rows: Float[np.ndarray, "b d"]) -> "Moments":
+        """Computes the moments of rows."""
+        rows = rows.astype(np.float64)
+        if not len(rows):
+            return cls()
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Joins the moments of two sets, by (1)."""
+        if not self.count:
+            return other
+        if not other.count:
+            return self
+        count = self.count + other.count
+        step = other.mean - self.mean
+        between = np.outer(step, step) * (self.count * other.count / count)
+        mean = self.mean + step * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    def add(self, rows: Float[np.ndarray, "b d"]) -> "Moments":
+        """Adds further rows."""
+        return self.merge(Moments.of(rows))
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """Unbiased covariance: divided by the count less one."""
+        return self.scatter / (self.count - 1)
+
+
+class Gaussian(NamedTuple):
+    """Mean and covariance of features, and the number of images if that is known."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None = None
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Gaussian":
+        """Makes the Gaussian of 2 rows or more."""
+        return cls(moments.mean, moments.covariance, moments.count)
+
+    def distance(self, other: "Gaussian") -> float:
+        """Computes the Frechet distance from another one."""
+        return frechet_distance(
+            self.mean, self.covariance, other.mean, other.covariance
+        )
+
+
+class Reference(NamedTuple):
+    """Statistics of images that samples are compared with; None where a file does not
+    tell.
+    """
+
+    whole: Gaussian
+    groups: Mapping[str, Gaussian] = {}
+    features: np.ndarray | None = None
+    resize: str | None = None
+    net: str | None = None
+
+    def digest(self) -> str:
+        """Computes the SHA-256 of all the numbers that samples are compared with."""
+        found = hashlib.sha256()
+        for name, part in [("", self.whole), *sorted(self.groups.items())]:
+            found.update(name.encode())
+            for values in (part.mean, part.covariance):
+                found.update(np.ascontiguousarray(values, np.float64).tobytes())
+        if self.features is not None:
+            found.update(np.ascontiguousarray(self.features, np.float32).tobytes())
+        return found.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what to say beside a number."""
+        unknown = "unknown"
+        return {
+            "sha256": self.digest(),
+            "images": unknown if self.whole.count is None else self.whole.count,
+            "resize": self.resize or unknown,
+            "net": self.net or unknown,
+        }
+
+
 def inception_score(
     logits: Float[np.ndarray, "n k"], *, splits: int = 10, seed: int = 0
 ) -> Estimate:
-    """The score of each of `splits` parts, to which rows are shuffled by the seed."""
+    """Scores each of `splits` parts, to which rows are shuffled by the seed."""
     scores = []
     order = np.random.default_rng(seed).permutation(len(logits))
     for part in np.array_split(order, splits):
@@ -79,7 +183,7 @@ def _kernel(a: A, b: B) -> Float[np.ndarray, "n m"]:
 def kernel_distance(
     a: A, b: B, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Estimate:
-    """KID: the unbiased MMD^2 of `subsets` pairs of random subsets.
+    """Computes KID, the unbiased MMD^2 of `subsets` pairs of random subsets.
 
     A set with fewer rows than `subset_size` is taken whole, and the other one by as
     many.
@@ -92,7 +196,9 @@ def kernel_distance(
     found = []
     for _ in range(subsets):
         x, y = (z[rng.choice(len(z), n, replace=False)] for z in (a, b))
-        xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+        xx = _kernel(x, x)
+        yy = _kernel(y, y)
+        xy = _kernel(x, y)
         within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
         found.append(within / (n * (n - 1)) - 2 * xy.mean())
     return Estimate(float(np.mean(found)), float(np.std(found)))
@@ -104,7 +210,7 @@ def _squared_distances(a: A, b: B) -> Float[np.ndarray, "n m"]:
 
 
 def _reach(rows: A, k: int) -> Float[np.ndarray, " n"]:
-    """Squared distances to the k-th neighbour, the row itself not counted."""
+    """Returns squared distances to the k-th neighbour, the row itself not counted."""
     found = []
     for start in range(0, len(rows), BLOCK):
         distances = _squared_distances(rows[start : start + BLOCK], rows)
@@ -115,7 +221,7 @@ def _reach(rows: A, k: int) -> Float[np.ndarray, " n"]:
 
 
 def _share_within(rows: A, centres: B, reach: Float[np.ndarray, " m"]) -> float:
-    """The share of rows within the reach of any centre."""
+    """Computes the share of rows within the reach of any centre."""
     inside = 0
     for start in range(0, len(rows), BLOCK):
         distances = _squared_distances(rows[start : start + BLOCK], centres)
@@ -124,8 +230,9 @@ def _share_within(rows: A, centres: B, reach: Float[np.ndarray, " m"]) -> float:
 
 
 def precision_recall(real: A, samples: B, *, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall; both sets need more than k rows."""
+    """Computes improved precision and recall; both sets need more than k rows."""
     centre = real.mean(0, dtype=np.float64)  # distances lose fewer digits around it
-    real, samples = real - centre, samples - centre
+    real = real - centre
+    samples = samples - centre
     precision = _share_within(samples, real, _reach(real, k))
     return precision, _share_within(real, samples, _reach(samples, k))

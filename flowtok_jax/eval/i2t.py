@@ -1,52 +1,103 @@
-"""Image to text: caption metrics, and on scenes what a parser reads."""
+"""Image to text: one caption for every image, caption metrics, and on generated scenes
+what a parser reads.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flowtok_jax.data import scenes
 from flowtok_jax.eval import pictures
-from flowtok_jax.eval.captioning import (
-    CaptionedImages,
-    caption_images,
-    captions_of,
-    score_hypotheses,
-)
-from flowtok_jax.eval.chunks import Arrays
-from flowtok_jax.eval.parts import COLUMNS, SHOWN, Measured, Part
+from flowtok_jax.eval.captions import Scores, score_captions
+from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.protocols import metric_suffix
+from flowtok_jax.eval.real import RealImage, RealImages, image_id
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
+
+# {"image_id": int, "caption": str, "references": list of str}: plain, for JSON.
+Hypothesis = dict[str, Any]
+
+
+def caption_images(
+    flowtok: FlowTok,
+    real: RealImages,
+    items: Sequence[RealImage],
+    *,
+    seed: int = 0,
+) -> list[Hypothesis]:
+    """Captions consecutive images of a source, and adds their references.
+
+    An image's noise depends on the seed and on its number, not on the images with it.
+    """
+    pixels = np.stack([item.image for item in items]).astype(np.float32) / 255
+    captions = flowtok.image_to_text(pixels, seed, items[0].number)
+    return [
+        {
+            "image_id": image_id(item.record.metadata, item.number),
+            "caption": caption,
+            "references": real.references(item),
+        }
+        for item, caption in zip(items, captions, strict=True)
+    ]
+
+
+def captions_by_image(hypotheses: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Returns the caption of each image.
+
+    Raises:
+        UserError: if an image occurs twice.
+    """
+    found: dict[int, str] = {}
+    for hypothesis in hypotheses:
+        image = hypothesis["image_id"]
+        if image in found:
+            raise UserError(
+                f"image {image} occurs twice in the source; captions are measured "
+                "with each image once and all its references"
+            )
+        found[image] = hypothesis["caption"]
+    return found
+
+
+def score_hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> Scores:
+    """Computes the metrics of what `caption_images` returned."""
+    references = {h["image_id"]: h["references"] for h in hypotheses}
+    return score_captions(captions_by_image(hypotheses), references)
 
 
 class ImageToText(Part):
     """One caption an image; see Part.
 
     Args:
-        scene_of: what a generated image shows, by its number; None of others.
+        real: images of which none may be left out.
     """
 
     name = "i2t"
+    groups = ("tokenizer", "i2t", "text_tokenizer")
 
     def __init__(
         self,
         flowtok: FlowTok,
-        source: CaptionedImages,
+        real: RealImages,
         *,
-        count: int,
         seed: int,
         protocol: dict[str, Any],
-        scene_of: Callable[[int], scenes.Scene] | None = None,
     ):
-        self._flowtok, self._source, self._seed = flowtok, source, seed
-        self.count, self.protocol, self._scene_of = count, protocol, scene_of
+        self._flowtok = flowtok
+        self._real = real
+        self._seed = seed
+        self.count = real.count
+        self.protocol = protocol
 
     def compute(self, rows: range) -> Arrays:
         """See Part."""
-        found = caption_images(self._flowtok, self._source, rows, seed=self._seed)
-        side = self._source.image_size
-        shown = [self._source[i].image for i in rows if i < SHOWN]
+        items, _ = self._real.read(rows)
+        found = caption_images(self._flowtok, self._real, items, seed=self._seed)
+        side = items[0].image.shape[0]
+        shown = [item.image for item in items if item.number < SHOWN]
         return {
             "hypotheses": np.array([json.dumps(h) for h in found]),
             "shown": np.array(shown, np.uint8).reshape(-1, side, side, 3),
@@ -57,11 +108,11 @@ class ImageToText(Part):
         found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
         suffix = metric_suffix("", len(found))
         scores = score_hypotheses(found).renamed(suffix)
-        captions = captions_of(found)
+        captions = captions_by_image(found)
         metrics = dict(scores.metrics)
-        if self._scene_of is not None:
+        if self._real.are_scenes:
             right = [
-                scenes.parse_caption(caption) == self._scene_of(number)
+                scenes.parse_caption(caption) == self._real.scene(number)
                 for number, caption in captions.items()
             ]
             metrics[f"exact_match{suffix}"] = float(np.mean(right))

@@ -7,10 +7,8 @@ vocabulary.json    captions to CLIP's ids, where it has clip
 which `python -m flowtok_jax.convert` writes; or "random".
 """
 
-import hashlib
 import json
 import math
-import pathlib
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import local_file, to_place
+from flowtok_jax.runtime.files import file_sha256, local_file, to_place
 from flowtok_jax.weights.safetensors import Shape, check_shapes, read_safetensors
 
 METRICS = "metrics.json"
@@ -47,7 +45,7 @@ RANDOM_CLIP = {
 
 
 class MetricNet(NamedTuple):
-    """A network of a metric."""
+    """A network of a metric, with its parameters."""
 
     module: nn.Module
     params: Params
@@ -55,16 +53,17 @@ class MetricNet(NamedTuple):
 
 
 def make_module(name: str, sizes: Mapping[str, Any]) -> nn.Module:
-    """The module of a name of NAMES; only clip has sizes."""
+    """Makes the module of a name of NAMES; only clip has sizes."""
     if name == "clip":
         return make_clip_scorer(**sizes)
     return {"inception": Inception, "lpips": LPIPS}[name](**sizes)
 
 
 def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
-    """Path -> shape of the module's parameters; computes nothing."""
+    """Returns path -> shape of the module's parameters; computes nothing."""
     if name == "clip":
-        side, ids = module.image_size, jnp.zeros((1, module.text.context), jnp.int32)
+        side = module.image_size
+        ids = jnp.zeros((1, module.text.context), jnp.int32)
         inputs = jnp.zeros((1, side, side, 3)), ids
     else:
         images = jnp.zeros((1, SIDE, SIDE, 3))
@@ -74,75 +73,71 @@ def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
 
 
 def load_metric_net(name: str, place: str) -> MetricNet:
-    """A network of NAMES with its weights, in this machine's memory.
+    """Loads a network of NAMES with its weights into this machine's memory.
 
     Args:
         place: a directory that the converter wrote, or "random": the architecture
             (of clip a small one) with weights that are drawn, the same everywhere.
 
     Raises:
-        UserError: where the weights are absent, damaged or not what metrics.json says.
+        UserError: if the weights are absent, damaged or not what metrics.json says.
     """
     if name not in NAMES:
-        raise UserError(f"no metric has a network {name!r}; wanted one of {NAMES}")
+        raise UserError(f"no metric has a network {name!r}; expected one of {NAMES}")
     if place == RANDOM:
         module = make_module(name, RANDOM_CLIP if name == "clip" else {})
         shapes = shapes_of(name, module)
         leaves = {path: _draw(path, shape) for path, shape in shapes.items()}
         return MetricNet(module, unflatten_dict(leaves, sep="/"), RANDOM)
-    directory, entry = to_place(place), read_metrics(place).get(name)
+    directory = to_place(place)
+    entry = read_metrics(place).get(name)
     if entry is None:
         raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
     try:
         module = make_module(name, entry["sizes"])
-        wanted, digest = shapes_of(name, module), entry["sha256"]
+        shapes = shapes_of(name, module)
+        digest = entry["sha256"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{directory / METRICS} is not that of this version's networks: {error}"
         ) from error
     path = directory / f"{name}.safetensors"
     if not path.is_file():
-        raise UserError(f"{path} is not there; {_cure(name)}")
+        raise UserError(f"{path} does not exist; {_cure(name)}")
     with local_file(path) as file:
-        found = digest_of(file)
+        found = file_sha256(file)
         if found != digest:
             raise UserError(
                 f"{path} has sha256 {found}, {METRICS} says {digest}; {_cure(name)}"
             )
         arrays = read_safetensors(file)
         got = {key: array.shape for key, array in arrays.items()}
-        check_shapes(f"{path} does not fit {METRICS}", got, wanted)
+        check_shapes(f"{path} does not fit {METRICS}", got, shapes)
         # A copy: the file may go away under a mapped array.
         leaves = {key: np.array(x, np.float32) for key, x in arrays.items()}
     return MetricNet(module, unflatten_dict(leaves, sep="/"), found)
 
 
 def read_metrics(place: str) -> dict[str, Any]:
-    """What a directory of metric weights holds, by name.
+    """Reads the entries of a directory of metric weights, by name.
 
     Raises:
-        UserError: where it is none.
+        UserError: if it is no such directory.
     """
     path = to_place(place) / METRICS
     try:
         entries = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is not there; wanted a directory of metric weights, made by "
+            f"{path} does not exist; expected a directory of metric weights, made by "
             "`python -m flowtok_jax.convert --inception=FILE --lpips=FILES "
             "--clip_score=DIR --out=DIR`, or 'random'"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(entries, dict):
-        raise UserError(f"{path} holds a {type(entries).__name__}; wanted an object")
+        raise UserError(f"{path} holds a {type(entries).__name__}; expected an object")
     return entries
-
-
-def digest_of(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cure(name: str) -> str:
@@ -150,7 +145,7 @@ def _cure(name: str) -> str:
 
 
 def _draw(path: str, shape: Shape) -> np.ndarray:
-    """A leaf at random, by numpy: it compiles nothing, and is the same everywhere.
+    """Draws a leaf by numpy, which compiles nothing and draws the same everywhere.
 
     Kernels keep the size of what passes through ReLUs (He et al. 2015), so that an
     untrained network still tells images apart; norms and weights start at 1.

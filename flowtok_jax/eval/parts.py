@@ -1,67 +1,248 @@
-"""What an evaluation is made of: a part computes arrays of some samples at a time, and
-measures them when all are there.
-"""
+"""The parts of an evaluation as a config asks for them, each ingredient made once."""
 
-import abc
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+import logging
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from flowtok_jax.data.records import BadRecord
-from flowtok_jax.eval.chunks import Arrays
-
-SHOWN, COLUMNS = 16, 8  # samples that the picture shows
-NO_WEIGHTS = (
-    "eval.weights names no metric weights; wanted a directory made by `python -m "
-    "flowtok_jax.convert --inception=FILE --lpips=FILES --clip_score=DIR --out=DIR`"
+from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.data.transforms import Filters
+from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
+from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
+from flowtok_jax.eval.features import Extractor, FeatureMetrics
+from flowtok_jax.eval.fid import Reference
+from flowtok_jax.eval.i2t import ImageToText
+from flowtok_jax.eval.nets import RANDOM, MetricNet, load_metric_net
+from flowtok_jax.eval.previews import make_extractor
+from flowtok_jax.eval.protocols import metric_suffix, read_prompts
+from flowtok_jax.eval.real import RealImages
+from flowtok_jax.eval.reference import (
+    check_fits,
+    make_reference,
+    read_reference,
+    write_reference,
 )
+from flowtok_jax.eval.t2i import TextToImage
+from flowtok_jax.eval.tokenizer import Reconstruction
+from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, json_sha256, to_place
+from flowtok_jax.runtime.digests import params_sha256
+from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.place import steps_of
+
+PARTS = {part.name: part for part in (TextToImage, ImageToText, Reconstruction)}
 
 
-def rejected(bad: Sequence[BadRecord]) -> np.ndarray:
-    """Records that were left out, as an array beside the others: reason, tab, name."""
-    return np.array([f"{record.reason}\t{record.name}" for record in bad], np.str_)
+class PartMaker:
+    """Makes the parts, and what they share when it is first asked for.
 
-
-class Measured(NamedTuple):
-    """Numbers by name; what could not be measured, and why; what to say beside them;
-    and what has a JSON file of its own, by the end of its name.
+    Args:
+        place: of the weights: a run's workdir or a directory of pretrained ones.
+        folder: where the results lie.
     """
 
-    metrics: dict[str, float]
-    not_measured: dict[str, str] = {}
-    details: dict[str, Any] = {}
-    files: dict[str, Any] = {}
+    def __init__(self, config: ConfigDict, place: Place, folder: Place, mesh: Mesh):
+        self._config = config
+        self._place = place
+        self._folder = folder
+        self._mesh = mesh
+        self._digests: dict[str, str] = {}  # of groups of parameters
 
-    def merge(self, other: "Measured") -> "Measured":
-        """Both together."""
-        return Measured(*(a | b for a, b in zip(self, other, strict=True)))
+    @functools.cached_property
+    def _flowtok(self) -> FlowTok:
+        return FlowTok.from_pretrained(self._place, self._config, mesh=self._mesh)
 
+    @functools.cached_property
+    def real(self) -> RealImages:
+        """The images of data.eval."""
+        config = self._config
+        spec = config.data.eval or config.data.train
+        if not spec:
+            raise UserError(
+                "data.eval names no images; expected --config.data.eval=folder:DIR, say"
+            )
+        centre = CentreReader(
+            config.tokenizer.image_size,
+            max_pixels=config.data.transform.max_pixels,
+            filters=Filters(**config.data.filters),
+        )
+        found = self._open(spec, centre)
+        if found.count < config.eval.samples:
+            counts = found.count, config.eval.samples
+            logging.warning("%s has %d images, fewer than the %d wanted", spec, *counts)
+        return found
 
-class Part(abc.ABC):
-    """Something to evaluate.
+    def _open(self, spec: str, centre: CentreReader, **options) -> RealImages:
+        config = self._config
+        return RealImages(
+            spec,
+            centre,
+            count=config.eval.samples,
+            seed=config.train.seed,
+            threads=config.data.threads,
+            cache=config.data.cache,
+            **options,
+        )
 
-    Attributes:
-        name: of GROUPS in modes/eval.py.
-        protocol: all that the numbers depend on, for JSON.
-        count: of samples.
-    """
+    @property
+    def _judged(self) -> int:
+        return self._config.eval.judged or self._config.eval.samples
 
-    name: str
-    protocol: dict[str, Any]
-    count: int
+    @functools.cached_property
+    def _extract(self) -> Extractor:
+        return make_extractor(self._config, self._mesh)
 
-    @abc.abstractmethod
-    def compute(self, rows: range) -> Arrays:
-        """Arrays of the samples with these numbers; every process calls it.
+    def _net(self, name: str) -> MetricNet | str:
+        """Returns a network of metrics, or why there is none."""
+        if not self._config.eval.weights:
+            return NO_WEIGHTS
+        try:
+            net = load_metric_net(name, self._config.eval.weights)
+        except UserError as error:
+            return str(error)
+        # Once, not with every chunk.
+        return net._replace(params=jax.device_put(net.params))
 
-        `shown` has up to SHOWN images for the picture, `rejected` what was left out.
-        """
+    def _clip_net(self) -> tuple[MetricNet, Vocabulary] | str:
+        net = self._net("clip")
+        if isinstance(net, str):
+            return net
+        if net.sha256 == RANDOM:
+            return net, self._flowtok.vocabulary
+        path = to_place(self._config.eval.weights) / VOCABULARY
+        return net, Vocabulary.load(str(path), net.module.text.context)
 
-    @abc.abstractmethod
-    def measure(self, arrays: Arrays) -> Measured:
-        """The numbers, of all the samples' arrays; process 0 alone calls it."""
+    @functools.cached_property
+    def _reference(self) -> tuple[Reference, str]:
+        """Statistics to compare with, and the name of their file."""
+        given = self._config.eval.fid.reference
+        if given:
+            return read_reference(to_place(given)), given
+        if self._config.eval.protocol:
+            raise UserError(
+                f"eval.protocol={self._config.eval.protocol} needs "
+                "--config.eval.fid.reference=FILE.npz; make it by `python -m "
+                "flowtok_jax.eval.reference --images=DIR --out=FILE.npz`"
+            )
+        return self._real_reference()
 
-    @abc.abstractmethod
-    def picture(self, arrays: Arrays) -> np.ndarray:
-        """Some of the samples, as an image."""
+    def _real_reference(self) -> tuple[Reference, str]:
+        """Reads or makes statistics of the images of data.eval; a file keeps them."""
+        real = self.real
+        extract = self._extract
+        count = min(self._judged, real.count)
+        made = {**self._data(), "images": count, "resize": extract.resize}
+        made["inception"] = extract.net_sha256
+        path = self._folder / f"reference_{short_digest(made)}.npz"
+        is_there = np.array([processes.is_first() and path.is_file()])
+        if not processes.total(is_there).any():
+            found = make_reference(extract, count, real.pixels, keeps_features=True)
+            processes.first_does(lambda: write_reference(path, found))
+            return found, path.name
+        return read_reference(path), path.name
+
+    def _features(self, protocol: str, count: int) -> FeatureMetrics:
+        """Makes the metrics of Inception on the first ones of `count` images."""
+        reference, name = self._reference
+        check_fits(reference, name, self._extract)
+        return FeatureMetrics(
+            self._extract,
+            reference,
+            min(self._judged, count),
+            functools.partial(metric_suffix, protocol),
+        )
+
+    def _data(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "data": self.real.spec,
+            "samples": self.real.count,
+            "image_size": config.tokenizer.image_size,
+            "data_seed": config.train.seed,  # of generated scenes
+            "filters": config.data.filters.to_dict(),
+        }
+
+    def _weights(self, part: type[Part]) -> dict[str, Any]:
+        """Describes what the numbers depend on beside data and metrics."""
+        config = self._config
+        groups = part.groups
+        weights: dict[str, Any] = {"kind": "pretrained"}
+        if not pretrained.is_pretrained(self._place):
+            steps = {g: steps_of(self._place, g)[-1:] for g in groups}
+            weights = {"kind": "ema", "steps": {g: s[0] for g, s in steps.items() if s}}
+        for group in groups:
+            if group not in self._digests:
+                params = self._flowtok.params[group]
+                self._digests[group] = params_sha256(params)
+        digests = {group: self._digests[group] for group in groups}
+        found = {"weights": weights | {"sha256": digests}}
+        return {**found, "precision": config.compute.dtype, "seed": config.eval.seed}
+
+    def _sampler(self, section: str) -> dict[str, Any]:
+        options = self._config[section].to_dict()
+        return {k: v for k, v in options.items() if k != "batch_size"}
+
+    def _t2i(self) -> Part:
+        """Makes text to image, of the protocol's captions or those of data.eval."""
+        config = self._config
+        shown = []
+        if name := config.eval.protocol:
+            prompts = read_prompts(name, config.eval.captions, config.eval.samples)
+            origin: dict[str, Any] = {"protocol": name}
+        else:
+            prompts = self.real.prompts()
+            origin = self._data()
+            if self.real.are_scenes:
+                shown = [self.real.scene(i) for i in range(len(prompts))]
+        features = self._features(config.eval.protocol, len(prompts))
+        origin |= {"samples": len(prompts), "captions_sha256": json_sha256(prompts)}
+        sampler = {"sampler": self._sampler("sample")}
+        image_size = {"image_size": config.tokenizer.image_size}
+        return TextToImage(
+            self._flowtok,
+            prompts,
+            seed=config.eval.seed,
+            protocol=origin | self._weights(TextToImage) | sampler | image_size,
+            features=features,
+            clip=self._clip_net(),
+            shown=shown,
+        )
+
+    def _i2t(self) -> Part:
+        """Makes image to text, of the images of data.eval."""
+        config = self._config
+        # Without filters: every image is captioned.
+        centre = CentreReader(config.tokenizer.image_size)
+        real = self._open(self.real.spec, centre, needs_all=True)
+        sampler = {"sampler": self._sampler("caption")}
+        data = {k: v for k, v in self._data().items() if k != "filters"}
+        scale = {"text_scale": config.loss.i2t.text_scale}
+        return ImageToText(
+            self._flowtok,
+            real,
+            seed=config.eval.seed,
+            protocol=data | self._weights(ImageToText) | scale | sampler,
+        )
+
+    def _tokenizer(self) -> Part:
+        """Makes the tokenizer's part, of the images of data.eval."""
+        has_weights = bool(self._config.eval.weights)
+        return Reconstruction(
+            self._flowtok,
+            self.real,
+            protocol=self._data() | self._weights(Reconstruction),
+            features=self._features("", self.real.count) if has_weights else None,
+            lpips=self._net("lpips"),
+            judged=self._judged,
+            batch_size=self._config.sample.batch_size,
+        )
+
+    def make(self, name: str) -> Part:
+        """Makes the part of this name of PARTS."""
+        return getattr(self, f"_{name}")()

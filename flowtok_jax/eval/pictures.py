@@ -38,7 +38,7 @@ def grid(
     right: Sequence[Sequence[bool]] | None = None,
     footer: str = "",
 ) -> np.ndarray:
-    """A picture [h, w, 3], uint8, of rows of uint8 images.
+    """Draws a picture [h, w, 3], uint8, of rows of uint8 images.
 
     Args:
         captions: one below each image; an empty one takes no ink.
@@ -59,7 +59,8 @@ def grid(
     below = textwrap.wrap(footer, width // CHAR)
     height += len(below) * LINE + (MARGIN if below else 0)
     picture = Image.new("RGB", (width, height), PAPER)
-    draw, top = ImageDraw.Draw(picture), MARGIN
+    draw = ImageDraw.Draw(picture)
+    top = MARGIN
     for r, row in enumerate(rows):
         if labels:
             draw.text((MARGIN, top + side // 2 - LINE // 2), labels[r], INK, font)

@@ -21,13 +21,12 @@ from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
-from flowtok_jax.eval.feature_metrics import FeatureMetrics
-from flowtok_jax.eval.features import Extractor
+from flowtok_jax.eval.evaluate import NO_WEIGHTS
+from flowtok_jax.eval.features import Extractor, FeatureMetrics
 from flowtok_jax.eval.nets import load_metric_net
-from flowtok_jax.eval.parts import NO_WEIGHTS
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.reconstruction import psnr_db
-from flowtok_jax.eval.references import make_reference
+from flowtok_jax.eval.reference import make_reference
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Which captions are drawn, as data, and how metrics of them are named.
+"""Draws of captions that published numbers rest on, and the names of such numbers.
 
     coco_fid_30k   30,000 captions of COCO val2014, one an image
     mjhq_30k       all 30,000 of MJHQ-30K, in its 10 categories
@@ -11,7 +11,7 @@ first ones of the whole draw.
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flowtok_jax.runtime.errors import UserError
@@ -28,11 +28,11 @@ class Prompt(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How a published number is made.
+    """A way in which published numbers are made.
 
     Attributes:
-        file: the name that the captions' file was published under.
-        samples: how many are drawn.
+        file: name under which the captions' file was published.
+        samples: number of captions that are drawn.
     """
 
     file: str
@@ -59,24 +59,24 @@ def _rank(prompt: Prompt) -> str:
 
 
 def _lacking(row: Any, *keys: str) -> list[str]:
-    """The keys that a row of JSON has no text or number for."""
+    """Lists the keys for which a row of JSON has no text or number."""
     values = row if isinstance(row, dict) else {}
     return [key for key in keys if not isinstance(values.get(key), str | int)]
 
 
 def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
-    """One caption an image, of COCO's annotations."""
+    """Reads one caption an image of COCO's annotations."""
     rows = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UserError(
-            f"captions {path} has no annotations; wanted COCO's captions_val2014.json"
+            f"captions {path} has no annotations; expected COCO's captions_val2014.json"
         )
     images = {}
     for number, row in enumerate(rows):
         if lacking := _lacking(row, "id", "image_id", "caption"):
             raise UserError(
                 f"captions {path}: annotation {number} has no {', '.join(lacking)}; "
-                "wanted COCO's captions_val2014.json"
+                "expected COCO's captions_val2014.json"
             )
         prompt = Prompt(str(row["id"]), " ".join(str(row["caption"]).split()))
         drawn = images.get(row["image_id"], prompt)
@@ -85,11 +85,11 @@ def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
 
 
 def _read_mjhq(path: str, content: Any) -> Iterable[Prompt]:
-    """All the prompts of MJHQ's meta_data.json."""
+    """Reads all the prompts of MJHQ's meta_data.json."""
     if not isinstance(content, dict) or not content:
         raise UserError(
-            f"captions {path} has no ids; wanted MJHQ-30K's meta_data.json, an object "
-            "of id -> category and prompt"
+            f"captions {path} has no ids; expected MJHQ-30K's meta_data.json, an "
+            "object of id -> category and prompt"
         )
     found = []
     for name, row in content.items():
@@ -98,7 +98,7 @@ def _read_mjhq(path: str, content: Any) -> Iterable[Prompt]:
         if row["category"] not in CATEGORIES:
             raise UserError(
                 f"captions {path}: {name} has the unknown category "
-                f"{row['category']!r}; wanted one of {', '.join(CATEGORIES)}"
+                f"{row['category']!r}; expected one of {', '.join(CATEGORIES)}"
             )
         caption = " ".join(str(row["prompt"]).split())
         found.append(Prompt(name, caption, row["category"]))
@@ -112,15 +112,15 @@ PROTOCOLS = {
 
 
 def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
-    """The first `samples` captions that a protocol draws of its file.
+    """Reads the first `samples` captions that a protocol draws of its file.
 
     Raises:
-        UserError: where there is no such protocol, the file is not its own, or has
-            fewer captions.
+        UserError: if there is no such protocol, the file is not its own, or has fewer
+            captions.
     """
     if name not in PROTOCOLS:
         raise UserError(
-            f"eval.protocol is {name!r}; wanted one of {', '.join(PROTOCOLS)}, or '' "
+            f"eval.protocol is {name!r}; expected one of {', '.join(PROTOCOLS)}, or '' "
             "for the captions of data.eval"
         )
     protocol = PROTOCOLS[name]
@@ -137,29 +137,24 @@ def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
         content = json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"captions {path} cannot be read ({error}); wanted {protocol.file}"
+            f"captions {path} cannot be read ({error}); expected {protocol.file}"
         ) from error
     found = sorted(protocol.read(path, content), key=_rank)
     if len(found) < samples:
         raise UserError(
             f"captions {path} gives {len(found)} captions, eval.samples asks for "
-            f"{samples}; wanted the whole {protocol.file}, or fewer samples"
+            f"{samples}; expected the whole {protocol.file}, or fewer samples"
         )
     return found[:samples]
 
 
-def digest_of(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of ids, captions and categories, in their order."""
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-
-
 def metric_suffix(protocol: str, samples: int, count: int | None = None) -> str:
-    """What follows a metric's name, so that it tells how many samples it rests on:
-    nothing where they are all that the protocol has.
+    """Returns the end of a metric's name, which tells how many samples it rests on:
+    nothing if all that the protocol has.
 
     Args:
-        samples: that were looked at.
-        count: of those of them that the metric is of, such as a category's.
+        samples: number of samples that were looked at.
+        count: number of them that the metric is of, such as a category's.
     """
     count = samples if count is None else count
     if protocol not in PROTOCOLS:

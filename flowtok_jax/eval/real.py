@@ -1,26 +1,36 @@
 """The real images of an evaluation: the first records of a source, each once."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
-
-from flowtok_jax.data import images, scenes, sources
-from flowtok_jax.data.records import BadRecord, Joined, Record
-from flowtok_jax.data.transforms import ImageTransform
+from flowtok_jax.data import scenes, sources
+from flowtok_jax.data.centre import CentreReader, Square, open_images
+from flowtok_jax.data.records import BadRecord, Record
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
 
 BLOCK = 256  # records, with their image files, in memory at a time
 
 
-class Item(NamedTuple):
-    """A record that can be used: the centre of its image, and all its captions."""
+def image_id(metadata: Mapping[str, Any], index: int) -> int:
+    """Returns the number of an image in its data set as its metadata has it, else its
+    index.
+
+    Karpathy's files of Flickr images have no `cocoid`.
+    """
+    for key in ("cocoid", "image_id", "imgid"):
+        if isinstance(metadata.get(key), int):
+            return metadata[key]
+    return index
+
+
+class RealImage(NamedTuple):
+    """The centre of a record's image, with the record and its number in the source."""
 
     number: int
-    image: UInt8[np.ndarray, "s s 3"]
+    image: Square
     record: Record
 
 
@@ -28,42 +38,51 @@ class RealImages:
     """The first `count` records of a source of captioned images.
 
     Nothing about them is random, unlike in training: the centre, the first caption.
-    Broken ones are left out, and not replaced.
 
     Args:
-        spec: as of `data.eval`.
+        spec: source string, as of `data.eval`.
+        needs_all: captions are measured on every image of one source: a broken image is
+            an error, and one without a caption is kept. Otherwise both are left out,
+            counted, and not replaced.
 
     Raises:
-        UserError: where the source has weights or latents, or fewer than 2 records.
+        UserError: if the source has weights or latents, or fewer than 2 records.
     """
 
     def __init__(
         self,
         spec: str,
-        transform: ImageTransform,
+        centre: CentreReader,
         *,
         count: int,
         seed: int,
         threads: int,
         cache: str | None = None,
+        needs_all: bool = False,
     ):
+        size = centre.image_size
+        self._records = open_images(
+            spec, key="data.eval", image_size=size, seed=seed, cache=cache
+        )
         parts = sources.parse(spec)
-        if any(part.kind == "latents" or part.weight is not None for part in parts):
+        if needs_all and len(parts) > 1:
             raise UserError(
-                f"data.eval = {spec} has latents or weights; evaluation wanted images, "
-                "each once"
+                f"captions are measured on one source of images; got {spec!r}: give "
+                "one such as karpathy:dataset_coco.json:images:test"
             )
-        size = transform.image_size
-        options = {"image_size": size, "seed": seed, "cache": cache}
-        self._records = Joined([sources.make_records(p, **options) for p in parts])
-        self._transform, self._threads = transform, threads
+        self._centre = centre
+        self._threads = threads
+        self._needs_all = needs_all
         self._shapes = None
         if [part.kind for part in parts] == ["shapes"]:
             split = parts[0].arguments or "train"
             self._shapes = sources.Shapes(split, size, seed)
-        self.spec, self.count = spec, min(count, len(self._records))
+        self.spec = spec
+        self.count = min(count, len(self._records))
         if self.count < 2:
-            raise UserError(f"data.eval = {spec} has {self.count} images; wanted 2")
+            raise UserError(
+                f"data.eval = {spec} has {self.count} images; expected at least 2"
+            )
 
     @property
     def are_scenes(self) -> bool:
@@ -71,47 +90,60 @@ class RealImages:
         return self._shapes is not None
 
     def scene(self, number: int) -> scenes.Scene:
-        """What a generated image shows."""
+        """Returns what a generated image shows."""
         return self._shapes.scene(number)
 
-    def _item(self, number: int) -> Item | BadRecord:
+    def _read(self, number: int) -> RealImage | BadRecord:
         try:
             record = self._records[number]
-            if not record.captions:
+            if not (record.captions or self._needs_all):
                 raise BadRecord("missing_caption", record.name)
-            image = self._transform.decode(record)
+            image = self._centre(record)
         except BadRecord as bad:
             return bad
-        image = images.resize_and_crop(image, self._transform.image_size)
-        return Item(number, image, record._replace(image=None))
+        return RealImage(number, image, record._replace(image=None))
 
-    def pixels(self, number: int) -> UInt8[np.ndarray, "s s 3"] | None:
-        """An image, or None where it cannot be used."""
-        item = self._item(number)
-        return None if isinstance(item, BadRecord) else item.image
+    def pixels(self, number: int) -> Square | None:
+        """Returns an image, or None for one that cannot be used."""
+        found = self._read(number)
+        return None if isinstance(found, BadRecord) else found.image
 
-    def read(self, rows: range) -> tuple[list[Item], list[BadRecord]]:
-        """The records of a range that can be used, and what is wrong with others.
+    def read(self, rows: range) -> tuple[list[RealImage], list[BadRecord]]:
+        """Reads the records of a range that can be used, and what is wrong with others.
 
         Raises:
-            UserError: where none of them can be used.
+            UserError: if none of them can be used, or `needs_all` and one cannot.
         """
         with ThreadPoolExecutor(self._threads) as pool:
-            found = list(pool.map(self._item, rows))
+            found = list(pool.map(self._read, rows))
         bad = [item for item in found if isinstance(item, BadRecord)]
+        if bad and self._needs_all:
+            number = rows[found.index(bad[0])]
+            raise UserError(
+                f"image {number} of {self.spec} cannot be used ({bad[0].reason}: "
+                f"{bad[0].name}); mend it: every image of the source is measured"
+            ) from bad[0]
         if len(bad) == len(found):
             raise UserError(
                 f"data.eval = {self.spec}: none of the records {rows.start} to "
                 f"{rows.stop - 1} can be used, the first ({bad[0].name}) because of "
                 f"{bad[0].reason}"
             )
-        return [item for item in found if isinstance(item, Item)], bad
+        return [item for item in found if isinstance(item, RealImage)], bad
+
+    def references(self, item: RealImage) -> list[str]:
+        """Returns all that people wrote of an image; of a generated scene every
+        phrasing.
+        """
+        if self._shapes is None:
+            return list(item.record.captions)
+        return list(scenes.captions_of(self.scene(item.number)))
 
     def prompts(self) -> list[Prompt]:
-        """The first caption of each record that has one.
+        """Returns the first caption of each record that has one.
 
         Raises:
-            UserError: where fewer than 2 have one.
+            UserError: if fewer than 2 have one.
         """
         good = []
         for start in range(0, self.count, BLOCK):
@@ -125,7 +157,7 @@ class RealImages:
         if len(good) < 2:
             raise UserError(
                 f"data.eval = {self.spec}: {len(good)} of {self.count} records have a "
-                "caption; wanted 2 at least to draw"
+                "caption; expected at least 2 to draw"
             )
         if len(good) < self.count:
             counts = self.count - len(good), self.count

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Float64
 
 from flowtok_jax.array_types import Image, Params
 from flowtok_jax.eval.nets import MetricNet
-from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
 
 WINDOW, SIGMA = 11, 1.5  # pixels
@@ -35,7 +35,7 @@ Values = Float64[np.ndarray, " b"]
 def psnr_db(
     images: Float[np.ndarray, "b h w 3"], targets: Float[np.ndarray, "b h w 3"]
 ) -> Values:
-    """Peak signal-to-noise ratio of each image in [0, 1]; infinite of equal ones."""
+    """Computes each image's peak signal-to-noise ratio; infinite of equal images."""
     # One by one: float64 of all of a chunk's images would fill the memory.
     errors = [
         np.mean(np.square(np.subtract(a, b, dtype=np.float64)))
@@ -48,15 +48,15 @@ def psnr_db(
 def ssim(
     images: Float[np.ndarray, "b h w 3"], targets: Float[np.ndarray, "b h w 3"]
 ) -> Values:
-    """Structural similarity of each image in [0, 1]; 1 of equal ones.
+    """Computes the structural similarity of each image in [0, 1]; 1 of equal ones.
 
     Raises:
-        UserError: where the window does not fit into the images.
+        UserError: if the window does not fit into the images.
     """
     if min(images.shape[1:3]) < WINDOW:
         raise UserError(
-            f"SSIM got images of {images.shape[2]} x {images.shape[1]} pixels; wanted "
-            f"at least {WINDOW} x {WINDOW}, its window"
+            f"SSIM got images of {images.shape[2]} x {images.shape[1]} pixels; "
+            f"expected at least {WINDOW} x {WINDOW}, its window"
         )
     return _in_batches(_ssim, images, targets)
 
@@ -66,7 +66,7 @@ def lpips(
     images: Float[np.ndarray, "b h w 3"],
     targets: Float[np.ndarray, "b h w 3"],
 ) -> Values:
-    """Perceptual distance of each image in [0, 1]."""
+    """Computes the perceptual distance of each image in [0, 1]."""
     params = jax.device_put(net.params)
     distance = functools.partial(_lpips, net.module, params)
     return _in_batches(distance, images, targets)
@@ -77,23 +77,22 @@ def measure(
     targets: Float[np.ndarray, "b h w 3"],
     net: MetricNet | None = None,
 ) -> dict[str, Values]:
-    """All of them of each image: psnr_db, ssim and, where a network is given, lpips."""
+    """Computes psnr_db, ssim and, if a network is given, lpips of each image."""
     found = {"psnr_db": psnr_db(images, targets), "ssim": ssim(images, targets)}
     return found if net is None else found | {"lpips": lpips(net, images, targets)}
 
 
 def _in_batches(function, images: np.ndarray, targets: np.ndarray) -> Values:
-    """Values of all images, through one program."""
-    found = [np.zeros(0)]
-    for start in range(0, len(images), BATCH):
-        pair = images[start : start + BATCH], targets[start : start + BATCH]
-        count = len(pair[0])
-        filled = (
-            np.pad(x.astype(np.float32), [(0, BATCH - count), (0, 0), (0, 0), (0, 0)])
-            for x in pair
-        )
-        found.append(np.asarray(function(*filled), np.float64)[:count])
-    return np.concatenate(found)
+    """Computes the values of all images through one program."""
+    if not len(images):
+        return np.zeros(0)
+
+    def start(rows: np.ndarray) -> jax.Array:
+        kept = slice(rows[0], rows[-1] + 1)
+        pair = (x[kept].astype(np.float32) for x in (images, targets))
+        return function(*(filled(x, BATCH) for x in pair))
+
+    return run_rows(start, len(images), BATCH).astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,13 +120,19 @@ def _ssim(
         return x
 
     # Of values around 0 fewer digits cancel below; variances do not change.
-    level_a, level_b = (jnp.mean(x, (1, 2), keepdims=True) for x in (images, targets))
-    a, b = images - level_a, targets - level_b
-    mean_a, mean_b = smooth(a), smooth(b)
+    level_a = jnp.mean(images, (1, 2), keepdims=True)
+    level_b = jnp.mean(targets, (1, 2), keepdims=True)
+    a = images - level_a
+    b = targets - level_b
+    mean_a = smooth(a)
+    mean_b = smooth(b)
     var_a = smooth(a * a) - mean_a**2
     var_b = smooth(b * b) - mean_b**2
     covariance = smooth(a * b) - mean_a * mean_b
-    mean_a, mean_b, c1, c2 = mean_a + level_a, mean_b + level_b, K1**2, K2**2
+    mean_a = mean_a + level_a
+    mean_b = mean_b + level_b
+    c1 = K1**2
+    c2 = K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return jnp.mean(luminance * structure, (1, 2, 3))
@@ -136,7 +141,7 @@ def _ssim(
 class LatentStatistics(NamedTuple):
     """Sums over images and tokens of what the tokenizer encodes to, by channel.
 
-    They are those of a sample z ~ N(mean, exp(logvar)), in expectation: no noise is
+    The sums are of a sample z ~ N(mean, exp(logvar)), in expectation: no noise is
     drawn. `LatentStatistics()` is that of no images.
 
     Attributes:
@@ -153,27 +158,30 @@ class LatentStatistics(NamedTuple):
     kl: np.ndarray = np.zeros(())
 
     @classmethod
-    def of(cls, posterior: Posterior) -> "LatentStatistics":
-        """Of the posterior [b, n, c] of some images."""
-        mean, logvar = (np.float64(x) for x in (posterior.mean, posterior.logvar))
+    def of(
+        cls, mean: Float[np.ndarray, "b n c"], logvar: Float[np.ndarray, "b n c"]
+    ) -> "LatentStatistics":
+        """Sums the posterior of some images."""
+        mean = np.float64(mean)
+        logvar = np.float64(logvar)
         square = np.square(mean) + np.exp(logvar)
         kl = 0.5 * (square - 1 - logvar)
         sums = (np.sum(x, (0, 1)) for x in (mean, square, kl))
         return cls(len(mean), mean.shape[0] * mean.shape[1], *sums)
 
     def merge(self, other: "LatentStatistics") -> "LatentStatistics":
-        """Of both sets of images."""
+        """Joins the sums of two sets of images."""
         return LatentStatistics(*(a + b for a, b in zip(self, other, strict=True)))
 
     def channels(self) -> dict[str, list[float]]:
-        """Mean, standard deviation and KL (nats a token) of each channel."""
+        """Returns mean, standard deviation and KL (nats a token) of each channel."""
         mean = self.total / self.tokens
         std = np.sqrt(self.square / self.tokens - mean**2)
         found = {"mean": mean, "std": std, "kl": self.kl / self.tokens}
         return {name: values.tolist() for name, values in found.items()}
 
     def summary(self) -> dict[str, float]:
-        """KL in nats a token and an image, and the latent scale that they imply."""
+        """Returns KL in nats a token and an image, and the latent scale implied."""
         mean = np.mean(self.total) / self.tokens
         std = np.sqrt(np.mean(self.square) / self.tokens - mean**2)
         return {

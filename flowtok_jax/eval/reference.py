@@ -1,4 +1,4 @@
-"""Images to the statistics that FID compares samples with, as an npz file.
+"""Statistics of real images that samples are compared with, made by the command
 
     python -m flowtok_jax.eval.reference --images=coco/val2014 --out=coco.npz \\
         --weights=weights/metrics
@@ -7,11 +7,20 @@ IMAGES is a folder (all images in it, at any depth), a quoted glob, or a source 
 training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/sources.py). Images
 that cannot be read are counted by reason. The last line of stdout is one JSON object:
 `images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0; 2
-for a mistake of the user's, with one line; 130 where interrupted.
+for a mistake of the user's, with one line; 130 where interrupted. The file has
+
+    mu, sigma        mean and covariance, as in the files of pytorch-fid and clean-fid
+    n                number of images
+    resize, net      how they came to 299 px; SHA-256 of Inception's weights
+    features         one row an image; KID, precision and recall need them
+    mu/G, sigma/G, n/G   of the images of group G
+
+Files of others have `mu` and `sigma` only.
 """
 
 import argparse
 import glob
+import io
 import json
 import logging
 import os
@@ -19,37 +28,193 @@ import pathlib
 import re
 import sys
 import threading
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
 from flowtok_jax.data import images, sources
+from flowtok_jax.data.centre import CentreReader, file_record, open_images
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
-    Joined,
     Record,
     Records,
     RejectCounter,
 )
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
+from flowtok_jax.eval.fid import Gaussian, Moments, Reference
 from flowtok_jax.eval.nets import load_metric_net
-from flowtok_jax.eval.references import make_reference, write_reference
 from flowtok_jax.runtime import cli, processes
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, to_place
+from flowtok_jax.runtime.files import Place, is_remote, to_place, write_bytes
 from flowtok_jax.runtime.mesh import make_mesh
+
+BLOCK = 2048  # images between two updates of the moments
+COMMAND = "python -m flowtok_jax.eval.reference --images=DIR --out=FILE.npz"
+
+
+def make_reference(
+    extract: Extractor,
+    count: int,
+    load: Callable[[int], Pixels | None],
+    *,
+    keeps_features: bool,
+    group_of: Callable[[int], str] | None = None,
+) -> Reference:
+    """Computes statistics of `count` images; all processes have to call it together.
+
+    Args:
+        load: image i, or None where it is broken.
+        group_of: the group of image i; "" for none.
+
+    Raises:
+        UserError: if fewer than 2 images are left.
+    """
+    whole = Moments()
+    groups: dict[str, Moments] = {}
+    features = []
+    for start in range(0, count, BLOCK):
+        found = extract(min(BLOCK, count - start), lambda i, s=start: load(s + i))
+        whole = whole.add(found.pool)
+        if keeps_features:
+            features.append(found.pool)
+        names = np.array([group_of(start + i) if group_of else "" for i in found.rows])
+        for name in sorted(set(names.tolist()) - {""}):
+            part = found.pool[names == name]
+            groups[name] = groups.get(name, Moments()).add(part)
+        if start + BLOCK < count:
+            logging.info("reference: %d of %d images", start + BLOCK, count)
+    few = {name: x.count for name, x in {"": whole, **groups}.items() if x.count < 2}
+    if few:
+        name, left = next(iter(few.items()))
+        raise UserError(
+            f"{left} images that can be read{f' in group {name}' if name else ''}; "
+            "statistics need 2 at least, and a few thousand to mean something"
+        )
+    return Reference(
+        Gaussian.of(whole),
+        {name: Gaussian.of(part) for name, part in sorted(groups.items())},
+        np.concatenate(features) if keeps_features else None,
+        extract.resize,
+        extract.net_sha256,
+    )
+
+
+def write_reference(place: Place, reference: Reference) -> None:
+    """Writes the file, whole or not at all."""
+    arrays: dict[str, Any] = {"resize": reference.resize, "net": reference.net}
+    for name, part in [("", reference.whole), *reference.groups.items()]:
+        end = f"/{name}" if name else ""
+        arrays |= {f"mu{end}": part.mean, f"sigma{end}": part.covariance}
+        arrays[f"n{end}"] = part.count
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(place, buffer.getvalue())
+
+
+def _numbers(
+    place: Place, arrays: Mapping[str, np.ndarray], name: str, *shape: int | None
+) -> np.ndarray:
+    """Returns an array of a file, all finite; None in its shape is any length."""
+    if name not in arrays:
+        raise UserError(f"reference {place} has no {name}; make it by `{COMMAND}`")
+    found = arrays[name]
+    fits = found.ndim == len(shape) and all(
+        n in (None, m) for n, m in zip(shape, found.shape, strict=True)
+    )
+    if not fits or found.dtype.kind not in "fiu":
+        expected = ", ".join("any" if n is None else str(n) for n in shape)
+        raise UserError(
+            f"reference {place}: {name} is {found.dtype} of shape {found.shape}; "
+            f"expected numbers of shape ({expected}); make it by `{COMMAND}`"
+        )
+    if not np.isfinite(found).all():
+        raise UserError(f"reference {place}: {name} is not finite; make it again")
+    return found
+
+
+def _gaussian(place: Place, arrays: Mapping[str, np.ndarray], end: str) -> Gaussian:
+    mean = _numbers(place, arrays, f"mu{end}", None)
+    covariance = _numbers(place, arrays, f"sigma{end}", len(mean), len(mean))
+    count = f"n{end}"
+    if count not in arrays:
+        return Gaussian(mean, covariance)
+    return Gaussian(mean, covariance, int(_numbers(place, arrays, count)))
+
+
+def read_reference(place: Place) -> Reference:
+    """Reads the statistics of a file: ours, or of pytorch-fid and clean-fid.
+
+    Raises:
+        UserError: if the file does not exist, is damaged or something else.
+    """
+    if not place.is_file():
+        raise UserError(f"reference {place} does not exist; make it by `{COMMAND}`")
+    try:
+        data = io.BytesIO(place.read_bytes())
+        if not zipfile.is_zipfile(data):
+            raise zipfile.BadZipFile("File is not a zip file")
+        with np.load(data, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"reference {place} is no npz file that can be read ({error}); make it by "
+            f"`{COMMAND}`"
+        ) from error
+    if not {"mu", "sigma"} <= set(arrays):
+        raise UserError(
+            f"reference {place} holds {', '.join(arrays) or 'nothing'}; expected mu "
+            f"and sigma, as `{COMMAND}`, pytorch-fid and clean-fid write them"
+        )
+    ends = [name.removeprefix("mu") for name in arrays if name.startswith("mu/")]
+    texts = {name: str(arrays[name]) for name in ("resize", "net") if name in arrays}
+    whole = _gaussian(place, arrays, "")
+    features = None
+    if "features" in arrays:
+        features = _numbers(place, arrays, "features", None, len(whole.mean))
+    groups = {end[1:]: _gaussian(place, arrays, end) for end in ends}
+    return Reference(whole, groups, features, **texts)
+
+
+def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
+    """Refuses statistics that our features cannot be compared with.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        UserError: if dimensions, resizing or network differ.
+    """
+    there = len(reference.whole.mean)
+    if there != extract.width:
+        raise UserError(
+            f"reference {name} has {there} dimensions, Inception's features here "
+            f"{extract.width}; make it by `{COMMAND}`"
+        )
+    if reference.resize not in (None, extract.resize):
+        raise UserError(
+            f"reference {name} is of {reference.resize} resizing, eval.fid.resize is "
+            f"{extract.resize}; make one of them the other"
+        )
+    if (reference.net or "another") != extract.net_sha256 and (
+        reference.net is not None or extract.net_sha256 == "random"
+    ):
+        raise UserError(
+            f"reference {name} is of other weights of Inception "
+            f"({(reference.net or 'unknown')[:12]} there, {extract.net_sha256[:12]} "
+            f"here); make it by `{COMMAND} --weights=DIR` with the weights of "
+            "eval.weights"
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flowtok_jax.eval.reference",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Makes the parser of the command's flags."""
+    parser = cli.make_command_parser("flowtok_jax.eval.reference", __doc__)
     add = parser.add_argument
     add("--images", metavar="IMAGES", help="folder, quoted glob, or source of data")
     add("--out", metavar="FILE.npz", help="file to write")
@@ -67,10 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, metavar="N", help="the first N images only")
     add("--batch", type=int, default=32, help="images of a device at a time")
     add("--threads", type=int, default=8, help="that decode and resize")
-    add("--coordinator", metavar="HOST:PORT", help="of process 0 of several")
-    add("--num_processes", type=int)
-    add("--process_id", type=int)
-    add("--cluster_timeout", type=int, default=60, help="seconds to wait for others")
+    cli.add_cluster_arguments(parser)
     return parser
 
 
@@ -84,69 +246,65 @@ class ImageFiles(Records):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Record:
-        path = self.paths[index]
-        try:
-            return Record(str(path), image=path.read_bytes())
-        except OSError as error:
-            raise BadRecord("unreadable_file", str(path)) from error
+        return file_record(self.paths[index])
 
 
 def find_images(where: str, size: int) -> Records:
-    """The images that a folder, a glob or a source string names, in a fixed order.
+    """Finds the images of a folder, a glob or a source string, in a fixed order.
 
     Args:
         size: pixels of generated scenes.
 
     Raises:
-        UserError: where there are none.
+        UserError: if there are none.
     """
     root = pathlib.Path(where)
     if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
-        parts = sources.parse(where)
-        if any(part.kind == "latents" or part.weight is not None for part in parts):
-            raise UserError(
-                f"--images={where} has latents or weights; wanted images, each once"
-            )
-        options = {"image_size": size or 32, "seed": 0}
-        return Joined([sources.make_records(part, **options) for part in parts])
+        return open_images(where, key="--images", image_size=size or 32, seed=0)
     found = root.rglob("*") if root.is_dir() else map(pathlib.Path, glob.glob(where))
     paths = sorted(p for p in found if p.suffix[1:].lower() in images.EXTENSIONS)
     if not paths:
         raise UserError(
-            f"--images={where} has no image; wanted a folder of them, a quoted glob "
+            f"--images={where} has no image; expected a folder of them, a quoted glob "
             "such as 'photos/*.png', or a source such as tars:GLOB"
         )
     return ImageFiles(paths)
 
 
-class Reader:
-    """Decodes this process's images, and counts those that are broken."""
+class ImageReader:
+    """A function of a number to its image, which counts those that are broken.
+
+    Args:
+        size: pixels to which the centre is resized; 0: images as they are.
+    """
 
     def __init__(self, records: Records, size: int):
-        self._records, self._size = records, size
-        self.rejects, self._lock = RejectCounter(1.0), threading.Lock()
+        self._records = records
+        self._read = CentreReader(size) if size else _whole
+        self.rejects = RejectCounter(1.0)
+        self._lock = threading.Lock()  # several threads read
 
     def __call__(self, number: int) -> Pixels | None:
         try:
-            record = self._records[number]
-            image = images.decode(record.image, record.name)
+            return self._read(self._records[number])
         except BadRecord as bad:
-            with self._lock:  # several threads read
+            with self._lock:
                 self.rejects.add([(bad.reason, bad.name)], 0)
             return None
-        if self._size:
-            return images.resize_and_crop(image, self._size)
-        return np.asarray(image)
 
     def counts(self) -> dict[str, int]:
-        """Of all processes, which have to ask together."""
+        """Counts the broken images of all processes, which have to ask together."""
         mine = np.array([self.rejects.counts[reason] for reason in REASONS])
         found = zip(REASONS, processes.total(mine).tolist(), strict=True)
         return {reason: count for reason, count in found if count}
 
 
+def _whole(record: Record) -> Pixels:
+    return np.asarray(images.decode(record.image, record.name))
+
+
 def _folders(records: Records, where: str) -> list[str]:
-    """The first folder below IMAGES of each file; "" where there is none."""
+    """Returns the first folder below IMAGES of each file, or ""."""
     if not (isinstance(records, ImageFiles) and pathlib.Path(where).is_dir()):
         raise UserError(f"--by_folder: --images={where} is no folder of images")
     inner = (path.relative_to(where).parts for path in records.paths)
@@ -156,18 +314,18 @@ def _folders(records: Records, where: str) -> list[str]:
 def _check(flags: argparse.Namespace) -> None:
     if not (flags.images and flags.out and flags.weights):
         raise UserError(
-            "wanted --images=IMAGES, --out=FILE.npz and --weights=DIR with the weights "
-            "of Inception; --help says what they are"
+            "expected --images=IMAGES, --out=FILE.npz and --weights=DIR with the "
+            "weights of Inception; --help says what they are"
         )
     if flags.resize == "legacy" and flags.size < 1:
         raise UserError(
-            "--resize=legacy needs images of one size; wanted --size=256, say, at "
+            "--resize=legacy needs images of one size; expected --size=256, say, at "
             "which samples are compared"
         )
     for name, least in (("batch", 1), ("threads", 1), ("limit", 0), ("size", 0)):
         value = getattr(flags, name)
         if value < least:
-            raise UserError(f"--{name} is {value}; wanted at least {least}")
+            raise UserError(f"--{name} is {value}; expected at least {least}")
 
 
 def _check_out(out: Place) -> None:
@@ -176,14 +334,21 @@ def _check_out(out: Place) -> None:
         return
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if out.is_dir() or not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UserError(f"--out={out} cannot be written; wanted a file, FILE.npz")
+        raise UserError(f"--out={out} cannot be written; expected a file, FILE.npz")
+
+
+def _write(out: Place, reference: Reference) -> None:
+    try:
+        write_reference(out, reference)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
 
 
 def make(flags: argparse.Namespace) -> dict:
-    """Reads the images and writes the file; what to say at the end.
+    """Reads the images, writes the file, and returns what to say at the end.
 
     Raises:
-        UserError: for what cannot be; nothing is written then.
+        UserError: for flags that do not fit; nothing is written then.
     """
     _check(flags)
     out = to_place(flags.out)
@@ -199,7 +364,7 @@ def make(flags: argparse.Namespace) -> dict:
         threads=flags.threads,
         side=flags.size,
     )
-    reader = Reader(records, flags.size)
+    reader = ImageReader(records, flags.size)
     reference = make_reference(
         extract,
         min(len(records), flags.limit or len(records)),
@@ -210,38 +375,22 @@ def make(flags: argparse.Namespace) -> dict:
     rejected = reader.counts()
     if reader.rejects.counts:
         logging.warning("left out: %s", reader.rejects.describe())
-    processes.first_does(lambda: write_reference(out, reference))
+    processes.first_does(lambda: _write(out, reference))
     said = {"images": reference.whole.count, "rejected": rejected}
     return {**said, "sha256": reference.digest()}
 
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    cli.set_up_logging()
-    flags, status, complaint = make_parser().parse_args(argv), 2, ""
-    try:
-        processes.start(
-            flags.coordinator,
-            flags.num_processes,
-            flags.process_id,
-            flags.cluster_timeout,
-        )
+    flags = make_parser().parse_args(argv)
+
+    def command() -> None:
+        cli.join_processes(flags)
         said = make(flags)
-    except UserError as error:
-        complaint = f"error: {error}"
-    except OSError as error:
-        complaint = f"error: {flags.out} cannot be written: {error}"
-    except KeyboardInterrupt:
-        status, complaint = 130, "interrupted; nothing was written"
-    if complaint:
-        sys.stderr.write(f"{complaint}\n")
-        sys.stderr.flush()
-        if jax.distributed.is_initialized():  # at exit JAX would wait for the others
-            os._exit(status)
-        return status
-    if processes.is_first():
-        sys.stdout.write(f"{json.dumps(said)}\n")
-    return 0
+        if processes.is_first():
+            cli.say(json.dumps(said))
+
+    return cli.run_command(command, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

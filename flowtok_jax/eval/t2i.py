@@ -9,11 +9,10 @@ from flowtok_jax.data import scenes
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
-from flowtok_jax.eval.chunks import Arrays
 from flowtok_jax.eval.clip_score import clip_score
-from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
+from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.nets import RANDOM, MetricNet
-from flowtok_jax.eval.parts import COLUMNS, SHOWN, Measured, Part
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
@@ -23,13 +22,14 @@ class TextToImage(Part):
     """One image a prompt; see Part.
 
     Args:
-        protocol: what was drawn of which weights; the rest is added.
-        features: also tells how many images are judged by networks, the first ones.
-        clip: the network of CLIP score and its vocabulary, or why it is not there.
-        wanted: what each image is to show, of generated scenes.
+        protocol: what is drawn with which weights; metrics' networks are added to it.
+        features: tells as well how many images are judged by networks, the first ones.
+        clip: the network of CLIP score and its vocabulary, or why there is none.
+        shown: what each image should show, of generated scenes.
     """
 
     name = "t2i"
+    groups = ("clip", "tokenizer", "t2i")
 
     def __init__(
         self,
@@ -40,10 +40,14 @@ class TextToImage(Part):
         protocol: dict[str, Any],
         features: FeatureMetrics,
         clip: tuple[MetricNet, Vocabulary] | str,
-        wanted: Sequence[scenes.Scene] = (),
+        shown: Sequence[scenes.Scene] = (),
     ):
-        self._flowtok, self._prompts, self._seed = flowtok, prompts, seed
-        self._features, self._clip, self._wanted = features, clip, wanted
+        self._flowtok = flowtok
+        self._prompts = prompts
+        self._seed = seed
+        self._features = features
+        self._clip = clip
+        self._scenes = shown
         self.count = len(prompts)
         self.protocol = {**protocol, "features": features.protocol}
         if not isinstance(clip, str):
@@ -53,23 +57,23 @@ class TextToImage(Part):
         """See Part.
 
         Raises:
-            UserError: for images that are not finite; as bytes they would be black.
+            UserError: if images are not finite; as bytes they would be black.
         """
         captions = [self._prompts[i].caption for i in rows]
         drawn = self._flowtok.text_to_image(captions, self._seed, rows.start)
         if bad := sum(not np.isfinite(image).all() for image in drawn):
             raise UserError(
                 f"{bad} of the images {rows.start} to {rows.stop - 1} are not finite; "
-                "wanted sound weights, or --config.compute.dtype=float32"
+                "expected sound weights, or --config.compute.dtype=float32"
             )
         images = pictures.to_uint8(drawn)
         arrays = self._features.see(images, rows)
         if not isinstance(self._clip, str):
             seen = len(arrays["pool"])
             arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
-        if self._wanted:
+        if self._scenes:
             pairs = zip(drawn, rows, strict=True)
-            right = [read_scene(image) == self._wanted[i] for image, i in pairs]
+            right = [read_scene(image) == self._scenes[i] for image, i in pairs]
             arrays["right"] = np.array(right)
         arrays["shown"] = images[np.array(rows) < SHOWN]
         return arrays
@@ -85,7 +89,7 @@ class TextToImage(Part):
             net = "_random" if self._clip[0].sha256 == RANDOM else ""
             name = f"clip_score{net}{suffix(len(seen))}"
             found.metrics[name] = float(arrays["clip"].mean())
-        if self._wanted:
+        if self._scenes:
             name = f"attribute_accuracy{suffix(self.count)}"
             found.metrics[name] = float(arrays["right"].mean())
         return found

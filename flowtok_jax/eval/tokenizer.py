@@ -1,20 +1,26 @@
 """The image tokenizer: rFID, PSNR, SSIM, LPIPS, and the statistics of its latents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from flowtok_jax.eval import pictures, reconstruction
-from flowtok_jax.eval.chunks import Arrays
-from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.evaluate import (
+    NO_WEIGHTS,
+    SHOWN,
+    Arrays,
+    Measured,
+    Part,
+    rejected_array,
+)
+from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.nets import RANDOM, MetricNet
-from flowtok_jax.eval.parts import NO_WEIGHTS, SHOWN, Measured, Part, rejected
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.reconstruction import LatentStatistics
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.batches import one_ahead
 
 
 class Reconstruction(Part):
@@ -23,13 +29,14 @@ class Reconstruction(Part):
     See Part.
 
     Args:
-        features: None where there is no Inception.
-        lpips: its network, or why it is not there.
-        judged: how many images the networks look at, the first ones.
+        features: None without weights of Inception.
+        lpips: the network of LPIPS, or why there is none.
+        judged: number of images that networks look at, the first ones.
         batch_size: images that the tokenizer takes at a time.
     """
 
     name = "tokenizer"
+    groups = ("clip", "tokenizer")
 
     def __init__(
         self,
@@ -42,9 +49,14 @@ class Reconstruction(Part):
         judged: int,
         batch_size: int,
     ):
-        self._flowtok, self._real, self._features = flowtok, real, features
-        self._lpips, self._judged, self._batch_size = lpips, judged, batch_size
-        self.count, self.protocol = real.count, dict(protocol)
+        self._flowtok = flowtok
+        self._real = real
+        self._features = features
+        self._lpips = lpips
+        self._judged = judged
+        self._batch_size = batch_size
+        self.count = real.count
+        self.protocol = dict(protocol)
         if features is not None:
             self.protocol["features"] = features.protocol
         if not isinstance(lpips, str):
@@ -53,18 +65,26 @@ class Reconstruction(Part):
     def _reconstruct(
         self, images: np.ndarray, captions: Sequence[str]
     ) -> tuple[np.ndarray, LatentStatistics]:
-        """Decoded images, and what is between; the last batch is filled up."""
-        decoded, latents, count = [], LatentStatistics(), len(images)
+        """Returns decoded images, and the statistics of their latents."""
+        count = len(images)
         size = min(self._batch_size, count)
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            posterior = self._flowtok.encode_image(images[rows])
-            texts = [captions[i] for i in rows]
-            batch = self._flowtok.decode_image(posterior.mean, texts)
-            kept = min(size, count - start)
-            decoded.append(np.asarray(batch)[:kept])
-            posterior = jax.tree.map(lambda x, n=kept: x[:n], posterior)
-            latents = latents.merge(LatentStatistics.of(posterior))
+
+        def started() -> Iterator[tuple[int, Any]]:
+            for start in range(0, count, size):
+                rows = np.minimum(np.arange(start, start + size), count - 1)
+                posterior = self._flowtok.encode_image(images[rows])
+                texts = [captions[i] for i in rows]
+                batch = self._flowtok.decode_image(posterior.mean, texts)
+                yield (
+                    min(size, count - start),
+                    (posterior.mean, posterior.logvar, batch),
+                )
+
+        decoded = []
+        latents = LatentStatistics()
+        for kept, (mean, logvar, batch) in one_ahead(started()):
+            decoded.append(batch[:kept])
+            latents = latents.merge(LatentStatistics.of(mean[:kept], logvar[:kept]))
         return np.concatenate(decoded), latents
 
     def compute(self, rows: range) -> Arrays:
@@ -78,7 +98,7 @@ class Reconstruction(Part):
         arrays = reconstruction.measure(decoded, targets)
         sums = latents._asdict().items()
         arrays |= {f"latents/{name}": np.asarray(x)[None] for name, x in sums}
-        arrays["rejected"] = rejected(bad)
+        arrays["rejected"] = rejected_array(bad)
         if not isinstance(self._lpips, str):
             judged = numbers < self._judged
             pair = decoded[judged], targets[judged]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -233,11 +234,13 @@ def pin_rows(x: Array) -> Array:
 
     Without it XLA may move activations instead of the parameters that fsdp splits.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = mesh.shape
     parts = math.prod(sizes.get(axis, 0) for axis in ROW_AXES)
     if not parts or x.shape[0] % parts:
         return x
-    return jax.lax.with_sharding_constraint(x, ROWS)
+    # Named with its mesh: before jax 0.8 a bare PartitionSpec needs a concrete mesh.
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
 
 
 def scan_blocks(

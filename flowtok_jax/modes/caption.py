@@ -10,8 +10,9 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
+from flowtok_jax.data.centre import CentreReader, file_record
+from flowtok_jax.data.records import BadRecord
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.pipeline import FlowTok
@@ -33,25 +34,6 @@ def run(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
-def read_image(path: pathlib.Path, side: int) -> np.ndarray:
-    """Reads an image file as RGB [side, side, 3] in [0, 1], its centre cut out.
-
-    Raises:
-        Exception: of several kinds, where it is no readable image.
-    """
-    with Image.open(path) as file:
-        image = file
-        if file.mode.startswith("I"):  # 16 bits a pixel: `convert` would clip at 255
-            image = Image.fromarray((np.asarray(file) // 257).astype(np.uint8))
-        image = image.convert("RGB")
-    scale = side / min(image.size)
-    if scale != 1:
-        size = [max(side, round(length * scale)) for length in image.size]
-        image = image.resize(size, Image.BICUBIC)
-    left, top = ((length - side) // 2 for length in image.size)
-    return np.asarray(image.crop((left, top, left + side, top + side))) / 255.0
-
-
 def caption(
     flowtok: FlowTok,
     pattern: str,
@@ -71,16 +53,21 @@ def caption(
             f"--images={pattern} matches no file; expected a path or a quoted glob "
             "such as 'photos/*.png'"
         )
-    side = flowtok.nets.tokenizer.image_size
-    readable, images, failed = [], [], 0
+    centre = CentreReader(flowtok.nets.tokenizer.image_size)
+    readable = []
+    images = []
+    failed = 0
     for path in paths:
         try:
-            images.append(read_image(path, side))
+            images.append(centre(file_record(path)))
             readable.append(path)
-        except Exception as error:  # a broken file makes a decoder raise anything
+        except BadRecord as bad:
             failed += 1
-            logging.error("%s is not a readable image: %s", path, error)
-    captions = flowtok.image_to_text(np.stack(images), seed) if images else []
+            logging.error("%s is not a readable image: %s", path, bad.reason)
+    captions = []
+    if images:
+        pixels = np.stack(images).astype(np.float32) / 255
+        captions = flowtok.image_to_text(pixels, seed)
     for path, text in zip(readable, captions, strict=True):
         line = {"file": str(path), "caption": text}
         say(json.dumps(line) if as_json else f"{path}: {text}")

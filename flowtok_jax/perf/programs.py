@@ -68,7 +68,7 @@ def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -
     nets, mesh = make_nets(config), make_mesh(**config.mesh, devices=devices)
     captions = stage == "i2t"
     name = "caption" if captions else "sample"
-    options = SampleOptions(**config[name]).check()
+    options = SampleOptions(**config[name]).check(name)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if options.batch_size % parts:
         raise UserError(

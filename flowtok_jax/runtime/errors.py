@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-    """A failure of a remote store, which may be well again on the next try: status 1."""
+    """A failure of a remote store, which may work again on the next try: status 1."""
 
 
 class WriteError(UserError):

@@ -24,13 +24,15 @@ def make_mesh(
     tensor: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh over these devices, else all; one of the three may be -1, the rest.
+    """Makes a mesh over these devices, else all; one of the three sizes may be -1, the
+    rest.
 
     Raises:
-        UserError: where the product is not the number of devices.
+        UserError: if the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = [data, fsdp, tensor], len(devices)
+    sizes = [data, fsdp, tensor]
+    count = len(devices)
     named = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
@@ -38,7 +40,7 @@ def make_mesh(
     if min(sizes) < 1 or np.prod(sizes) != count:
         divisors = [d for d in range(1, count + 1) if count % d == 0]
         raise UserError(
-            f"{named} does not cover {count} devices; wanted sizes with product "
+            f"{named} does not cover {count} devices; expected sizes with product "
             f"{count}, each one of {divisors}, or one of them -1 for the rest"
         )
     types = (AxisType.Auto,) * 3
@@ -46,7 +48,7 @@ def make_mesh(
 
 
 def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices as a grid, neighbours near one another; `data` goes over slices."""
+    """Arranges the devices, neighbours near one another; `data` goes over slices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     split = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
@@ -59,19 +61,19 @@ def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of arrays that are whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold, ascending."""
+    """Returns the rows of a global batch on this process's devices, ascending."""
     place = NamedSharding(mesh, ROWS)
     slices = place.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices]))
 
 
 def from_local_rows(mesh: Mesh, batch_size: int, local: np.ndarray) -> jax.Array:
-    """A global array [steps, batch_size, ...] of what each process has of it.
+    """Makes a global array [steps, batch_size, ...] of what each process has of it.
 
     Args:
         local: [steps, rows, ...], the rows of `local_rows`.
@@ -88,7 +90,7 @@ def from_local_rows(mesh: Mesh, batch_size: int, local: np.ndarray) -> jax.Array
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Arrays that every process has in full, each at its place (or all at one)."""
+    """Puts arrays that every process has in full, each at its place (or all at one)."""
     if isinstance(places, NamedSharding):
         places = jax.tree.map(lambda _: places, tree)
 
@@ -102,7 +104,7 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def in_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """The function with the mesh around it, so that networks pin their rows."""
+    """Wraps a function in the mesh, so that networks pin their rows."""
 
     @functools.wraps(getattr(function, "func", function))  # for its name in profiles
     def wrapped(*args):

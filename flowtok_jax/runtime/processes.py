@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 
 # A process that is gone is noticed after so many seconds, and the others end.
 HEARTBEAT_SECONDS = 30
 SAY_SECONDS = 5.0
 MESSAGE_BYTES = 2048
+
+# Failures of process 0 that are of the same kind in all, by their names.
+SHARED_FAILURES = {k.__name__: k for k in (StoreError, WriteError, UserError, OSError)}
 
 STARTERS = (
     "start the same command on every worker: launch/tpu_pod.sh on Cloud TPU, "
@@ -31,12 +34,12 @@ STARTERS = (
 
 
 def find_cluster(environ: Mapping[str, str]) -> str | None:
-    """The name, as JAX has it, of the cluster that the environment tells of.
+    """Returns JAX's name of the cluster that the environment tells of.
 
-    None where there is none, or one of a single process that needs no start.
+    None if there is none, or one of a single process that needs no start.
 
     Raises:
-        UserError: where it tells too little to find the other processes.
+        UserError: if it tells too little to find the other processes.
     """
     if int(environ.get("SLURM_NTASKS", 1)) > 1:
         if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
@@ -52,7 +55,7 @@ def find_cluster(environ: Mapping[str, str]) -> str | None:
         if importlib.util.find_spec("mpi4py"):
             return "mpi4py"
         raise UserError(
-            "this Open MPI does not say where process 0 runs; wanted "
+            "this Open MPI does not say where process 0 runs; expected "
             "--coordinator=HOST:PORT (the number of processes is known), or mpi4py "
             "installed"
         )
@@ -123,10 +126,10 @@ def start(
 def _check_given(address: str, count: int | None, index: int | None) -> dict:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--coordinator is {address!r}; wanted HOST:PORT")
+        raise UserError(f"--coordinator is {address!r}; expected HOST:PORT")
     if count is None or index is None or not 0 <= index < count:
         raise UserError(
-            f"--num_processes is {count} and --process_id {index}; wanted both, the "
+            f"--num_processes is {count} and --process_id {index}; expected both, the "
             "second from 0 to the first - 1"
         )
     return {
@@ -164,43 +167,76 @@ def _impatient(what: str, timeout: int) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks for all."""
+    """Says whether this process is the one that writes and speaks for all."""
     return jax.process_index() == 0
 
 
 def first_does(function: Callable[[], object]) -> None:
-    """Process 0 calls the function, the others wait; its UserError is raised in all."""
+    """Has process 0 call the function, while the others wait.
+
+    Raises:
+        Exception: in process 0 what the function raises, in the others one of the same
+            kind, so that all end with the same status: a store's failure stays one
+            that may be tried again, and a full disk stays an OSError of that number.
+            A bug is a RuntimeError in the others.
+    """
     if jax.process_count() == 1:
         function()
         return
-    text = b""
+    failure: Exception | None = None
     if is_first():
         try:
             function()
-        except UserError as error:
-            text = str(error).encode()[:MESSAGE_BYTES]
-    padded = np.frombuffer(text.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    text = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
-    if text:
-        raise UserError(text.decode(errors="replace"))
+        except Exception as error:  # the others have to hear of it, whatever it is
+            failure = error
+    message = _pack_failure(failure).ljust(MESSAGE_BYTES, b"\0")
+    padded = np.frombuffer(message, np.uint8)
+    heard = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
+    if failure is not None:
+        raise failure
+    if heard:
+        raise _unpack_failure(heard)
+
+
+def _pack_failure(failure: Exception | None) -> bytes:
+    """Encodes an exception as class, error number and text; nothing for none."""
+    if failure is None:
+        return b""
+    number = ""
+    text = str(failure)
+    if isinstance(failure, OSError) and failure.errno is not None:
+        number = str(failure.errno)
+        text = f"{failure.strerror} (process 0: {failure.filename})"
+    names = (kind.__name__ for kind in type(failure).__mro__)
+    name = next((n for n in names if n in SHARED_FAILURES), type(failure).__name__)
+    return "\0".join((name, number, text)).encode()[:MESSAGE_BYTES]
+
+
+def _unpack_failure(message: bytes) -> Exception:
+    """Makes the exception that another process's failure is here."""
+    # Zeros at the end were cut off with the padding.
+    name, number, text, *_ = (message.decode(errors="replace") + "\0\0").split("\0")
+    if name in SHARED_FAILURES:
+        return SHARED_FAILURES[name](*[int(number)] if number else [], text)
+    return RuntimeError(f"process 0 failed: {name}: {text}")
 
 
 def total(values: np.ndarray) -> np.ndarray:
-    """The sum of every process's values; all have to call it."""
+    """Sums the values of all processes, each of which has to call it."""
     if jax.process_count() == 1:
         return values
     return multihost_utils.process_allgather(values).sum(0)
 
 
 class Preemption:
-    """Whether the run was asked to end (SIGTERM), the same answer in all processes.
+    """A listener for SIGTERM, which gives the same answer in all processes.
 
     A context manager, one for a whole run. Among several processes it is JAX that
     listens: one of them is enough, and all end after the same look.
     """
 
     def __init__(self):
-        self.noted = False  # by the last look, where there are several processes
+        self.noted = False  # the last look's answer, where there are several processes
         self._looks = 0
         self._before = None
 
@@ -218,7 +254,7 @@ class Preemption:
         self.noted = True
 
     def look(self) -> bool:
-        """Whether to end now; every process has to look as often as the others."""
+        """Says whether to end now; every process has to look as often as the others."""
         if jax.process_count() > 1:
             self._looks += 1  # JAX wants numbers that rise by one, whatever the step
             reached = multihost_utils.reached_preemption_sync_point(self._looks)

@@ -5,13 +5,10 @@ vocabulary.json    captions to ids
 GROUP.safetensors  float32 parameters of a group of models/build.py, by their path
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,7 +22,13 @@ from flowtok_jax.models import build
 from flowtok_jax.models.build import Nets
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, local_file, to_place, write_json
+from flowtok_jax.runtime.files import (
+    Place,
+    local_file,
+    new_directory,
+    to_place,
+    write_json,
+)
 from flowtok_jax.weights import workdir
 from flowtok_jax.weights.safetensors import (
     check_file,
@@ -279,36 +282,3 @@ def save(
             arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
             write_safetensors(part / f"{group}.safetensors", arrays)
             del leaves, arrays  # before the next group is made
-
-
-@contextlib.contextmanager
-def new_directory(directory: Place) -> Iterator[pathlib.Path]:
-    """A directory to fill: it gets its name when the block ends, or is removed.
-
-    Raises:
-        UserError: where it is remote, cannot be written, or has something in it.
-    """
-    if is_remote(directory):
-        raise UserError(
-            f"{directory} is remote; write to a local directory, then copy it there: "
-            "gcloud storage cp --recursive"
-        )
-    directory = directory.absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(
-            f"{directory} is there already; give another directory, or remove it"
-        )
-    made = [p for p in directory.parents if not p.exists()]
-    part = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(directory)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else wrote there
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(f"{directory} cannot be written: {error}") from error
-        raise

@@ -11,7 +11,14 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, read_json, to_place, write_json
+from flowtok_jax.runtime.files import (
+    Place,
+    check_claim,
+    flatten,
+    read_json,
+    to_place,
+    write_json,
+)
 
 CONFIG, SAMPLES, SUMMARY = "config.json", "samples", "summary.json"
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
@@ -54,8 +61,8 @@ def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
     """
     resolved = config.copy_and_resolve_references()
     if stage in config.per_stage:
-        known = _flat(config.to_dict())
-        for key in _flat(config.per_stage[stage].to_dict()):
+        known = flatten(config.to_dict())
+        for key in flatten(config.per_stage[stage].to_dict()):
             if key not in known:
                 raise UserError(
                     f"per_stage.{stage}.{key} is no key of the config; wanted the "
@@ -115,15 +122,6 @@ def read_config(workdir: Place) -> ConfigDict:
     return config_from_json(path.read_text())
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat = {}
-    for name, part in value.items():
-        flat |= _flat(part, f"{prefix}.{name}" if prefix else name)
-    return flat
-
-
 def _is_free(key: str) -> bool:
     if key.startswith("per_stage."):
         key = key.split(".", 2)[-1]
@@ -140,20 +138,14 @@ def open_workdir(workdir: Place, config: ConfigDict) -> Vocabulary:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file; wanted a directory")
     new = json.loads(config_to_json(config))
+    check_claim(
+        workdir / CONFIG,
+        new,
+        complaint="belongs to another config",
+        cure="give another --workdir, or the config that it was made with",
+        is_free=_is_free,
+    )
     if (workdir / CONFIG).is_file():
-        old, asked = _flat(read_json(workdir / CONFIG)), _flat(new)
-        differing = [
-            f"{key} ({old.get(key)!r} there, {asked.get(key)!r} here)"
-            for key in sorted(old.keys() | asked.keys())
-            if old.get(key) != asked.get(key) and not _is_free(key)
-        ]
-        if differing:
-            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise UserError(
-                f"workdir {workdir} belongs to another config; they differ in "
-                f"{', '.join(differing[:4])}{more}; give another --workdir, or the "
-                "config that it was made with"
-            )
         new["stages"] = old_stages(workdir, new["stages"])
     vocabulary = open_vocabulary(workdir, config)  # first: it may refuse the config
     write_json(workdir / CONFIG, new)

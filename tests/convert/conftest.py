@@ -1,7 +1,6 @@
 """The tiny models as a user has them: the release's files, and a CLIP directory."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -51,17 +50,11 @@ def flags(released):
 @pytest.fixture
 def command(capsys):
     """Calls `python -m flowtok_jax.convert` in this process."""
-    loggers = [logging.getLogger(name) for name in ("root", *convert.LOUD)]
 
     def call(*arguments: str) -> run.Outcome:
         capsys.readouterr()
-        before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
-        try:
+        with run.own_logging():
             status = convert.main(arguments)
-        finally:
-            for logger, handlers, level in before:
-                logger.handlers[:] = handlers
-                logger.setLevel(level)
         return run.Outcome(status, *capsys.readouterr())
 
     return call

@@ -223,7 +223,7 @@ def test_a_state_dict_is_written_whole_and_never_over_another(tmp_path, ending):
     write_state(path, state)
     equal(read_state(path), state)
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_state(path, {"w": np.zeros(1, np.float32)})
     equal(read_state(path), state)
 

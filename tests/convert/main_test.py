@@ -216,8 +216,8 @@ def test_files_that_do_not_belong_together_are_named(damaged, command, flags, tm
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "wanted one of --out=DIR and --to_release=FILE"),
-        (["--out=x", "--to_release=y.pth"], "wanted one of --out=DIR and"),
+        ([], "expected one of --out=DIR and --to_release=FILE"),
+        (["--out=x", "--to_release=y.pth"], "expected one of --out=DIR and"),
         (["--out=x"], "no weights named; wanted --flowtok=FILE"),
         (["--out=x", "--heads=dit=4,head=2", "--flowtok=y"], "'head=2' is not"),
         (["--out=x", "--heads=dit=four", "--flowtok=y"], "'dit=four' is not"),
@@ -246,7 +246,7 @@ def test_a_directory_with_something_in_it_is_left_as_it_is(command, flags, tmp_p
     (tmp_path / "mine").write_text("precious")
     outcome = command(*flags, f"--out={tmp_path}")
     assert outcome.status == 2
-    assert f"{tmp_path} is there already" in outcome.complaint
+    assert f"{tmp_path} exists already" in outcome.complaint
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert command(*flags, f"--out={tmp_path}/mine").status == 2
     assert (tmp_path / "mine").read_text() == "precious"
@@ -286,7 +286,7 @@ def test_to_release_writes_only_what_is_there(converted, command, tmp_path):
     place = f"--checkpoint={converted[0]}"
     outcome = command(place, f"--to_release={tmp_path}/mine.safetensors")
     assert outcome.status == 2
-    assert "is there already" in outcome.complaint
+    assert "exists already" in outcome.complaint
     outcome = command(f"--checkpoint={tmp_path}", f"--to_release={tmp_path}/a.bin")
     assert outcome.status == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]

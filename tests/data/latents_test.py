@@ -12,6 +12,7 @@ from flowtok_jax.data import shards
 from flowtok_jax.data.records import Record
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import file_sha256
 from tests.data import made
 
 TOKENS, CHANNELS = 77, 16
@@ -126,7 +127,7 @@ def test_writing_again_gives_the_same_bytes(tmp_path, kind):
     first = write(tmp_path / f"a.{kind}", made.latents(3))
     again = write(tmp_path / f"a.{kind}", made.latents(3))
     assert first == again
-    assert first.sha256 == shards.sha256(tmp_path / f"a.{kind}")
+    assert first.sha256 == file_sha256(tmp_path / f"a.{kind}")
 
 
 @pytest.mark.parametrize("kind", ["arrayrecord", "tar"])
@@ -175,7 +176,7 @@ def test_shards_that_are_not_as_listed_are_named(listed, tmp_path):
     with pytest.raises(UserError, match=r"1\.arrayrecord has \d+ bytes"):
         open_latents(spec, tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=r"1\.arrayrecord is not there"):
+    with pytest.raises(UserError, match=r"1\.arrayrecord does not exist"):
         open_latents(spec, tmp_path)
     (listed / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
@@ -188,7 +189,7 @@ def test_a_tar_of_latents_that_is_listed_and_missing_is_named(tmp_path):
     shards.write_manifest(tmp_path, written)
     assert len(open_latents(f"{tmp_path}/*.tar", tmp_path)) == 4
     paths[1].unlink()
-    with pytest.raises(UserError, match=f"{paths[1]} is not there, but manifest"):
+    with pytest.raises(UserError, match=f"{paths[1]} does not exist, but manifest"):
         open_latents(f"{tmp_path}/*.tar", tmp_path)
 
 

@@ -7,6 +7,13 @@ import pytest
 from flowtok_jax.data import prepare, shards
 from flowtok_jax.data.sources import make_source
 from tests.data import made
+from tests.run import own_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    with own_logging():
+        yield
 
 
 @pytest.fixture
@@ -177,16 +184,16 @@ def test_mistakes_end_in_one_line_and_leave_nothing(run, tmp_path, capsys):
     spec = f"tars:{tmp_path}/bad.tar"
     assert "no record that can be used: not_an_image 1" in complaint(run(spec))
     full = run("shapes", "--limit=1", out=tmp_path / "full")
-    assert "is there already and not empty" in complaint(full)
+    assert "exists already and is not empty" in complaint(full)
     assert "has weights" in complaint(run("shapes@2"))
-    assert "is not there" in complaint(run(f"tars:{tmp_path}/no.tar"))
+    assert "does not exist" in complaint(run(f"tars:{tmp_path}/no.tar"))
     assert "wanted one of" in complaint(run("webdata:x"))
     assert "--aspect=2" in complaint(run("shapes", "--aspect=2"))
     assert "cannot be written" in complaint(
         run("shapes", "--limit=1", out=tmp_path / "full" / "mine" / "out")
     )
     assert prepare.main(["--source=shapes"]) == 2
-    assert "wanted --source=SPEC and --out=DIR" in capsys.readouterr().err
+    assert "expected --source=SPEC and --out=DIR" in capsys.readouterr().err
     left = {name for name in made.snapshot(tmp_path) - before if "cache" not in name}
     assert left == set()
 

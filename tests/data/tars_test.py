@@ -4,7 +4,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from flowtok_jax.data import files, tar_index
+from flowtok_jax.data import globs, tar_index
 from flowtok_jax.data.records import BROKEN, BadRecord, RejectCounter
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.tars import Tars
@@ -101,9 +101,9 @@ def test_a_record_is_one_read_and_a_tar_is_opened_once(tmp_path, monkeypatch):
     for i in range(2):
         made.write_tar(tmp_path / f"{i}.tar", made.pairs(5, start=5 * i))
     source, reads = tars(tmp_path), []
-    read = files.read_ranges
+    read = globs.read_ranges
     monkeypatch.setattr(
-        files, "read_ranges", lambda *a: reads.append((a[0], len(a[1]))) or read(*a)
+        globs, "read_ranges", lambda *a: reads.append((a[0], len(a[1]))) or read(*a)
     )
     source.read_many([7, 2, 0, 9, 1])
     assert reads == [(f"{tmp_path}/0.tar", 3), (f"{tmp_path}/1.tar", 2)]
@@ -182,9 +182,9 @@ def test_a_compressed_tar_is_refused(tmp_path):
 
 def test_missing_tars_are_named(tmp_path):
     made.write_tar(tmp_path / "0.tar", made.pairs(1))
-    with pytest.raises(UserError, match=r"1\.tar is not there"):
+    with pytest.raises(UserError, match=r"1\.tar does not exist"):
         Tars(f"{tmp_path}/{{0..1}}.tar", cache=str(tmp_path))
-    with pytest.raises(UserError, match="y.tar is not there"):
+    with pytest.raises(UserError, match="y.tar does not exist"):
         Tars(f"{tmp_path}/y.tar", cache=str(tmp_path))
     with pytest.raises(UserError, match="matches no file"):
         Tars(f"{tmp_path}/y*.tar", cache=str(tmp_path))
@@ -199,9 +199,9 @@ def test_tars_without_images_are_refused(tmp_path):
 
 
 def test_number_ranges_count_up():
-    assert files.expand("a{08..11}.tar") == [f"a{i:02d}.tar" for i in range(8, 12)]
-    assert files.expand("{0..1}/{1..2}") == ["0/1", "0/2", "1/1", "1/2"]
-    assert files.expand("plain") == ["plain"]
+    assert globs.expand("a{08..11}.tar") == [f"a{i:02d}.tar" for i in range(8, 12)]
+    assert globs.expand("{0..1}/{1..2}") == ["0/1", "0/2", "1/1", "1/2"]
+    assert globs.expand("plain") == ["plain"]
 
 
 def test_the_index_is_kept_and_follows_the_tar(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_mistakes_of_the_caller(net, vocabulary):
     with pytest.raises(UserError, match="got 2 images and 1 captions"):
         clip_score(net, vocabulary, plain((0, 0, 0), (0, 0, 0)), ["red"])
     trained = Vocabulary.train(["red and blue"], 8, 6)  # its end token is the id 1
-    with pytest.raises(UserError, match="end token 1; wanted CLIP's own, 8 with 7"):
+    with pytest.raises(UserError, match="end token 1; expected CLIP's own, 8 with 7"):
         clip_score(net, trained, plain((0, 0, 0)), ["red"])
     small = net._replace(module=Scorer(Text(vocab_size=7)), sha256="random")
     with pytest.raises(UserError, match="vocabulary of 8 tokens"):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.eval.features import Extractor, resize_clean
-from flowtok_jax.eval.statistics import Moments
+from flowtok_jax.eval.fid import Moments
 from flowtok_jax.models import inception
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
@@ -125,7 +125,7 @@ def test_legacy_resizing_is_done_by_the_networks_program():
 
 
 def test_what_cannot_be_resized_is_refused():
-    with pytest.raises(UserError, match="'bilinear'; wanted one of clean, legacy"):
+    with pytest.raises(UserError, match="'bilinear'; expected one of clean, legacy"):
         extractor(resize="bilinear")
     images = [np.zeros((16, 16, 3), np.uint8), np.zeros((20, 16, 3), np.uint8)]
     with pytest.raises(UserError, match="image 1 is 16 x 20; legacy .* of 16 px"):

@@ -115,12 +115,12 @@ def test_what_the_converter_wrote_is_loaded(place):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda p: (p / "metrics.json").unlink(), "metrics.json is not there; wanted"),
+        (lambda p: (p / "metrics.json").unlink(), "metrics.json does not exist; exp"),
         (lambda p: (p / "metrics.json").write_text("{"), "metrics.json cannot be read"),
-        (lambda p: (p / "metrics.json").write_text("[]"), "holds a list; wanted an"),
+        (lambda p: (p / "metrics.json").write_text("[]"), "holds a list; expected an"),
         (
             lambda p: (p / "clip.safetensors").unlink(),
-            "clip.safetensors is not there; run `python -m flowtok_jax.convert --clip_",
+            "clip.safetensors does not exist; run `python -m flowtok_jax.convert --c",
         ),
         (flip, "clip.safetensors has sha256 "),
         (edit_metrics(lambda e: e.pop("clip")), "has no weights of clip; run `python"),
@@ -146,7 +146,7 @@ def test_a_directory_says_what_makes_what_it_lacks(place, tmp_path):
     with pytest.raises(UserError, match="no weights of inception; run .* --inception="):
         load_metric_net("inception", str(place))
     with pytest.raises(
-        UserError, match="metrics.json is not there; wanted a directory"
+        UserError, match="metrics.json does not exist; expected a directory"
     ):
         load_metric_net("lpips", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no metric has a network 'vgg'"):

@@ -190,5 +190,5 @@ def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, fl
     config = read_config(demo.workdir)
     config.log.preview_fid, config.eval.weights = True, ""
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
-    with pytest.raises(UserError, match="names no metric weights; wanted a directory"):
+    with pytest.raises(UserError, match="names no metric weights; expected a dir"):
         previews.make_preview(config, "t2i", flowtok.vocabulary, mesh)

@@ -7,11 +7,11 @@ from flowtok_jax.eval import protocols
 from flowtok_jax.eval.protocols import (
     CATEGORIES,
     PROTOCOLS,
-    digest_of,
     metric_suffix,
     read_prompts,
 )
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import json_sha256
 
 GOLDEN = [203, 313, 210, 31, 321, 190]  # ids, by sha256 of '0/ID'
 
@@ -62,8 +62,7 @@ def test_the_draw_does_not_depend_on_the_order_of_the_file(tmp_path):
 def test_the_draw_is_this_one_for_ever(tmp_path):
     found = read_prompts("coco_fid_30k", write(tmp_path, coco()), 6)
     assert [int(p.id) for p in found] == GOLDEN
-    assert len(digest_of(found)) == 64
-    assert digest_of(found) != digest_of(found[::-1])
+    assert json_sha256(found) != json_sha256(found[::-1])
 
 
 def test_mjhq_has_every_prompt_with_its_category(tmp_path):
@@ -78,29 +77,33 @@ def test_mjhq_has_every_prompt_with_its_category(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("coco", coco(), "'coco'; wanted one of coco_fid_30k, mjhq_30k, or ''"),
-        ("coco_fid_30k", [1], "has no annotations; wanted COCO's captions_val2014"),
+        ("coco", coco(), "'coco'; expected one of coco_fid_30k, mjhq_30k, or ''"),
+        ("coco_fid_30k", [1], "has no annotations; expected COCO's captions_val2014"),
         ("coco_fid_30k", {"annotations": []}, "has no annotations"),
         (
             "coco_fid_30k",
             {"annotations": [{"caption": "a dog"}]},
-            "annotation 0 has no id, image_id; wanted COCO's",
+            "annotation 0 has no id, image_id; expected COCO's",
         ),
         ("coco_fid_30k", {"annotations": [1]}, "annotation 0 has no id, image_id, cap"),
         (
             "coco_fid_30k",
             {"annotations": [{"id": 1, "image_id": [2], "caption": None}]},
-            "annotation 0 has no image_id, caption; wanted COCO's",
+            "annotation 0 has no image_id, caption; expected COCO's",
         ),
         ("coco_fid_30k", coco(5), "gives 5 captions, eval.samples asks for 8"),
-        ("mjhq_30k", [{"prompt": "a dog"}], "has no ids; wanted MJHQ-30K's meta_data"),
+        (
+            "mjhq_30k",
+            [{"prompt": "a dog"}],
+            "has no ids; expected MJHQ-30K's meta",
+        ),
         ("mjhq_30k", {"a": {"prompt": "a dog"}}, "a has no category"),
         ("mjhq_30k", coco(), "info has no category, prompt"),
         ("mjhq_30k", {"a": 1}, "a has no category, prompt"),
         (
             "mjhq_30k",
             {"a": {"prompt": "a dog", "category": "dogs"}},
-            "a has the unknown category 'dogs'; wanted one of animals, art,",
+            "a has the unknown category 'dogs'; expected one of animals, art,",
         ),
     ],
 )
@@ -117,7 +120,11 @@ def test_files_and_counts_that_cannot_be_are_refused(tmp_path):
     for path, samples, message in (
         ("", 8, r"needs --config.eval.captions=FILE, its captions_val2014.json"),
         (f"{tmp_path}/no.json", 8, "no.json cannot be read"),
-        (f"{tmp_path}/cut.json", 8, "cut.json cannot be read .*; wanted captions_val"),
+        (
+            f"{tmp_path}/cut.json",
+            8,
+            "cut.json cannot be read .*; expected captions",
+        ),
         ("x", 30_001, "eval.samples is 30001; coco_fid_30k has 30000 at most"),
     ):
         with pytest.raises(UserError, match=message):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.data.transforms import ImageTransform
+from flowtok_jax.data.centre import CentreReader
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.runtime.errors import UserError
 
@@ -19,8 +19,8 @@ def write(folder, count=6):
 
 
 def open_real(spec, count=6, **options):
-    transform = ImageTransform(20, crop="random", flip=True)
-    return RealImages(spec, transform, count=count, seed=0, threads=2, **options)
+    centre = CentreReader(20)
+    return RealImages(spec, centre, count=count, seed=0, threads=2, **options)
 
 
 def test_images_are_the_centre_whatever_training_does(tmp_path):
@@ -53,7 +53,7 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog, monkeypatch
     assert "1 of 6 records have no caption" in caplog.text
     for number in (0, 1, 2, 4):
         (folder / f"{number}.txt").unlink()
-    with pytest.raises(UserError, match="1 of 6 records have a caption; wanted 2"):
+    with pytest.raises(UserError, match="1 of 6 records have a caption; expected"):
         real.prompts()
     with pytest.raises(UserError, match="none of the records 1 to 1 can be used, .*1"):
         real.read(range(1, 2))
@@ -67,5 +67,5 @@ def test_scenes_are_known_to_be_what_they_show():
 
 
 def test_fewer_than_two_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="has 1 images; wanted 2"):
+    with pytest.raises(UserError, match="has 1 images; expected at least 2"):
         open_real(f"folder:{write(tmp_path / 'set', 1)}")

@@ -81,7 +81,7 @@ def test_ssim_of_flat_images_keeps_its_digits():
 
 
 def test_ssim_needs_room_for_its_window():
-    with pytest.raises(UserError, match="12 x 10 pixels; wanted at least 11 x 11"):
+    with pytest.raises(UserError, match="12 x 10 pixels; expected at least 11 x 11"):
         ssim(np.zeros((1, 10, 12, 3)), np.zeros((1, 10, 12, 3)))
 
 
@@ -122,6 +122,10 @@ def test_images_are_measured_one_by_one_whatever_the_chunk(monkeypatch):
     assert set(measure(images, targets)) == {"psnr_db", "ssim"}
 
 
+def statistics(codes: Posterior) -> LatentStatistics:
+    return LatentStatistics.of(np.asarray(codes.mean), np.asarray(codes.logvar))
+
+
 def posterior(count, seed=0) -> Posterior:
     """Four tokens of three channels of different means, widths and noise."""
     rng = np.random.default_rng(seed)
@@ -135,7 +139,7 @@ def test_statistics_are_those_of_many_samples():
     rng = np.random.default_rng(5)
     noise = rng.standard_normal((4000, *codes.mean.shape), np.float32)
     samples = np.asarray(codes.mean) + np.asarray(codes.std) * noise
-    found = LatentStatistics.of(codes)
+    found = statistics(codes)
     channels, summary = found.channels(), found.summary()
     assert channels["mean"] == pytest.approx(samples.mean((0, 1, 2)), abs=3e-3)
     assert channels["std"] == pytest.approx(samples.std((0, 1, 2)), rel=3e-3)
@@ -156,7 +160,7 @@ def test_kl_is_that_of_the_densities():
         log_p = -0.5 * grid[:, None] ** 2
         density = np.exp(log_q) / np.sqrt(2 * np.pi)
         wanted += np.trapezoid(density * (log_q - log_p), grid, axis=0) / 8
-    found = LatentStatistics.of(codes)
+    found = statistics(codes)
     assert found.channels()["kl"] == pytest.approx(wanted, rel=1e-6)
     assert found.summary()["latent_kl_per_token"] == pytest.approx(wanted.sum())
     assert found.summary()["latent_kl_per_image"] == pytest.approx(4 * wanted.sum())
@@ -166,8 +170,8 @@ def test_statistics_of_chunks_are_those_of_the_whole():
     codes, merged = posterior(9), LatentStatistics()
     for rows in (slice(0, 2), slice(2, 3), slice(3, 9)):
         part = Posterior(codes.mean[rows], codes.logvar[rows])
-        merged = merged.merge(LatentStatistics.of(part))
-    whole = LatentStatistics.of(codes)
+        merged = merged.merge(statistics(part))
+    whole = statistics(codes)
     assert (merged.images, merged.tokens) == (whole.images, whole.tokens) == (9, 36)
     assert merged.summary() == pytest.approx(whole.summary(), rel=1e-12)
     assert merged.channels()["std"] == pytest.approx(whole.channels()["std"], rel=1e-12)
@@ -175,8 +179,8 @@ def test_statistics_of_chunks_are_those_of_the_whole():
 
 def test_scaling_by_the_implied_scale_gives_unit_tokens():
     codes = posterior(20)
-    scale = LatentStatistics.of(codes).summary()["implied_latent_scale"]
+    scale = statistics(codes).summary()["implied_latent_scale"]
     scaled = Posterior(scale * codes.mean, codes.logvar + 2 * np.log(scale))
-    again = LatentStatistics.of(scaled).summary()
+    again = statistics(scaled).summary()
     assert again["latent_std"] == pytest.approx(1, rel=1e-6)
     assert scale < 0.9

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.eval import reference
-from flowtok_jax.eval.references import check_fits, read_reference
+from flowtok_jax.eval.reference import check_fits, read_reference
 from flowtok_jax.runtime.errors import UserError
 from tests import run
 from tests.eval import fake
@@ -58,7 +58,7 @@ def assert_statistics(file, images, end=""):
 
 
 def test_statistics_of_a_folder_are_numpys(make, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowtok_jax.eval.references.BLOCK", 13)
+    monkeypatch.setattr("flowtok_jax.eval.reference.BLOCK", 13)
     images, out = write_images(tmp_path / "a" / "b"), tmp_path / "new" / "ref.npz"
     flags = f"--images={tmp_path}/a", f"--out={out}", "--weights=DIR"
     status, said, stderr = make(*flags, "--features")
@@ -121,16 +121,19 @@ def test_a_source_of_data_and_legacy_resizing(make, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"images": "{tmp}/empty"}, "empty has no image; wanted a folder of them"),
-        ({"images": "{tmp}/*.png"}, "*.png has no image; wanted a folder"),
+        ({"images": "{tmp}/empty"}, "empty has no image; expected a folder of them"),
+        ({"images": "{tmp}/*.png"}, "*.png has no image; expected a folder"),
         ({"images": "{tmp}/one"}, "1 images that can be read; statistics need 2"),
-        ({"images": "shapes@2"}, "has latents or weights; wanted images, each once"),
+        ({"images": "shapes@2"}, "has latents or weights; expected images, each once"),
         ({"images": "shapes:x"}, "no such split"),
-        ({"resize": "legacy"}, "needs images of one size; wanted --size=256"),
-        ({"weights": ""}, "wanted --images=IMAGES, --out=FILE.npz and --weights=DIR"),
-        ({"out": "{tmp}/one"}, "one cannot be written; wanted a file, FILE.npz"),
-        ({"out": "{tmp}/one/000.png/x.npz"}, "x.npz cannot be written; wanted a file"),
-        ({"limit": "-1"}, "--limit is -1; wanted at least 0"),
+        ({"resize": "legacy"}, "needs images of one size; expected --size=256"),
+        ({"weights": ""}, "expected --images=IMAGES, --out=FILE.npz and --weights=DIR"),
+        ({"out": "{tmp}/one"}, "one cannot be written; expected a file, FILE.npz"),
+        (
+            {"out": "{tmp}/one/000.png/x.npz"},
+            "x.npz cannot be written; expected a",
+        ),
+        ({"limit": "-1"}, "--limit is -1; expected at least 0"),
         ({"images": "{tmp}/one/*", "by_folder": ""}, "is no folder of images"),
     ],
 )
@@ -173,19 +176,22 @@ def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"feats": np.zeros((3, 4))}, "holds feats; wanted mu and sigma"),
+        ({"feats": np.zeros((3, 4))}, "holds feats; expected mu and sigma"),
         (
             {"mu": np.zeros(4), "sigma": np.zeros((3, 3))},
-            "sigma is float64 of shape (3, 3); wanted numbers of shape (4, 4)",
+            "sigma is float64 of shape (3, 3); expected numbers of shape (4, 4)",
         ),
         ({"mu": np.zeros((2, 1)), "sigma": np.eye(2)}, "mu is float64 of shape (2, 1)"),
-        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "mu is <U1 of shape (1,); want"),
+        (
+            {"mu": np.array(["a"]), "sigma": np.eye(1)},
+            "mu is <U1 of shape (1,); expected",
+        ),
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma is not finite"),
-        ({**UNIT, "n": np.zeros(3)}, "n is float64 of shape (3,); wanted numbers of"),
+        ({**UNIT, "n": np.zeros(3)}, "n is float64 of shape (3,); expected numbers of"),
         ({**UNIT, "mu/art": np.zeros(2)}, "has no sigma/art; make it by"),
         (
             {**UNIT, "features": np.zeros((5, 3))},
-            "features is float64 of shape (5, 3); wanted numbers of shape (any, 2)",
+            "features is float64 of shape (5, 3); expected numbers of shape (any, 2)",
         ),
         ({"mu": np.array([{}]), "sigma": np.zeros(1)}, "is no npz file that can be"),
         (b"PK\3\4 cut short", "is no npz file that can be read"),
@@ -205,7 +211,7 @@ def test_files_of_something_else_are_refused(tmp_path, arrays, message):
 
 
 def test_a_file_that_is_not_there_names_the_command():
-    with pytest.raises(UserError, match=r"not there; make it by `python -m flowtok"):
+    with pytest.raises(UserError, match=r"not exist; make it by `python -m flowtok"):
         read_reference(pathlib.Path("nowhere.npz"))
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from flowtok_jax.eval.feature_metrics import FeatureMetrics
+from flowtok_jax.eval.features import FeatureMetrics
+from flowtok_jax.eval.fid import Gaussian, Reference
 from flowtok_jax.eval.protocols import Prompt
-from flowtok_jax.eval.references import Gaussian, Reference
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.modes.caption import caption as caption_files
-from flowtok_jax.modes.caption import read_image
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -19,39 +18,6 @@ def caption(flowtok):
         return failed, lines
 
     return run
-
-
-def test_the_shorter_side_is_resized_and_the_centre_cut(tmp_path):
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[:, 20:60] = [10, 200, 30]
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    Image.fromarray(pixels.swapaxes(0, 1)).save(tmp_path / "tall.png")
-    for name in ("wide.png", "tall.png"):
-        image = read_image(tmp_path / name, 8)
-        assert image.shape == (8, 8, 3)
-        np.testing.assert_allclose(image[2:6, 2:6] * 255, [[[10, 200, 30]] * 4] * 4)
-    exact = read_image(tmp_path / "wide.png", 40)
-    np.testing.assert_array_equal(exact * 255, pixels[:, 20:60])
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "I", "CMYK"])
-def test_pixels_of_every_mode_are_read_as_they_look(tmp_path, mode):
-    grey = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
-    image = Image.fromarray(grey)
-    if mode == "1":
-        image, grey = image.point(lambda v: 255 * (v > 99), "1"), 255 * (grey > 99)
-    elif mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-        image = image if mode == "I;16" else image.convert("I")
-    elif mode == "CMYK":
-        image = image.convert("RGB").convert("CMYK")
-    elif mode != "L":
-        image = image.convert(mode)
-    path = tmp_path / ("image.tiff" if mode in ("CMYK", "I") else "image.png")
-    image.save(path)
-    read = read_image(path, 16)
-    assert read.shape == (16, 16, 3)
-    np.testing.assert_allclose(read * 255, np.stack([grey] * 3, -1), atol=1)
 
 
 def test_broken_files_are_named_and_the_rest_done(caption, tmp_path, caplog):

@@ -20,7 +20,7 @@ from flowtok_jax.eval import protocols
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
-from flowtok_jax.eval.references import read_reference
+from flowtok_jax.eval.reference import read_reference
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.digests import params_sha256
@@ -37,7 +37,7 @@ OPTIONS = {"eval.samples": COUNT, "eval.judged": 20, "eval.chunk": 10}
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setenv("PATH", NO_JAVA["PATH"])
-    for module in ("modes.eval", "eval.previews"):
+    for module in ("eval.parts", "eval.previews"):
         name = f"flowtok_jax.{module}.load_metric_net"
         monkeypatch.setattr(name, fake.load_metric_net)
 
@@ -350,20 +350,30 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"eval.samples": 1}, "eval.samples is 1; wanted at least 2"),
+        ({"eval.samples": 1}, "eval.samples is 1; expected at least 2"),
         ({"eval.judged": 1}, "eval.judged is 1; statistics need 2 at least"),
-        ({"eval.chunk": 0}, "eval.chunk is 0; wanted at least 1"),
+        ({"eval.chunk": 0}, "eval.chunk is 0; expected at least 1"),
         ({"eval.captions": "x.json"}, "eval.captions=x.json needs --config.eval.pro"),
-        ({"eval.parts": "t2i,fid"}, "eval.parts has 'fid'; wanted some of t2i, i2t,"),
-        ({"eval.fid.resize": "none"}, "resize is 'none'; wanted one of clean, legacy"),
-        ({"eval.weights": ""}, "eval.weights names no metric weights; wanted a direct"),
-        ({"eval.protocol": "coco"}, "eval.protocol is 'coco'; wanted one of coco_fid"),
+        ({"eval.parts": "t2i,fid"}, "eval.parts has 'fid'; expected some of t2i, i2t,"),
+        (
+            {"eval.fid.resize": "none"},
+            "eval.fid.resize is 'none'; expected one",
+        ),
+        (
+            {"eval.weights": ""},
+            "eval.weights names no metric weights; expected a dir",
+        ),
+        (
+            {"eval.protocol": "coco"},
+            "eval.protocol is 'coco'; expected one of coco",
+        ),
         ({"eval.protocol": "mjhq_30k"}, "needs --config.eval.captions=FILE, its meta_"),
-        ({"eval.fid.reference": "no.npz"}, "reference no.npz is not there; make it by"),
+        ({"eval.fid.reference": "no.npz"}, "reference no.npz does not exist; make it"),
         ({"eval.fid.reference": "{tmp}/small.npz"}, "has 4 dimensions, Inception's fe"),
         ({"data.eval": "folder:nowhere"}, "nowhere is no directory"),
-        ({"data.eval": "latents:x/*.tar"}, "has latents or weights; evaluation wanted"),
-        ({"sample.num_steps": 0}, "sample.num_steps is 0; wanted at least 1"),
+        ({"data.eval": "latents:x/*.tar"}, "has latents or weights; expected"),
+        ({"sample.num_steps": 0}, "sample.num_steps is 0; expected at least 1"),
+        ({"caption.solver": "rk4"}, "caption.solver is 'rk4'; expected one of euler"),
     ],
     ids=str,
 )

@@ -18,8 +18,9 @@ from flowtok_jax.data import shards
 from flowtok_jax.data.folder import make_folder
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.modes.pretokenize import Run, pretokenize
+from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import file_sha256
 from flowtok_jax.weights.place import read_group
 from flowtok_jax.weights.pretrained import adopt
 from tests import run
@@ -61,7 +62,7 @@ def open_source(spec, tmp_path):
 
 
 def digests(out) -> dict[str, str]:
-    return {path.name: shards.sha256(path) for path in out.glob("data-*")}
+    return {path.name: file_sha256(path) for path in out.glob("data-*")}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,9 @@ def test_bfloat16_is_close_and_another_directory(cli, demo, photos, whole, tmp_p
     np.testing.assert_allclose(*moments, atol=0.1)
     outcome = cli(*command(demo, f"folder:{photos}", out))
     assert outcome.status == 2
-    assert "dtype is bfloat16 there, float32 here; give another" in outcome.complaint
+    assert (
+        "dtype is 'bfloat16' there, 'float32' here; give another" in outcome.complaint
+    )
 
 
 def test_interrupted_it_goes_on_and_leaves_what_is_finished(
@@ -221,7 +224,7 @@ def test_too_much_that_is_broken_stops_it(cli, demo, tmp_path):
 
 
 def test_how_far_it_is_is_said_now_and_then(cli, demo, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowtok_jax.modes.pretokenize.LINE_SECONDS", -1.0)
+    monkeypatch.setattr("flowtok_jax.data.shard_folder.PROGRESS_SECONDS", -1.0)
     outcome = cli(*command(demo, f"folder:{photos}", tmp_path / "out"))
     lines = [x for x in outcome.stderr.splitlines() if x.startswith("pretokenize ")]
     assert len(lines) == COUNT
@@ -244,12 +247,18 @@ def test_several_sources_come_one_after_the_other(cli, demo, photos, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"data.train": "shapes@2"}, "has weights; every record is encoded once"),
-        ({"data.train": "latents:x/*.tar"}, "has latents, which are encoded already"),
+        ({"data.train": "shapes@2"}, "has latents or weights; expected images, each"),
+        (
+            {"data.train": "latents:x/*.tar"},
+            "has latents or weights; expected images, each",
+        ),
         ({"data.train": "folder:nowhere"}, "nowhere is no directory"),
-        ({"pretokenize.format": "zip"}, "'zip'; wanted one of arrayrecord, tar"),
+        ({"pretokenize.format": "zip"}, "'zip'; expected one of arrayrecord, tar"),
         ({"pretokenize.shard_records": 0}, "pretokenize.shard_records is 0"),
-        ({"pretokenize.batch_size": 0}, "pretokenize.batch_size is 0; wanted at least"),
+        (
+            {"pretokenize.batch_size": 0},
+            "pretokenize.batch_size is 0; expected at",
+        ),
     ],
     ids=str,
 )
@@ -267,12 +276,14 @@ def test_a_directory_of_something_else_is_refused(cli, demo, photos, whole, tmp_
     (tmp_path / "own" / "notes").touch()
     spec = f"folder:{photos}"
     outcome = cli(*command(demo, spec, tmp_path / "own"))
-    assert "own is there already and not of pretokenised shards" in outcome.complaint
+    assert "own exists already and has no pretokenize.json" in outcome.complaint
     out = shutil.copytree(whole, tmp_path / "out")
     outcome = cli(*command(demo, spec, out, **{"pretokenize.format": "tar"}))
-    assert "format is arrayrecord there, tar here; give another" in outcome.complaint
+    assert (
+        "format is 'arrayrecord' there, 'tar' here; give another" in outcome.complaint
+    )
     outcome = cli(*command(demo, f"folder:{photos}/", out))
-    assert f"source is folder:{photos} there" in outcome.complaint
+    assert f"source is 'folder:{photos}' there" in outcome.complaint
     assert digests(out) == digests(whole)
 
 
@@ -281,7 +292,7 @@ def test_weights_that_are_not_there_are_asked_for(cli, demo, photos, tmp_path):
     del arguments[2]
     assert "expected --checkpoint=DIR, a run's" in cli(*arguments).complaint
     arguments[1] = "--config=configs/b.py"
-    assert "no weights named; wanted --checkpoint=DIR" in cli(*arguments).complaint
+    assert "no weights named; expected --checkpoint=DIR" in cli(*arguments).complaint
     arguments[1] = "--config=configs/finetune.py"
     copy = tmp_path / "copy"
     shutil.copytree(demo.workdir, copy)
@@ -307,7 +318,12 @@ def test_a_process_writes_its_share_of_the_shards(
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):
         monkeypatch.setattr(jax, "process_index", lambda i=index: i)
-        encoded, _ = Run(config, tmp_path, records).write(nets, params)
+        encoded, _ = make_writer(config, tmp_path, records).write(
+            lambda: make_encode(nets, params, 16),
+            batch_size=16,
+            threads=2,
+            ahead=8,
+        )
         assert encoded == count
         names = {f"{NAMES[i]}.arrayrecord" for i in wanted}
         assert {path.name for path in tmp_path.glob("data-*")} == names

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from configs import demo as demo_config
-from flowtok_jax import main
+from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
 from flowtok_jax.pipeline import FlowTok
@@ -148,14 +149,14 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
     cli, monkeypatch
 ):
-    def fail(changes):
+    def fail(arguments):
         raise StoreError("gs://b/run cannot be read or written")
 
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr(main, "run", fail)
-    monkeypatch.setattr(main.os, "_exit", leave)
+    monkeypatch.setattr(modes.train, "run", fail)
+    monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit) as ended:
         cli()
     assert ended.value.code == 1
@@ -169,7 +170,7 @@ def test_a_remote_workdir_is_opened_and_opened_again(place, store, config):
     assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
     assert workdir.read_config(place).to_dict() == config.to_dict()
     config.dit.width = 3
-    with pytest.raises(UserError, match=f"workdir {RUN} belongs to another config"):
+    with pytest.raises(UserError, match=f"^{RUN} belongs to another config"):
         workdir.open_workdir(place, config)
 
 
@@ -306,3 +307,63 @@ def test_pretrained_weights_are_written_to_this_machine_only(flowtok, store):
     with pytest.raises(UserError, match="local directory.*gcloud storage cp"):
         flowtok.save_pretrained(RUN)
     assert not store.written
+
+
+def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with places.new_directory(folder) as part:
+        (part / "x").write_text("whole")
+        assert not folder.exists()
+    assert [p.name for p in folder.parent.iterdir()] == ["b"]
+    assert (folder / "x").read_text() == "whole"
+    with (
+        pytest.raises(UserError, match="exists already and is not empty"),
+        places.new_directory(folder),
+    ):
+        pytest.fail("a folder with something in it was taken")
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt()])
+def test_of_a_folder_that_fails_nothing_is_left(tmp_path, error):
+    wanted = UserError if isinstance(error, OSError) else KeyboardInterrupt
+
+    def fill():
+        with places.new_directory(tmp_path / "a" / "b") as part:
+            (part / "x").write_text("half")
+            raise error
+
+    with pytest.raises(wanted):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claimed_folder_is_refused_to_another_naming_what_differs(tmp_path):
+    marker, mine = tmp_path / "set" / "made.json", {"a": {"b": (1, 2)}, "c": 1}
+    places.claim(marker, mine, cure="move it")
+    places.claim(marker, mine, cure="move it")
+    other = {"a": {"b": (1, 3)}, "d": 2}
+    message = (
+        r"set was made otherwise: a.b is \[1, 2\] there, \[1, 3\] here; c is 1 there, "
+        "None here; d is None there, 2 here; move it"
+    )
+    with pytest.raises(UserError, match=message):
+        places.claim(marker, other, cure="move it")
+    with pytest.raises(UserError, match="b.* and 1 more; move it"):
+        places.claim(marker, dict.fromkeys("wxy", 0), cure="move it")
+    places.check_claim(marker, {**mine, "c": 2}, cure="", is_free="c".__eq__)
+
+
+def test_a_folder_of_something_else_is_claimed_only_where_that_may_be(tmp_path):
+    (tmp_path / "notes").touch()
+    with pytest.raises(UserError, match="exists already and has no made.json; move"):
+        places.claim(tmp_path / "made.json", {}, cure="move it", must_be_new=True)
+    places.claim(tmp_path / "made.json", {}, cure="move it")
+    assert places.read_json(tmp_path / "made.json") == {}
+
+
+def test_digests_are_those_of_bytes_and_of_values(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert places.file_sha256(tmp_path / "x") == wanted  # FIPS 180-2, appendix B.1
+    assert places.json_sha256({"a": 1, "b": 2}) == places.json_sha256({"b": 2, "a": 1})
+    assert places.json_sha256([1, 2]) != places.json_sha256([2, 1])

@@ -1,5 +1,6 @@
 """How processes find one another, and what two of them do together."""
 
+import errno
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import pytest
 
 from flowtok_jax.runtime import processes
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.weights.place import steps_of
 from tests import run
 
@@ -58,7 +59,7 @@ def test_tasks_that_srun_did_not_start_train_alone_and_say_so(caplog):
 
 def test_an_open_mpi_that_does_not_tell_its_address_needs_one(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: False)
-    with pytest.raises(UserError, match="wanted --coordinator=HOST:PORT"):
+    with pytest.raises(UserError, match="expected --coordinator=HOST:PORT"):
         processes.find_cluster({"OMPI_COMM_WORLD_SIZE": "2"})
 
 
@@ -66,9 +67,9 @@ def test_an_open_mpi_that_does_not_tell_its_address_needs_one(monkeypatch):
     ("arguments", "message"),
     [
         ((None, 2, 0), "need --coordinator=HOST:PORT"),
-        (("here", 2, 0), "--coordinator is 'here'; wanted HOST:PORT"),
+        (("here", 2, 0), "--coordinator is 'here'; expected HOST:PORT"),
         (("here:1", 2, None), "--num_processes is 2 and --process_id None"),
-        (("here:1", 2, 2), "--num_processes is 2 and --process_id 2; wanted both"),
+        (("here:1", 2, 2), "--num_processes is 2 and --process_id 2; expected both"),
         (("here:1", None, 0), "--num_processes is None"),
     ],
 )
@@ -79,7 +80,7 @@ def test_an_address_and_numbers_that_do_not_fit_are_refused(
     monkeypatch.setattr(jax.distributed, "initialize", lambda **o: started.append(o))
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match=message):
-        processes.start(*arguments, timeout=9)
+        processes.start(*arguments, cluster_timeout=9)
     assert not started
 
 
@@ -88,7 +89,7 @@ def test_open_mpi_gives_the_numbers_beside_a_given_address(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **o: started.append(o))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
-    processes.start("here:1", None, None, timeout=9)
+    processes.start("here:1", None, None, cluster_timeout=9)
     (options,) = started
     assert (options["num_processes"], options["process_id"]) == (4, 3)
     assert options["initialization_timeout"] > 9
@@ -121,6 +122,61 @@ def test_of_several_processes_each_look_has_the_next_number_and_yes_stays_yes(
     preemption = processes.Preemption()
     assert [preemption.look() for _ in range(5)] == [False, False, True, True, True]
     assert looks == [1, 2, 3, 4, 5]
+
+
+class BucketError(StoreError):
+    """A kind of failure that other processes know by its parent only."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("a mistake"), UserError),
+        (StoreError("503"), StoreError),
+        (BucketError("503"), StoreError),
+        (WriteError("no room"), WriteError),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), OSError),
+        (OSError("odd"), OSError),
+        (KeyError("bug"), RuntimeError),
+        (ValueError(), RuntimeError),
+        (UserError("long " * 1000), UserError),
+    ],
+    ids=repr,
+)
+def test_all_processes_fail_as_the_first_one_does(monkeypatch, error, kind):
+    """Of two processes, one after the other; the broadcast is what the first said."""
+    said = []
+
+    def broadcast(message):
+        if jax.process_index() == 0:
+            said.append(message)
+        return said[-1]
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(type(error)) as first:
+        processes.first_does(fail)
+    assert first.value is error
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(kind) as second:
+        processes.first_does(pytest.fail)
+    assert type(second.value) is kind
+    assert getattr(second.value, "errno", None) == getattr(error, "errno", None)
+    assert str(error.args[-1] if error.args else "")[:9] in str(second.value)
+
+
+def test_where_the_first_process_does_it_nothing_is_raised(monkeypatch):
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes.multihost_utils, "broadcast_one_to_all", lambda message: message
+    )
+    processes.first_does(lambda: done.append(1))
+    assert done == [1]
 
 
 def start_two(workdir, stage, *flags, grace=30, **overrides) -> subprocess.Popen:

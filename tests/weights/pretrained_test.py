@@ -102,7 +102,7 @@ def test_saving_needs_a_directory_of_its_own(flowtok, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "mine").write_text("precious")
     for directory in (tmp_path / "old", tmp_path / "old" / "mine"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             flowtok.save_pretrained(directory)
     assert (tmp_path / "old" / "mine").read_text() == "precious"
     (tmp_path / "empty").mkdir()

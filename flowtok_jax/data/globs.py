@@ -1,4 +1,4 @@
-"""Files here or on any file system of fsspec (gs://, s3://, ...): finding, reading.
+"""Files that a glob names, here or on any file system of fsspec (gs://, s3://, ...).
 
 Local files go straight to the operating system, by `pread`; others by range requests.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import fsspec
 
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import is_remote
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 WILDCARDS = re.compile(r"[*?\[]")
@@ -20,20 +21,15 @@ Range = tuple[int, int]  # first byte, and how many
 
 
 class File(NamedTuple):
-    """A file, its size in bytes, and a text that changes when it does."""
+    """A file with its size in bytes, and a text that changes when the file does."""
 
     path: str
     size: int
     version: str
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path names a file system other than the local one."""
-    return "://" in path
-
-
 def expand(pattern: str) -> list[str]:
-    """Patterns without number ranges: `{000..127}` counts up, keeping its width."""
+    """Replaces number ranges: `{000..127}` counts up, keeping its width."""
     found = RANGE.search(pattern)
     if not found:
         return [pattern]
@@ -44,11 +40,11 @@ def expand(pattern: str) -> list[str]:
 
 
 def find(pattern: str, what: str) -> list[File]:
-    """The files that a pattern names, sorted by path.
+    """Finds the files that a pattern names, sorted by path.
 
     Args:
         pattern: a path, with `*`, `?`, `[...]` or number ranges `{000..127}`; each
-            number of a range must be there.
+            number of a range must exist.
         what: for messages: the source that wants them.
 
     Raises:
@@ -62,13 +58,13 @@ def find(pattern: str, what: str) -> list[File]:
             paths = sorted(system.glob(path)) if has_wildcards else [path]
             infos = [system.info(p) for p in paths]
         except FileNotFoundError as error:
-            raise UserError(f"source {what}: {part} is not there") from error
+            raise UserError(f"source {what}: {part} does not exist") from error
         except OSError as error:
             raise UserError(f"source {what}: {part} cannot be read: {error}") from error
         infos = [info for info in infos if info["type"] == "file"]
         if not infos:
             raise UserError(
-                f"source {what}: {part} matches no file; wanted a path or a quoted "
+                f"source {what}: {part} matches no file; expected a path or a quoted "
                 "pattern such as 'DIR/*.tar' or 'DIR/{000..127}.tar'"
             )
         for info in infos:
@@ -90,10 +86,10 @@ def _system(path: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
-    """Parts of a file, in their order; fewer bytes where it ends before.
+    """Reads parts of a file, in their order; fewer bytes where the file ends before.
 
     Raises:
-        UserError: where the file cannot be read.
+        UserError: if the file cannot be read.
     """
     try:
         if is_remote(path):
@@ -112,7 +108,7 @@ def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
 
 
 def open_file(path: str):
-    """A file opened for reading, binary and seekable."""
+    """Opens a file for reading, binary and seekable."""
     if is_remote(path):
         return fsspec.open(path, "rb").open()
     return open(path, "rb")

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import scenes
-from flowtok_jax.eval.caption_files import read_references
-from flowtok_jax.eval.captioning import (
-    CaptionedImages,
-    caption_images,
-    captions_of,
-    score_hypotheses,
-)
+from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.eval.i2t import caption_images, captions_by_image, score_hypotheses
+from flowtok_jax.eval.real import RealImage, RealImages, image_id
+from flowtok_jax.eval.score import read_references
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
@@ -39,8 +36,14 @@ def karpathy(tmp_path):
     return f"{path}", f"karpathy:{path}:{tmp_path / 'images'}:test"
 
 
-def open_images(spec, size=32) -> CaptionedImages:
-    return CaptionedImages(spec, image_size=size, seed=0)
+def open_images(spec, size=32, count=1000) -> RealImages:
+    options = dict(count=count, seed=0, threads=2, needs_all=True)
+    return RealImages(spec, CentreReader(size), **options)
+
+
+def item(source, number) -> RealImage:
+    (found,), _ = source.read(range(number, number + 1))
+    return found
 
 
 class Reader(FlowTok):
@@ -48,9 +51,9 @@ class Reader(FlowTok):
 
     def __init__(self, source):
         self.known = {}
-        for i in range(len(source)):
-            pixel = (source[i].image[0, 0] / 255).astype(np.float32)
-            self.known[tuple(pixel.round(4))] = source[i].references[0]
+        for image in source.read(range(source.count))[0]:
+            pixel = (image.image[0, 0] / 255).astype(np.float32)
+            self.known[tuple(pixel.round(4))] = source.references(image)[0]
         self.rows = []
 
     def image_to_text(self, images, seed, first_row):
@@ -61,9 +64,9 @@ class Reader(FlowTok):
 
 def caption_all(flowtok, source, chunk, **options) -> list[dict]:
     found = []
-    for start in range(0, len(source), chunk):
-        indices = range(start, min(start + chunk, len(source)))
-        found += caption_images(flowtok, source, indices, **options)
+    for start in range(0, source.count, chunk):
+        items, _ = source.read(range(start, min(start + chunk, source.count)))
+        found += caption_images(flowtok, source, items, **options)
     return found
 
 
@@ -84,14 +87,14 @@ def test_every_image_is_captioned_once_and_scored_by_all_references(
         "caption": "the picture number 3 in words 0",
         "references": [f"the picture number 3 in words {j}" for j in range(5)],
     }
-    assert set(captions_of(hypotheses)) == set(read_references(path))
+    assert set(captions_by_image(hypotheses)) == set(read_references(path))
     scores = score_hypotheses(hypotheses)
     assert scores.metrics["bleu4_simple_tokens"] == pytest.approx(1, abs=1e-8)
     assert scores.protocol["references"] == 35
 
 
 def test_images_are_cut_out_of_the_middle(karpathy):
-    found = open_images(karpathy[1], size=16)[0]
+    found = item(open_images(karpathy[1], size=16), 0)
     (wanted,) = (made.picture(40, 32, 2),)
     assert found.image.shape == (16, 16, 3)
     middle = np.asarray(wanted.resize((20, 16)), float)[:, 2:18]
@@ -117,11 +120,13 @@ def test_captions_do_not_depend_on_the_chunks(karpathy, noisy):
 
 
 def test_the_references_of_a_scene_are_all_its_phrasings():
-    source = open_images("shapes:held_out")
-    found = source[3]
-    assert (found.image_id, found.image.shape) == (3, (32, 32, 3))
-    assert len(found.references) > 1
-    (scene,) = {scenes.parse_caption(text) for text in found.references}
+    source = open_images("shapes:held_out", count=9)
+    found = item(source, 3)
+    assert image_id(found.record.metadata, found.number) == 3
+    assert found.image.shape == (32, 32, 3)
+    references = source.references(found)
+    assert len(references) > 1
+    (scene,) = {scenes.parse_caption(text) for text in references}
     assert scenes.is_held_out(scene)
 
 
@@ -130,20 +135,22 @@ def test_ids_are_indices_where_the_source_has_none(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(made.jpeg(i))
         (tmp_path / f"{i}.txt").write_text(f"picture {i}")
     source = open_images(f"folder:{tmp_path}")
-    assert [source[i].image_id for i in range(len(source))] == [0, 1]
-    assert source[1].references == ("picture 1",)
+    items, _ = source.read(range(2))
+    assert [image_id(x.record.metadata, x.number) for x in items] == [0, 1]
+    assert source.references(items[1]) == ["picture 1"]
 
 
 def test_what_cannot_be_measured_is_said_in_one_line(karpathy, tmp_path):
-    for spec in ("shapes,shapes", "latents:x/*.tar"):
-        with pytest.raises(UserError, match="one source of images; got"):
-            open_images(spec)
+    with pytest.raises(UserError, match="one source of images; got"):
+        open_images("shapes,shapes")
+    with pytest.raises(UserError, match="has latents or weights"):
+        open_images("latents:x/*.tar")
     (tmp_path / "images" / "val2014" / "4.jpg").write_bytes(b"no image")
     source = open_images(karpathy[1])
     with pytest.raises(
         UserError, match=r"image 2 of karpathy.*\(not_an_image: .*4.jpg"
     ):
-        source[2]
+        source.read(range(1, 4))
     same = [{"image_id": 5, "caption": "a", "references": ["a"]}] * 2
     with pytest.raises(UserError, match="image 5 occurs twice"):
         score_hypotheses(same)

@@ -1,0 +1,110 @@
+"""Rows through one program: batches of one size, the last one filled up, split over a
+mesh, the next one loaded and started before the results of the last are read.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flowtok_jax.array_types import ROW_AXES, ROWS
+from flowtok_jax.runtime.mesh import in_mesh, put, replicated
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """Counts the parts into which a mesh splits the rows of a batch."""
+    return 1 if mesh is None else int(np.prod([mesh.shape[a] for a in ROW_AXES]))
+
+
+def put_rows(mesh: Mesh | None, rows: np.ndarray) -> jax.Array:
+    """Puts an input on the device, or splits its rows over the mesh if they divide."""
+    if mesh is None:
+        return jnp.asarray(rows)
+    splits = len(rows) % row_parts(mesh) == 0
+    return put(rows, NamedSharding(mesh, ROWS if splits else PartitionSpec()))
+
+
+def filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """Appends rows of zeros, so that every batch goes through one program."""
+    return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
+
+
+def one_ahead(started: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
+    """Yields what programs computed, as NumPy arrays, in order.
+
+    Args:
+        started: pairs of anything and of arrays that a program computes meanwhile; the
+            next pair is taken before the arrays of the last one are waited for.
+    """
+    running: tuple[T, Any] | None = None
+    for pair in started:
+        if running is not None:
+            yield running[0], jax.device_get(running[1])
+        running = pair
+    if running is not None:
+        yield running[0], jax.device_get(running[1])
+
+
+def compile_rows(
+    mesh: Mesh, function: Callable, params: Any, empty: np.ndarray
+) -> Callable[[np.ndarray], jax.Array]:
+    """Compiles a function of parameters and a batch, whose rows lie split over a mesh.
+
+    A device always gets the same number of rows, and which ones depends on their place
+    in the batch only: the same bits on one device and on eight.
+
+    Args:
+        empty: a batch, for its shape and type.
+
+    Returns:
+        A function of up to so many rows that starts the program, and returns as many
+        as a whole batch has.
+    """
+    on_devices = put(params, replicated(mesh))
+    rows = NamedSharding(mesh, ROWS)
+    batch = jax.ShapeDtypeStruct(empty.shape, empty.dtype, sharding=rows)
+    program = jax.jit(in_mesh(mesh, function), out_shardings=rows)
+    compiled = program.lower(on_devices, batch).compile()
+
+    def start(values: np.ndarray) -> jax.Array:
+        return compiled(on_devices, put_rows(mesh, filled(values, len(empty))))
+
+    return start
+
+
+def run_rows(start: Callable[[np.ndarray], Any], count: int, size: int) -> Any:
+    """Runs `count` rows, 1 at least, through a program, and joins the results.
+
+    Args:
+        start: starts the program on the rows of `size` numbers; numbers from `count` on
+            fill the last batch, and their results are dropped.
+    """
+    batches = np.arange(-(-count // size) * size).reshape(-1, size)
+    found = [result for _, result in one_ahead((None, start(b)) for b in batches)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[T], U], items: Iterable[T], ahead: int
+) -> Iterator[tuple[T, U]]:
+    """Yields each item with the function's value, in order.
+
+    Args:
+        ahead: number of values that the pool computes before they are asked for.
+    """
+    waiting: collections.deque = collections.deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for item, future in waiting:
+        yield item, future.result()

@@ -1,0 +1,152 @@
+"""The picture that a file shows a person is the picture that every mode sees."""
+
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from flowtok_jax.data.centre import CentreReader, file_record
+from flowtok_jax.data.folder import make_folder
+from flowtok_jax.data.shard_folder import ShardWriter
+from flowtok_jax.data.sources import make_source
+from flowtok_jax.eval.previews import load_examples
+from flowtok_jax.eval.real import RealImages
+from flowtok_jax.eval.reference import ImageReader, find_images
+from flowtok_jax.modes.caption import caption
+from flowtok_jax.pipeline import FlowTok
+from tests.data import made
+
+SIDE = 32
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return made.encode(made.picture(60, 40), "JPEG", exif=exif)
+
+
+def transparent() -> bytes:
+    image = made.picture(60, 40).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    return made.encode(image)
+
+
+def palette() -> bytes:
+    image = made.picture(60, 40).quantize(16)
+    return made.encode(image, transparency=3)
+
+
+def deep() -> bytes:
+    grey = np.linspace(0, 65535, 60 * 40).astype(np.uint16).reshape(40, 60)
+    return made.encode(Image.fromarray(grey))
+
+
+KINDS = {
+    "upright.jpg": made.jpeg,
+    "rotated.jpg": rotated,
+    "transparent.png": transparent,
+    "palette.png": palette,
+    "cmyk.tiff": lambda: made.encode(made.picture(60, 40).convert("CMYK"), "TIFF"),
+    "deep.png": deep,
+    "grey.png": lambda: made.encode(made.picture(60, 40).convert("L")),
+    "sliver.png": lambda: made.encode(made.picture(2, 20_000)),
+}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tmp_path):
+    """Two files of the same bytes with captions."""
+    data = KINDS[request.param]()
+    for i in range(2):
+        (tmp_path / f"{i}_{request.param}").write_bytes(data)
+        (tmp_path / f"{i}_{request.param}").with_suffix(".txt").write_text(f"a {i}")
+    return tmp_path
+
+
+class Seen(FlowTok):
+    """Stands in for a trained one, and keeps the images that it should caption."""
+
+    def __init__(self):
+        self.nets = types.SimpleNamespace(
+            tokenizer=types.SimpleNamespace(image_size=SIDE)
+        )
+
+    def image_to_text(self, images, seed):
+        self.images = images
+        return [""] * len(images)
+
+
+def by_training(folder):
+    return make_source(f"folder:{folder}", image_size=SIDE, seed=0)[0]["image"]
+
+
+def by_preview(folder):
+    source = make_source(f"folder:{folder}", image_size=SIDE, seed=0)
+    return load_examples(source, 1).images[0]
+
+
+def by_pretokenizing(folder):
+    options = dict(kind="arrayrecord", shard_records=2, max_rejected=0.0)
+    records = make_folder(str(folder))
+    out = folder / "out"
+    seen = []
+
+    def encode(pixels):
+        seen.extend(pixels)
+        return jax.numpy.zeros((len(pixels), 77, 32), np.float16)
+
+    writer = ShardWriter(out, records, CentreReader(SIDE), **options)
+    writer.write(lambda: encode, batch_size=2, threads=1, ahead=1)
+    return seen[0]
+
+
+def by_evaluation(folder, **options):
+    centre = CentreReader(SIDE)
+    given = dict(count=2, seed=0, threads=1, **options)
+    found, _ = RealImages(f"folder:{folder}", centre, **given).read(range(2))
+    return found[0].image
+
+
+def by_reference(folder):
+    return ImageReader(find_images(str(folder), SIDE), SIDE)(0)
+
+
+def by_captioning(folder):
+    seen = Seen()
+    (path, _) = (p for p in sorted(folder.iterdir()) if p.suffix != ".txt")
+    assert caption(seen, str(path), 0, False, lambda line: None) == 0
+    return np.rint(seen.images[0] * 255).astype(np.uint8)
+
+
+MODES = (
+    by_preview,
+    by_pretokenizing,
+    by_evaluation,
+    functools.partial(by_evaluation, needs_all=True),
+    by_reference,
+    by_captioning,
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_sees_the_pixels_that_training_sees(folder, mode):
+    wanted = by_training(folder)
+    assert wanted.shape == (SIDE, SIDE, 3)
+    assert len(np.unique(wanted)) > 8  # no blank page
+    np.testing.assert_array_equal(mode(folder), wanted)
+
+
+def test_a_rotated_file_is_seen_upright(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(rotated())
+    found = CentreReader(40)(file_record(tmp_path / "a.jpg"))
+    upright = made.picture(60, 40).rotate(-90, expand=True)
+    wanted = np.asarray(upright.crop((0, 10, 40, 50)), int)
+    assert np.abs(found - wanted).mean() < 4
+
+
+def test_paper_is_white_behind_transparency(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (CentreReader(8)(file_record(tmp_path / "a.png")) == 255).all()

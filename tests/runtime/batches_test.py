@@ -1,0 +1,100 @@
+"""Rows through one program, whatever their number."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowtok_jax.runtime import batches
+from flowtok_jax.runtime.mesh import make_mesh
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_rows_are_filled_up_and_joined_without_what_fills_them(count):
+    calls = []
+
+    def start(rows):
+        calls.append(rows.tolist())
+        return {"number": jnp.asarray(rows), "square": jnp.asarray(rows) ** 2}
+
+    found = batches.run_rows(start, count, 4)
+    assert {len(rows) for rows in calls} == {4}
+    np.testing.assert_array_equal(found["number"], np.arange(count))
+    np.testing.assert_array_equal(found["square"], np.arange(count) ** 2)
+
+
+def test_the_next_batch_is_started_before_the_last_is_read():
+    events = []
+
+    class Result:
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, *_, **__):
+            events.append(f"read {self.number}")
+            return np.array(self.number)
+
+    def started():
+        for number in range(3):
+            events.append(f"start {number}")
+            yield number, Result(number)
+
+    assert [number for number, _ in batches.one_ahead(started())] == [0, 1, 2]
+    assert events == ["start 0", "start 1", "read 0", "start 2", "read 1", "read 2"]
+    assert list(batches.one_ahead(iter(()))) == []
+
+
+@pytest.mark.parametrize(("count", "parts"), [(8, 4), (4, 4), (6, 1), (1, 1)])
+def test_rows_are_split_over_the_mesh_where_they_divide(count, parts):
+    mesh = make_mesh(**MESH)
+    assert batches.row_parts(mesh) == 4
+    found = batches.put_rows(mesh, np.arange(count * 3).reshape(count, 3))
+    np.testing.assert_array_equal(found, np.arange(count * 3).reshape(count, 3))
+    assert len({str(shard.index) for shard in found.addressable_shards}) == parts
+
+
+def test_without_a_mesh_rows_go_to_the_device():
+    assert batches.row_parts(None) == 1
+    found = batches.put_rows(None, np.arange(3))
+    assert found.devices() == {jax.devices()[0]}
+
+
+def test_a_compiled_program_takes_fewer_rows_and_compiles_once():
+    mesh = make_mesh(data=4, fsdp=1, tensor=2)
+    traced = []
+
+    def function(params, rows):
+        traced.append(rows.shape)
+        return rows * params["scale"]
+
+    scale = {"scale": np.float32(3)}
+    empty = np.zeros((8, 2), np.float32)
+    start = batches.compile_rows(mesh, function, scale, empty)
+    for count in (8, 3):
+        rows = np.random.default_rng(0).random((count, 2), np.float32)
+        found = np.asarray(start(rows))
+        assert found.shape == (8, 2)
+        np.testing.assert_array_equal(found[:count], rows * np.float32(3))
+    assert traced == [(8, 2)]
+
+
+def test_values_come_in_order_and_no_more_than_asked_for_are_computed_ahead():
+    begun = []
+    lock = threading.Lock()
+
+    def square(number):
+        with lock:
+            begun.append(number)
+        return number**2
+
+    with ThreadPoolExecutor(3) as pool:
+        found = batches.map_ahead(pool, square, range(20), 4)
+        assert next(found) == (0, 0)
+        assert max(begun) <= 4
+        assert list(found) == [(i, i**2) for i in range(1, 20)]
+    assert sorted(begun) == list(range(20))
