@@ -31,7 +31,7 @@ def get_config():
     config = demo.get_config()
     config.stages = ("{name}",)
     config.loss.{name} = dict(weight=2.0)
-    config.per_stage.{name} = dict(schedule=dict(lr=1e-2), checkpoint=dict(every=2))
+    config.per_stage.{name} = dict(schedule=dict(lr=1e-2, warmup_steps=0))
     return config
 """
 
@@ -52,7 +52,7 @@ def toy_loss(trained, frozen, batch, key, *, nets, weight, parts=1):
 
 def preview(model, examples):
     """Draws images of one grey each, as bright as the captions' images may be."""
-    ids = model.vocabulary.encode(examples.captions)
+    ids = jnp.asarray(model.vocabulary.encode(examples.captions))
     grey = guess(model.nets, model.params["toy"], model.params["clip"], ids)
     images = np.broadcast_to(
         np.asarray(grey, np.float32)[:, None, None, None], examples.images.shape
@@ -129,8 +129,9 @@ def toy(monkeypatch, cli, tmp_path):
     def command(name, *arguments, **overrides):
         file = tmp_path / f"{name}.py"
         file.write_text(CONFIG.format(name=name))
-        sizes = run.flags(**{"train.num_steps": STEPS} | overrides)
-        return cli(f"--config={file}", *arguments, *sizes)
+        sizes = {"train.num_steps": STEPS, "checkpoint.every": STEPS // 2}
+        flags = run.flags(**sizes | overrides)
+        return cli(f"--config={file}", *arguments, *flags)
 
     for task in (TOY, DUEL):
         monkeypatch.setitem(TASKS, task.name, task)
