@@ -1,6 +1,6 @@
 """The text tokenizer: caption -> tokens -> caption, with a projector of its own.
 
-    L = cross-entropy of the caption's ids + kl_weight * KL                         (1)
+L = cross-entropy of the caption's ids + kl_weight * KL                         (1)
 """
 
 import jax

@@ -1,6 +1,6 @@
 """The image tokenizer: image -> tokens -> image, guided by its caption.
 
-    L = mean (decoded - image)^2 + kl_weight * KL                                   (1)
+L = mean (decoded - image)^2 + kl_weight * KL                                   (1)
 """
 
 import functools
@@ -87,6 +87,7 @@ TASK = Task(
     frozen={"clip": "clip"},
     loss=tokenizer_loss,
     preview=preview,
+    draws=True,
     passes=("clip",),
     contents=("image",),
 )
