@@ -24,6 +24,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
 from flowtok_jax.sampling import Programs, SampleOptions
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import groups_of, load_group, read_group
 from flowtok_jax.weights.workdir import open_vocabulary, read_config
@@ -121,7 +122,10 @@ class FlowTok:
         needed = set(trained) | {"clip", "tokenizer"}
         if "i2t" in trained:
             needed.add("text_tokenizer")
-        params = {g: load_group(g, nets, config, workdir) for g in sorted(needed)}
+        params = {
+            g: load_group(g, nets, abstract_group(nets, g), config, workdir)
+            for g in sorted(needed)
+        }
         vocabulary = open_vocabulary(workdir, config)
         return cls.from_config(config, params, vocabulary, mesh)
 
@@ -161,7 +165,10 @@ class FlowTok:
             )
         nets = pretrained.make_nets(place) if config is None else make_nets(config)
         config = stored if config is None else config
-        params = {group: read_group(place, nets, group) for group in groups}
+        params = {
+            group: read_group(place, nets, group, abstract_group(nets, group))
+            for group in groups
+        }
         vocabulary = pretrained.read_vocabulary(place, config.latent.tokens)
         return cls.from_config(config, params, vocabulary, mesh)
 

@@ -20,6 +20,27 @@ from flowtok_jax.runtime.errors import UserError
 SOURCES = ("sample", "mean")
 
 
+class Direction(NamedTuple):
+    """One way through the flow.
+
+    Attributes:
+        section: the section of a config with its options.
+        groups: the groups of parameters that its program uses.
+        takes_images: whether its rows are images, and not captions.
+    """
+
+    section: str
+    groups: tuple[str, ...]
+    takes_images: bool
+
+
+# By the name of the program, a method of `Programs`.
+DIRECTIONS = {
+    "text_to_image": Direction("sample", ("clip", "t2i", "tokenizer"), False),
+    "image_to_text": Direction("caption", ("i2t", "text_tokenizer", "tokenizer"), True),
+}
+
+
 class SampleOptions(NamedTuple):
     """How the flow is run; one of these, and one batch size, is one compiled program.
 

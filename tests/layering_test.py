@@ -100,7 +100,7 @@ def test_a_fault_is_found(part, source):
         ("flow", "from flowtok_jax.array_types import Time"),
         ("pipeline", "from flowtok_jax.weights import place"),
         ("train", "from flowtok_jax.tasks import TASKS"),
-        ("tasks", "from flowtok_jax.models.build import Nets")
+        ("tasks", "from flowtok_jax.models.build import Nets"),
         ("main", "from flowtok_jax.modes import train"),
         ("convert", "from flowtok_jax.tasks.step import train_step"),
         ("eval", "from flowtok_jax.pipeline import FlowTok"),

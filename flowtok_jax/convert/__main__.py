@@ -37,6 +37,7 @@ from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import groups_of, read_group
 from flowtok_jax.weights.workdir import read_config
@@ -209,7 +210,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
             f"{place} has no weights of {flags.group}; it has those of "
             f"{', '.join(groups_of(place)) or 'nothing'}"
         )
-    params = read_group(place, nets, flags.group)
+    params = read_group(place, nets, flags.group, abstract_group(nets, flags.group))
     state = to_release(flags.group, params, pretrained.describe(nets))
     files.write_state(target, state)
 

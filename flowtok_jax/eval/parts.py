@@ -30,9 +30,9 @@ from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place
-from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import steps_of
 

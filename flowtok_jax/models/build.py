@@ -20,6 +20,7 @@ from flowtok_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+
 class Nets(NamedTuple):
     """The modules of one config."""
 
@@ -58,9 +59,7 @@ def make_nets(config: ConfigDict) -> Nets:
     )
 
 
-def init_networks(
-    nets: Nets, names: tuple[str, ...], key: Key
-) -> dict[str, Params]:
+def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Params]:
     """Draws fresh float32 parameters of some of the networks."""
     tokenizer = nets.tokenizer
     tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import machine, profile, programs
-from flowtok_jax.perf.peaks import peak_tflops
-from flowtok_jax.perf.timed import PARTS, Weights, Work, fitting, sampling, training
+from flowtok_jax.perf.machine import peak_tflops
+from flowtok_jax.perf.work import PARTS, WeightMaker, Work, fitting, sampling, training
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place, write_json
@@ -96,7 +96,7 @@ def _check(config: ConfigDict, options: BenchOptions) -> None:
 
 
 def _works(
-    config: ConfigDict, options: BenchOptions, weights: Weights
+    config: ConfigDict, options: BenchOptions, weights: WeightMaker
 ) -> Iterator[tuple[Work, int]]:
     """Every program wanted, compiled at its turn, and how many devices it has."""
     some = jax.devices()[: options.devices or None]
@@ -184,7 +184,7 @@ def bench(
     _check(config, options)
     results = []
     try:
-        for work, devices in _works(config, options, Weights(place)):
+        for work, devices in _works(config, options, WeightMaker(place)):
             results.append(measure(work, options, devices))
     finally:  # what was measured stays, where the next program is too large
         if results:

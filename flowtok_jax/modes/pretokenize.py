@@ -32,11 +32,12 @@ from flowtok_jax.modes.arguments import A_CHECKPOINT, Arguments
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.batches import compile_rows
 from flowtok_jax.runtime.cli import join_processes, say
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, is_remote, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import Programs
-from flowtok_jax.runtime.digests import params_sha256
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.place import groups_of, read_group
 
 
@@ -131,7 +132,7 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
         raise UserError(
             f"no weights of the tokenizer in {place}; expected {A_CHECKPOINT}"
         )
-    return read_group(place, nets, "tokenizer")
+    return read_group(place, nets, "tokenizer", abstract_group(nets, "tokenizer"))
 
 
 def _describe(config: ConfigDict, records: int, digest: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import pictures, previews
+from flowtok_jax.eval import pictures
+from flowtok_jax.eval.demo import summarize_scenes
+from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
@@ -21,7 +23,7 @@ from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
-from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks import TASKS, abstract_group
 from flowtok_jax.train import loop
 from flowtok_jax.weights.place import load_group, load_start, store_random_clip
 from flowtok_jax.weights.workdir import (
@@ -113,8 +115,12 @@ def _check_stage(config: ConfigDict, stage: str) -> None:
     """Finds mistakes before the workdir is made this config's."""
     loop.check(config)
     for spec in {config.data.train, config.data.eval or config.data.train}:
-        if open_source(config, spec).content != "image" and stage == "tokenizer":
-            raise UserError(f"stage tokenizer needs images; {spec} has their latents")
+        content = open_source(config, spec).content
+        if content not in TASKS[stage].contents:
+            raise UserError(
+                f"stage {stage} needs {' or '.join(TASKS[stage].contents)} data; "
+                f"{spec} has {content}"
+            )
 
 
 def _train_stage(
@@ -123,24 +129,28 @@ def _train_stage(
     workdir: Place,
     vocabulary: Vocabulary,
     preemption: Preemption,
-) -> loop.Result:
-    result = loop.finished(config, stage, workdir)
+) -> loop.StageResult:
+    task = TASKS[stage]
+    result = loop.finished(config, task, workdir)
     if result is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(stage, 0)
     nets, mesh = make_nets(config), make_mesh(**config.mesh)
-    frozen = {g: load_group(g, nets, config, workdir) for g in TASKS[stage].frozen}
+    frozen = {
+        role: load_group(group, nets, abstract_group(nets, group), config, workdir)
+        for role, group in task.frozen.items()
+    }
     return loop.train(
         config,
-        stage,
+        task,
         workdir,
         nets=nets,
         frozen=frozen,
         vocabulary=vocabulary,
-        evaluate=previews.make_preview(config, stage, vocabulary, mesh),
+        evaluate=make_preview(config, task, vocabulary, mesh),
         preemption=preemption,
-        load_start=lambda: load_start(stage, nets, config),
+        load_start=lambda: load_start(stage, nets, abstract_group(nets, stage), config),
     )
 
 
@@ -156,7 +166,7 @@ def _summarize(config: ConfigDict, workdir: Place, summary: dict) -> None:
         grids = {}
         if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
             mesh = make_mesh(**config.mesh)
-            values, grids = previews.summarize_scenes(
+            values, grids = summarize_scenes(
                 FlowTok.from_workdir(workdir, config, mesh),
                 samples=config.eval.samples,
                 seed=config.train.seed,

@@ -1,14 +1,14 @@
 """The description of a training stage, and what the tasks' losses share.
 
 A task is one file: its loss, the group of networks that it trains, the frozen groups
-that it needs, what a preview shows. A loss maps (trained, frozen, batch, key) to a value
-and named scalars. `trained` holds the parameters of the task's own networks; `frozen`
-those of the groups it needs, by role. With `parts` above 1 the trained network (of t2i
-its DiT) sees the rows part by part, see tasks/accumulate.py.
+that it needs, what a preview shows. A loss maps (trained, frozen, batch, key) to a
+value and named scalars. `trained` holds the parameters of the task's own networks;
+`frozen` those of the groups it needs, by role. With `parts` above 1 the trained network
+(of t2i its DiT) sees the rows part by part, see tasks/accumulate.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ Scalars = dict[str, Float[Array, ""]]
 Loss = Callable[..., tuple[Float[Array, ""], Scalars]]
 
 
+@runtime_checkable
 class Model(Protocol):
     """The directions that a preview may use: those of pipeline.FlowTok."""
 
@@ -49,7 +50,8 @@ class Preview(NamedTuple):
     Attributes:
         name: name of the picture.
         images: floats [b, s, s, 3] drawn for the examples' captions.
-        captions: texts said of the examples' images.
+        captions: texts said of images, or copies of the examples' own.
+        described: the images of the captions, uint8 [b, s, s, 3].
         are_copies: whether images or captions should equal the examples' own, and not
             only mean the same.
         scalars: numbers of the task's own, by their names in metrics.jsonl.
@@ -58,6 +60,7 @@ class Preview(NamedTuple):
     name: str
     images: np.ndarray | None = None
     captions: Sequence[str] | None = None
+    described: np.ndarray | None = None
     are_copies: bool = False
     scalars: Mapping[str, float] = {}
 
@@ -74,6 +77,7 @@ class Task(NamedTuple):
         preview: what the trained weights make of (model, examples).
         passes: forward passes of frozen networks in a step, for counting FLOPs:
             networks' names, or the tokenizer's `encoder` or `decoder`.
+        draws: whether previews have images to measure.
         contents: what the records may hold, "image" or "moments" (stored latents).
         direction: the direction of sampling.py that the group enables, if any.
         make_trainer: builds the state and the step; None for one optimiser.
@@ -85,6 +89,7 @@ class Task(NamedTuple):
     loss: Loss
     preview: Callable[[Model, Any], Preview]
     passes: tuple[str, ...]
+    draws: bool = False
     contents: tuple[str, ...] = ("image", "moments")
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None

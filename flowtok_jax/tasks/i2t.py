@@ -57,8 +57,9 @@ def i2t_loss(
 
 def preview(model: Model, examples) -> Preview:
     """Describes the examples' images."""
+    examples = examples.with_images(model)  # of stored latents there are none
     captions = model.image_to_text(examples.floats)
-    return Preview("image_to_text", captions=captions)
+    return Preview("image_to_text", captions=captions, described=examples.images)
 
 
 TASK = Task(

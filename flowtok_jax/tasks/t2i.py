@@ -82,6 +82,7 @@ TASK = Task(
     frozen={"clip": "clip", "tokenizer": "tokenizer"},
     loss=t2i_loss,
     preview=preview,
+    draws=True,
     passes=("clip", "encoder"),
     direction="text_to_image",
 )

@@ -87,6 +87,7 @@ TASK = Task(
     frozen={"clip": "clip"},
     loss=tokenizer_loss,
     preview=preview,
+    draws=True,
     passes=("clip",),
     contents=("image",),
 )

@@ -24,9 +24,9 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.digests import checksums
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import Place, absolute, is_remote, reaching, write_json
-from flowtok_jax.runtime.digests import checksums
 from flowtok_jax.tasks.state import TrainState
 from flowtok_jax.weights.place import CHECKPOINTS
 

@@ -12,6 +12,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import (
@@ -30,7 +31,6 @@ from flowtok_jax.tasks.step import make_trainer, scan_steps
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from flowtok_jax.train.log import Metrics, Progress, StepReport, is_due
-from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights.place import steps_of
 
 # Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
@@ -138,7 +138,9 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
     counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
     for name in (*counts, "max_skipped_in_a_row"):
         if config.train[name] < 1:
-            raise UserError(f"train.{name} is {config.train[name]}; expected at least 1")
+            raise UserError(
+                f"train.{name} is {config.train[name]}; expected at least 1"
+            )
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     if config.checkpoint.keep < 1:
         raise UserError(
@@ -281,4 +283,6 @@ def _run_steps(
             raise PreemptedError(task.name, step)
         if saves or shows:
             report.start_clock(step)
-    return StageResult(report.seconds, params_sha256(state.params), {})  # nothing was left
+    return StageResult(
+        report.seconds, params_sha256(state.params), {}
+    )  # nothing was left

@@ -14,8 +14,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets
-from flowtok_jax.tasks import abstract_group, init_group
+from flowtok_jax.models.build import Nets, init_networks
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, to_place
 from flowtok_jax.runtime.mesh import replicated
@@ -37,11 +36,13 @@ def groups_of(place: Place) -> list[str]:
     """The groups that a place has parameters of."""
     if pretrained.is_pretrained(place):
         return pretrained.read_groups(place)
-    return [group for group in GROUPS if steps_of(place, group)]
+    folder = place / CHECKPOINTS
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [group for group in names if steps_of(place, group)]
 
 
 def read_group(
-    place: Place, nets: Nets, group: str, *, is_start: bool = False
+    place: Place, nets: Nets, group: str, wanted: Params, *, is_start: bool = False
 ) -> Params:
     """A group's parameters in this machine's memory, of a run the newest EMA ones.
 
@@ -53,15 +54,14 @@ def read_group(
     """
     if group not in groups_of(place):
         raise UserError(f"no weights of {group} in {place}")
-    pretrained.check_unseen(place, nets, group, is_start=is_start)
+    pretrained.check_unseen(place, nets, group, wanted, is_start=is_start)
     if pretrained.is_pretrained(place):
-        return pretrained.read_group(place, nets, group)
+        return pretrained.read_group(place, group, wanted)
     step = steps_of(place, group)[-1]
-    return _restore(place / CHECKPOINTS / group / str(step) / "ema", nets, group)
+    return _restore(place / CHECKPOINTS / group / str(step) / "ema", wanted)
 
 
-def _restore(path: Place, nets: Nets, group: str) -> Params:
-    wanted = abstract_group(nets, group)
+def _restore(path: Place, wanted: Params) -> Params:
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
     with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -117,7 +117,9 @@ def _init_from(config: ConfigDict) -> Place | None:
     return place
 
 
-def load_group(group: str, nets: Nets, config: ConfigDict, workdir: Place) -> Params:
+def load_group(
+    group: str, nets: Nets, wanted: Params, config: ConfigDict, workdir: Place
+) -> Params:
     """A group's parameters: of this workdir, else of `init_from`.
 
     Raises:
@@ -126,7 +128,7 @@ def load_group(group: str, nets: Nets, config: ConfigDict, workdir: Place) -> Pa
     places = [place for place in (workdir, _init_from(config)) if place]
     for place in places:
         if group in groups_of(place):
-            return read_group(place, nets, group)
+            return read_group(place, nets, group, wanted)
     where = " nor in ".join(map(str, places))
     cure = (
         "set --config.init_from=DIR to a directory that has it, or "
@@ -138,7 +140,9 @@ def load_group(group: str, nets: Nets, config: ConfigDict, workdir: Place) -> Pa
     raise UserError(f"no weights of {group} in {where}; {cure}")
 
 
-def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
+def load_start(
+    group: str, nets: Nets, wanted: Params, config: ConfigDict
+) -> Params | None:
     """What training of a group starts from: its parameters in `init_from`, if any."""
     place = _init_from(config)
     if place is None:
@@ -147,7 +151,7 @@ def load_start(group: str, nets: Nets, config: ConfigDict) -> Params | None:
         logging.info("%s starts afresh: %s does not have it", group, place)
         return None
     logging.info("%s starts from %s", group, place)
-    return read_group(place, nets, group, is_start=True)
+    return read_group(place, nets, group, wanted, is_start=True)
 
 
 def store_random_clip(config: ConfigDict, nets: Nets, workdir: Place) -> None:
@@ -162,7 +166,7 @@ def store_random_clip(config: ConfigDict, nets: Nets, workdir: Place) -> None:
     if place is not None and "clip" in groups_of(place):
         return
     everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
-    init = functools.partial(init_group, nets, "clip")
+    init = functools.partial(init_networks, nets, ("clip",))
     init = jax.jit(init, out_shardings=everywhere)
     params = init(jax.random.key(config.text.seed))
     folder = absolute(workdir / CHECKPOINTS / "clip")

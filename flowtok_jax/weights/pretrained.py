@@ -20,7 +20,6 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models import build
 from flowtok_jax.models.build import Nets
-from flowtok_jax.tasks import abstract_group
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import (
     Place,
@@ -52,9 +51,9 @@ UNSEEN = {
         "tokenizer.decoder.heads",
         "tokenizer.image_size",
     ),
-    "text_tokenizer": ("projector.heads", "text_decoder.heads"),
-    "t2i": ("projector.heads", "dit.heads", "tokenizer.latent_scale"),
-    "i2t": ("dit.heads", "tokenizer.latent_scale"),
+    "projector": ("projector.heads",),
+    "text_decoder": ("text_decoder.heads",),
+    "dit": ("dit.heads", "tokenizer.latent_scale"),
 }
 
 # Sections of a config that belong to weights, as a run or `save` stores them.
@@ -137,14 +136,7 @@ def find(
 
 def read_groups(directory: Place) -> list[str]:
     """The groups whose parameters the directory holds."""
-    groups = read_config(directory).groups
-    unknown = [group for group in groups if group not in GROUPS]
-    if unknown:
-        raise UserError(
-            f"{directory / CONFIG} lists groups {', '.join(unknown)}; known are "
-            f"{', '.join(GROUPS)}"
-        )
-    return list(groups)
+    return list(read_config(directory).groups)
 
 
 def read_config(directory: Place) -> ConfigDict:
@@ -208,7 +200,7 @@ def read_vocabulary(directory: Place, context: int) -> Vocabulary:
     return Vocabulary.load(str(path), context)
 
 
-def read_group(directory: Place, nets: Nets, group: str) -> Params:
+def read_group(directory: Place, group: str, wanted: Params) -> Params:
     """The parameters of a group, in this machine's memory.
 
     Raises:
@@ -216,7 +208,7 @@ def read_group(directory: Place, nets: Nets, group: str) -> Params:
     """
     path = directory / f"{group}.safetensors"
     check_file(path)
-    wanted = flatten_dict(abstract_group(nets, group), sep="/")
+    wanted = flatten_dict(wanted, sep="/")
     with local_file(path) as file:
         arrays = read_safetensors(file)
         check_shapes(
@@ -230,7 +222,7 @@ def read_group(directory: Place, nets: Nets, group: str) -> Params:
 
 
 def check_unseen(
-    place: Place, nets: Nets, group: str, *, is_start: bool = False
+    place: Place, nets: Nets, group: str, wanted: Params, *, is_start: bool = False
 ) -> None:
     """Refuses parameters made for other networks of the same shapes.
 
@@ -245,7 +237,7 @@ def check_unseen(
         return
     there = flatten_dict(config_from_json((place / CONFIG).read_text()).to_dict())
     here = flatten_dict(describe(nets))
-    for key in UNSEEN[group]:
+    for key in [key for net in wanted for key in UNSEEN.get(net, ())]:
         if is_start and not key.endswith(".heads"):
             continue
         path = tuple(key.split("."))

@@ -21,6 +21,7 @@ from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.place import read_group
 from flowtok_jax.weights.pretrained import adopt
 from tests import run
@@ -313,7 +314,9 @@ def test_a_process_writes_its_share_of_the_shards(
     config = finetune.get_config()
     adopt(config, demo.workdir, {"compute.dtype": "float32", **SIZES})
     nets = make_nets(config)
-    params = read_group(demo.workdir, nets, "tokenizer")
+    params = read_group(
+        demo.workdir, nets, "tokenizer", abstract_group(nets, "tokenizer")
+    )
     records = make_folder(str(photos))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.tasks import abstract_group
 from flowtok_jax.modes import compile as compile_mode
 from flowtok_jax.perf import programs, topologies
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks import TASKS, abstract_group
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import for_stage
 from tests import run
@@ -82,7 +81,7 @@ def test_arguments_are_the_parts_of_the_state_that_a_device_holds(split, alone):
         made = config(**mesh)
         nets = make_nets(made)
         frozen = {g: abstract_group(nets, g) for g in TASKS["t2i"].frozen}
-        planned = loop.plan_run(made, "t2i", nets, frozen, devices)
+        planned = loop.plan_program(made, TASKS["t2i"], nets, frozen, devices)
         encoder = planned.frozen["tokenizer"]["tokenizer"]["encoder"]
         rows = made.train.batch_size // len(devices) * (32 * 32 * 3 + 16 * 4) / GIB
         used = size((planned.abstract, planned.frozen["clip"], encoder)) + rows

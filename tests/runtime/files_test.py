@@ -22,6 +22,7 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import files as places
 from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
 from flowtok_jax.weights import place as weights
 from flowtok_jax.weights import pretrained, workdir
@@ -289,13 +290,13 @@ def test_remote_pretrained_weights_are_read(place, tmp_path):
         places.write_bytes(place / path.name, path.read_bytes())
     found = pretrained.find(RUN)
     assert pretrained.is_pretrained(found)
-    read = weights.read_group(found, nets, "clip")
+    read = weights.read_group(found, nets, "clip", abstract_group(nets, "clip"))
     jax.tree.map(np.testing.assert_array_equal, read, params)
     again = pretrained.read_vocabulary(found, 6)
     assert again.tokenizer.get_vocab() == vocabulary.tokenizer.get_vocab()
     places.write_bytes(place / "clip.safetensors", b"")
     with pytest.raises(UserError, match=f"{RUN}/clip.safetensors is empty"):
-        weights.read_group(found, nets, "clip")
+        weights.read_group(found, nets, "clip", abstract_group(nets, "clip"))
 
 
 def test_a_remote_place_without_weights_is_named(place):

@@ -9,12 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from flowtok_jax.models.build import make_nets
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.processes import Preemption
+from flowtok_jax.tasks import TASKS, abstract_group
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.log import Metrics
-from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.weights.place import load_group, steps_of
 from flowtok_jax.weights.workdir import for_stage, open_vocabulary, read_config
 from tests import run
@@ -39,7 +40,7 @@ def train(flowtok, config):
         changed.update_from_flattened_dict(overrides)
         return loop.train(
             changed,
-            TASK,
+            TASKS[TASK],
             workdir,
             nets=flowtok.nets,
             frozen={"clip": flowtok.params["clip"]},
@@ -97,7 +98,7 @@ def test_another_seed_gives_other_weights_by_one_program(
 
 def test_the_state_is_restored_bit_by_bit(flowtok, config, whole):
     frozen = {"clip": flowtok.params["clip"]}
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     with Checkpoints(whole[0], TASK, keep=2) as checkpoints:
         state, meta = checkpoints.restore(made.abstract)
     assert meta["step"] == int(state.step) == 4
@@ -108,11 +109,11 @@ def test_the_state_is_restored_bit_by_bit(flowtok, config, whole):
 
 
 def test_finished_stages_are_known_and_others_are_not(config, whole, tmp_path):
-    assert loop.finished(config, TASK, tmp_path) is None
-    assert loop.finished(config, TASK, whole[0]) == whole[1]
+    assert loop.finished(config, TASKS[TASK], tmp_path) is None
+    assert loop.finished(config, TASKS[TASK], whole[0]) == whole[1]
     longer = config.copy_and_resolve_references()
     longer.train.num_steps = 5
-    assert loop.finished(longer, TASK, whole[0]) is None
+    assert loop.finished(longer, TASKS[TASK], whole[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_the_line_of_a_saved_step_is_written_before_it_is_saved(
 
 def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, config):
     frozen = {"clip": flowtok.params["clip"]}
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     given = params_sha256(flowtok.params[TASK])
     state = made.start(flowtok.params[TASK])
     assert params_sha256(state.params) == params_sha256(state.ema) == given
@@ -180,7 +181,7 @@ def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, con
     fresh = params_sha256(made.start(None).params)
     config = config.copy_and_resolve_references()
     config.train.seed = 1
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     assert len({given, fresh, params_sha256(made.start(None).params)}) == 3
 
 
@@ -192,11 +193,17 @@ def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
     config = for_stage(stored, "t2i")
     loop.train(
         config,
-        "t2i",
+        TASKS["t2i"],
         tmp_path,
         nets=make_nets(config),
         frozen={
-            group: load_group(group, flowtok.nets, config, demo.workdir)
+            group: load_group(
+                group,
+                flowtok.nets,
+                abstract_group(flowtok.nets, group),
+                config,
+                demo.workdir,
+            )
             for group in ("clip", "tokenizer")
         },
         vocabulary=open_vocabulary(demo.workdir, config),

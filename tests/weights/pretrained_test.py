@@ -13,7 +13,8 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.train.loop import make_run
+from flowtok_jax.tasks import TASKS, abstract_group
+from flowtok_jax.train.loop import make_program
 from flowtok_jax.weights import place as weights
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
@@ -22,6 +23,12 @@ from tests import run
 
 PROMPTS = ["a red circle at the top left", "a blue square at the top right"]
 GROUPS = ("clip", "i2t", "t2i", "text_tokenizer", "tokenizer")
+
+
+def networks(config, group):
+    """The networks of a config, and the shapes of a group."""
+    nets = make_nets(config)
+    return nets, abstract_group(nets, group)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +213,7 @@ def test_what_no_shape_tells_must_be_as_it_was(
     value = part[key]
     part[key] = 2 * value
     with pytest.raises(UserError) as error:
-        weights.read_group(place, make_nets(config), group)
+        weights.read_group(place, make_nets(config), group, networks(config, group)[1])
     name = ".".join((*section, key))
     assert f"{group} in {place} was made with {name} = {value}, this" in str(
         error.value
@@ -217,7 +224,9 @@ def test_what_no_shape_tells_must_be_as_it_was(
 def test_a_run_of_other_sizes_is_refused_by_name(demo, config):
     config.align_head.width = 24
     with pytest.raises(UserError, match="ema does not fit the config: wrong shape"):
-        weights.read_group(demo.workdir, make_nets(config), "t2i")
+        weights.read_group(
+            demo.workdir, make_nets(config), "t2i", networks(config, "t2i")[1]
+        )
 
 
 def test_a_vocabulary_of_another_model_is_refused(flowtok):
@@ -275,12 +284,14 @@ def test_training_starts_from_the_group_that_is_there(
     config.init_from = str(saved if kind == "saved" else demo.workdir)
     nets = make_nets(config)
     frozen = {
-        group: weights.load_group(group, nets, config, tmp_path)
+        group: weights.load_group(
+            group, nets, abstract_group(nets, group), config, tmp_path
+        )
         for group in ("clip", "tokenizer")
     }
     equal(frozen, {group: flowtok.params[group] for group in frozen})
-    start = weights.load_start("t2i", nets, config)
-    state = make_run(config, "t2i", nets, frozen).start(start)
+    start = weights.load_start("t2i", nets, abstract_group(nets, "t2i"), config)
+    state = make_program(config, TASKS["t2i"], nets, frozen).start(start)
     equal(state.params, flowtok.params["t2i"])
     equal(state.ema, state.params)
     assert int(state.step) == 0
@@ -290,31 +301,34 @@ def test_a_group_that_is_not_there_starts_afresh_and_says_so(mine, config, caplo
     edit_config(mine, lambda c: c["groups"].remove("t2i"))
     config.init_from = str(mine)
     with caplog.at_level("INFO"):
-        assert weights.load_start("t2i", make_nets(config), config) is None
+        assert weights.load_start("t2i", *networks(config, "t2i"), config) is None
     assert f"t2i starts afresh: {mine} does not have it" in caplog.text
     config.init_from = ""
-    assert weights.load_start("t2i", make_nets(config), config) is None
+    assert weights.load_start("t2i", *networks(config, "t2i"), config) is None
 
 
 def test_a_start_of_other_sizes_or_heads_is_refused(config):
     config.dit.heads = 4
     with pytest.raises(UserError, match="dit.heads = 2, this config has 4"):
-        weights.load_start("t2i", make_nets(config), config)
+        weights.load_start("t2i", *networks(config, "t2i"), config)
     config.dit.update({"heads": 2, "width": 32})
     with pytest.raises(UserError, match="does not fit the config: wrong shape"):
-        weights.load_start("t2i", make_nets(config), config)
+        weights.load_start("t2i", *networks(config, "t2i"), config)
 
 
 def test_a_start_may_go_on_at_another_image_size(config):
     config.tokenizer.image_size = 64
     nets = make_nets(config)
-    assert weights.load_start("tokenizer", nets, config) is not None
+    assert (
+        weights.load_start("tokenizer", nets, abstract_group(nets, "tokenizer"), config)
+        is not None
+    )
 
 
 def test_a_place_to_start_from_that_is_not_there_is_named(config):
     config.init_from = "nowhere"
     with pytest.raises(UserError, match="init_from = nowhere does not exist"):
-        weights.load_start("t2i", make_nets(config), config)
+        weights.load_start("t2i", *networks(config, "t2i"), config)
 
 
 def test_the_vocabulary_comes_with_the_weights(saved, flowtok, config, tmp_path):
