@@ -127,7 +127,7 @@ class Chunks:
         return self.folder / f"{rows.start:05d}-{rows.stop:05d}.npz"
 
     def missing(self) -> np.ndarray:
-        """Tells of each chunk whether it has to be computed."""
+        """Tells which chunks have to be computed."""
         # Reading a whole chunk also finds the damaged ones.
         return np.array([self.read(i) is None for i in range(len(self.ranges))])
 
