@@ -110,7 +110,7 @@ def make_config(demo: pathlib.Path, changes: dict[str, Any]) -> ConfigDict:
 
 
 def measure(
-    flowtok: FlowTok, held_out: previews.Examples, **options
+    flowtok: FlowTok, held_out: previews.PreviewExamples, **options
 ) -> dict[str, float]:
     """Accuracies of images of held-out captions, from source samples and means."""
     return {

@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS, Image, Params
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import GROUPS, Nets, abstract_groups, make_nets
+from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
-from flowtok_jax.sampling import Programs, SampleOptions
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
+from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import (
     PRETRAINED,
@@ -130,14 +130,17 @@ class FlowTok:
                 f"no checkpoint in {weights.place}; train one there first, or give the "
                 "workdir of a run"
             )
-        unknown = [group for group in weights.groups if group not in GROUPS]
+        known = ("clip", *TASKS)
+        unknown = [group for group in weights.groups if group not in known]
         if unknown:
             raise UserError(
                 f"{weights.place} has weights of {', '.join(unknown)}; known are "
-                f"{', '.join(GROUPS)}"
+                f"{', '.join(known)}"
             )
         needed = {"clip", "tokenizer"}.union(weights.groups)
-        needed.update(*(TASKS[g].frozen for g in weights.groups if g in TASKS))
+        for task in (TASKS[g] for g in weights.groups if g in TASKS):
+            if task.direction is not None:
+                needed.update(DIRECTIONS[task.direction].groups)
         places = [weights]
         missing = sorted(needed.difference(weights.groups))
         if missing and weights.kind == PRETRAINED:

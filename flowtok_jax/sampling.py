@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float16, Int, UInt8
 
 from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import samplers
@@ -18,6 +18,27 @@ from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 
 SOURCES = ("sample", "mean")
+
+
+class Direction(NamedTuple):
+    """One way through the flow.
+
+    Attributes:
+        section: the section of a config with its options.
+        groups: the groups of parameters that its program uses.
+        takes_images: whether its rows are images, and not captions.
+    """
+
+    section: str
+    groups: tuple[str, ...]
+    takes_images: bool
+
+
+# By the name of the program, a method of `Programs`.
+DIRECTIONS = {
+    "text_to_image": Direction("sample", ("clip", "t2i", "tokenizer"), False),
+    "image_to_text": Direction("caption", ("i2t", "text_tokenizer", "tokenizer"), True),
+}
 
 
 class SampleOptions(NamedTuple):
@@ -121,6 +142,14 @@ class Programs(NamedTuple):
         """Encodes images as the posterior of their raw tokens."""
         tokenizer = {"params": params["tokenizer"]["tokenizer"]}
         return self.nets.tokenizer.apply(tokenizer, images, method="encode")
+
+    def moments(
+        self, params: Params, pixels: UInt8[Array, "b s s 3"]
+    ) -> Float16[Array, "b n cc"]:
+        """Computes [mean | logvar] of images' raw tokens, as shards store them."""
+        posterior = self.encode(params, pixels.astype(jnp.float32) / 255)
+        moments = jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        return moments.astype(jnp.float16)
 
     def decode(self, params: Params, tokens: Tokens, ids: CaptionIds) -> Image:
         """Decodes raw tokens to images, with their captions."""

@@ -12,7 +12,7 @@ import pytest
 import flowtok_jax
 from configs import default
 from flowtok_jax.data.transforms import Filters, ImageTransform
-from flowtok_jax.models.build import GROUPS, abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
@@ -22,8 +22,8 @@ from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks.steps import TASKS
-from flowtok_jax.train.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks import TASKS, abstract_group, networks_of
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 
 CONFIGS = pathlib.Path(default.__file__).parent
 PACKAGE = pathlib.Path(flowtok_jax.__file__).parent
@@ -111,9 +111,9 @@ def test_every_config_builds_the_networks_of_its_stages(file, argument):
         names = ("latent", "clip", "tokenizer", "projector", "align_head", "dit")
         names += ("text_decoder", "compute")
         sections = json.dumps({name: own[name] for name in names})
-        for group in (stage, *TASKS[stage].frozen):
+        for group in (stage, *TASKS[stage].frozen.values()):
             params = abstract(sections, group)
-            assert set(params) == set(GROUPS[group])
+            assert set(params) == set(networks_of(group))
         make_schedule(**own["schedule"], num_steps=own["train"]["num_steps"])
     keys = {key for key in leaves(config) if not key.startswith("per_stage.")}
     assert keys == set(leaves(default.get_config()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.weights.workdir import read_config, steps_of
 from tests import run
 

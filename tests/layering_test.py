@@ -102,7 +102,7 @@ def test_a_fault_is_found(part, source):
         ("train", "from flowtok_jax.tasks import TASKS"),
         ("tasks", "from flowtok_jax.models.build import Nets"),
         ("main", "from flowtok_jax.modes import train"),
-        ("convert", "from flowtok_jax.train.step import train_step"),
+        ("convert", "from flowtok_jax.tasks.step import train_step"),
         ("eval", "from flowtok_jax.pipeline import FlowTok"),
         ("data", "import grain, jax"),
     ],

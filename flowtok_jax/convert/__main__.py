@@ -33,10 +33,11 @@ from flowtok_jax.convert.memory import peak_memory
 from flowtok_jax.convert.rules import RULES
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models import dit, tokenizer
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import open_weights
 
@@ -52,7 +53,7 @@ class Source(NamedTuple):
     sizes: dict[str, Any]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """The flags of both directions."""
     parser = cli.make_command_parser("flowtok_jax.convert", __doc__)
     add = parser.add_argument
@@ -216,7 +217,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one direction; a user's mistake ends in one line."""
-    flags = make_parser().parse_args(argv)
+    flags = _make_parser().parse_args(argv)
     start = time.monotonic()
 
     def command() -> None:

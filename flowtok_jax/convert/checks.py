@@ -20,9 +20,9 @@ from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
-from flowtok_jax.train.optimizer import make_optimizer, make_schedule
-from flowtok_jax.train.state import make_state
-from flowtok_jax.train.step import train_step
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.state import make_state
+from flowtok_jax.tasks.step import train_step
 
 # Relative L2 errors that float32 may have, and bfloat16.
 FORWARD_TINY, FORWARD, SAMPLE, TRAINED, BFLOAT16 = 2e-5, 1e-4, 1e-4, 5e-4, 3e-2

@@ -26,13 +26,14 @@ from flowtok_jax.convert.layout import (
     to_ours,
     to_source,
 )
-from flowtok_jax.models.build import Nets, abstract_group
+from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import SIZES, DiT
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.safetensors import Shape, check_shapes
 
 _DIT_HEADS = {(size["width"], size["depth"]): size["heads"] for size in SIZES.values()}

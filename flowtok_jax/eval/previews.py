@@ -1,4 +1,4 @@
-"""What trained weights are worth: previews while training, the summary at the end.
+"""Previews while training: what a task made of some examples, judged and shown.
 
 On generated scenes everything is read by the oracle or the caption parser; on other
 sources previews show pictures and PSNR only.
@@ -7,7 +7,7 @@ sources previews show pictures and PSNR only.
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,7 +18,7 @@ from flowtok_jax.data import scenes
 from flowtok_jax.data.examples import Source
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.oracle import read_scene
-from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.data.sources import Shapes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.evaluate import NO_WEIGHTS
@@ -29,6 +29,7 @@ from flowtok_jax.eval.reconstruction import psnr_db
 from flowtok_jax.eval.reference import make_reference
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks.base import Preview, Task
 
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
@@ -37,9 +38,11 @@ PREVIEW_COLUMNS = 8
 RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
 
-class Examples(NamedTuple):
-    """Captioned images of a source, or the raw tokens of such images; scenes where it
-    is one of generated scenes.
+class PreviewExamples(NamedTuple):
+    """Captioned images of a source, or the raw tokens of such images.
+
+    Attributes:
+        scenes: what each image shows, where the source generates scenes.
     """
 
     images: np.ndarray | None  # uint8 [b, s, s, 3]
@@ -49,20 +52,21 @@ class Examples(NamedTuple):
 
     @property
     def floats(self) -> np.ndarray:
+        """Images in [0, 1]."""
         return self.images.astype(np.float32) / 255
 
-    def with_images(self, flowtok: FlowTok) -> "Examples":
-        """The same, with images decoded where there are only tokens."""
+    def with_images(self, flowtok: FlowTok) -> "PreviewExamples":
+        """Decodes the images where there are only tokens."""
         if self.images is not None:
             return self
         images = np.asarray(flowtok.decode_image(self.tokens, self.captions))
         return self._replace(images=pictures.to_uint8(images))
 
 
-def load_examples(source: Source, count: int) -> Examples:
-    """The first `count` records of a source with captions all different.
+def load_examples(source: Source, count: int) -> PreviewExamples:
+    """Loads the first `count` records of a source with captions all different.
 
-    Says so where the source has fewer.
+    Warns where the source has fewer.
     """
     records, indices, seen = [], [], set()
     for index in range(min(len(source), 50 * count)):
@@ -75,7 +79,7 @@ def load_examples(source: Source, count: int) -> Examples:
             break
     else:
         logging.warning(
-            "%s has %d distinct captions, fewer than the %d wanted",
+            "%s has %d distinct captions, fewer than the %d asked for",
             source,
             len(records),
             count,
@@ -86,7 +90,7 @@ def load_examples(source: Source, count: int) -> Examples:
     else:
         moments = np.stack([r["moments"] for r in records]).astype(np.float32)
         tokens = np.split(moments, 2, axis=-1)[0]
-    return Examples(
+    return PreviewExamples(
         images,
         tokens,
         [r["caption"] for r in records],
@@ -95,7 +99,7 @@ def load_examples(source: Source, count: int) -> Examples:
 
 
 def attribute_accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> float:
-    """Share of images off which the oracle reads every object as wanted."""
+    """Computes the share of images in which the oracle reads every object rightly."""
     found = [read_scene(image) for image in images]
     return float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
 
@@ -103,15 +107,15 @@ def attribute_accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> fl
 def captions_right(
     captions: Sequence[str], wanted: Sequence[scenes.Scene]
 ) -> list[bool]:
-    """Whether each caption names every attribute of its scene, and nothing else."""
+    """Tells for each caption whether it names its scene's attributes, and no others."""
     found = [scenes.parse_caption(caption) for caption in captions]
     return [a == b for a, b in zip(found, wanted, strict=True)]
 
 
 def make_preview(
-    config: ConfigDict, task: str, vocabulary: Vocabulary, mesh: Mesh
+    config: ConfigDict, task: Task, vocabulary: Vocabulary, mesh: Mesh
 ) -> Callable[[Params, Params], tuple[Scalars, Pictures]]:
-    """A function of a task's EMA and frozen parameters: scalars and picture grids.
+    """Makes a function of EMA and frozen parameters: scalars and picture grids.
 
     The names of sampled scalars say how many samples they rest on.
     """
@@ -119,29 +123,72 @@ def make_preview(
     source = open_source(config, config.data.eval or config.data.train)
     examples = load_examples(source, count)
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
-
-    options = {}
-    if task in DRAWING:
-        options["fid"] = make_fid(config, examples, mesh)
+    fid = make_fid(config, examples, mesh) if task.draws else None
 
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
-        flowtok.params = {**frozen, task: ema}  # where they lie
-        suffix = metric_suffix("", len(examples.captions))
-        return PREVIEWS[task](flowtok, examples, suffix, **options)
+        groups = {task.frozen[role]: params for role, params in frozen.items()}
+        flowtok.params = {**groups, task.name: ema}  # where they lie
+        made = task.preview(flowtok, examples)
+        scalars, grids = judge(made, examples)
+        return scalars | (fid(made.images) if fid else {}), grids
 
     return preview
+
+
+def judge(made: Preview, examples: PreviewExamples) -> tuple[Scalars, Pictures]:
+    """Measures and shows what a task made of examples.
+
+    On generated scenes the oracle and the caption parser say what is right.
+    """
+    suffix = metric_suffix("", len(examples.captions))
+    scalars = dict(made.scalars)
+    marks = None
+    if made.images is not None:
+        if made.are_copies:
+            scalars[f"eval/psnr_db{suffix}"] = mean_psnr_db(made.images, examples)
+        if examples.scenes:
+            accuracy = attribute_accuracy(made.images, examples.scenes)
+            scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
+    elif made.captions is not None:
+        if made.are_copies:
+            pairs = zip(made.captions, examples.captions, strict=True)
+            marks = [a == b for a, b in pairs]
+        elif examples.scenes:
+            marks = captions_right(made.captions, examples.scenes)
+        if marks:
+            scalars[f"eval/exact_match{suffix}"] = float(np.mean(marks))
+    return scalars, _grids(made, examples, marks)
+
+
+def _grids(
+    made: Preview, examples: PreviewExamples, marks: list[bool] | None
+) -> Pictures:
+    """Returns the picture of a preview; none where only captions came of captions."""
+    if made.images is not None:
+        drawn = pictures.to_uint8(made.images)
+        if made.are_copies:  # each below the image that it should equal
+            pairs = [grid_rows(examples.images, 1)[0], grid_rows(drawn, 1)[0]]
+            return {made.name: pictures.grid(pairs)}
+        captions = grid_rows(examples.captions)
+        return {made.name: pictures.grid(grid_rows(drawn), captions)}
+    if made.described is None:
+        return {}
+    right = grid_rows(marks) if marks else None
+    captions = grid_rows(made.captions)
+    images = grid_rows(made.described)
+    return {made.name: pictures.grid(images, captions, right=right)}
 
 
 def make_extractor(
     config: ConfigDict, mesh: Mesh, rows: int | None = None
 ) -> Extractor:
-    """Inception as `config.eval` has it.
+    """Makes the Inception of `config.eval`.
 
     Args:
-        rows: of a device; None: eval.batch_size.
+        rows: rows a device; None for eval.batch_size.
 
     Raises:
-        UserError: where its weights are not there.
+        UserError: where the weights do not exist.
     """
     if not config.eval.weights:
         raise UserError(NO_WEIGHTS)
@@ -155,9 +202,10 @@ def make_extractor(
     )
 
 
-def make_fid(config: ConfigDict, examples: Examples, mesh: Mesh) -> Fid:
-    """A function of drawn images in [0, 1]: their FID from the examples' own images,
-    if log.preview_fid wants it.
+def make_fid(config: ConfigDict, examples: PreviewExamples, mesh: Mesh) -> Fid:
+    """Makes a function of drawn images in [0, 1]: their FID from the examples' own.
+
+    Without log.preview_fid the function measures nothing.
     """
     if not config.log.preview_fid:
         return lambda images: {}
@@ -182,158 +230,12 @@ def make_fid(config: ConfigDict, examples: Examples, mesh: Mesh) -> Fid:
     return fid
 
 
-def _psnr_db(images: np.ndarray, examples: Examples) -> float:
+def mean_psnr_db(images: np.ndarray, examples: PreviewExamples) -> float:
+    """Averages the PSNR of copies of the examples' images."""
     return float(psnr_db(images, examples.floats).mean())
 
 
-def _rows(images: np.ndarray, rows: int = 2) -> list[list[np.ndarray]]:
+def grid_rows(items: Sequence[Any], rows: int = 2) -> list[list[Any]]:
+    """Splits the first items into rows of a grid."""
     columns = PREVIEW_COLUMNS
-    return [list(images[i * columns : (i + 1) * columns]) for i in range(rows)]
-
-
-def _preview_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str, fid: Fid):
-    tokens = flowtok.encode_image(examples.floats).mean
-    images = np.asarray(flowtok.decode_image(tokens, examples.captions))
-    scalars = {f"eval/psnr_db{suffix}": _psnr_db(images, examples), **fid(images)}
-    if examples.scenes:
-        accuracy = attribute_accuracy(images, examples.scenes)
-        scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
-    pairs = [_rows(examples.images, 1)[0], _rows(pictures.to_uint8(images), 1)[0]]
-    return scalars, {"reconstructions": pictures.grid(pairs)}
-
-
-def _preview_text_tokenizer(flowtok: FlowTok, examples: Examples, suffix: str):
-    decoded = flowtok.reconstruct_text(examples.captions)
-    exact = np.mean([a == b for a, b in zip(decoded, examples.captions, strict=True)])
-    return {f"eval/exact_match{suffix}": float(exact)}, {}
-
-
-def _preview_t2i(flowtok: FlowTok, examples: Examples, suffix: str, fid: Fid):
-    images = flowtok.text_to_image(examples.captions)
-    scalars = fid(images)
-    if examples.scenes:
-        accuracy = attribute_accuracy(images, examples.scenes)
-        scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
-    shown = _rows(pictures.to_uint8(images))
-    captions = [examples.captions[:8], examples.captions[8:16]]
-    return scalars, {"text_to_image": pictures.grid(shown, captions)}
-
-
-def _preview_i2t(flowtok: FlowTok, examples: Examples, suffix: str):
-    examples = examples.with_images(flowtok)
-    captions = flowtok.image_to_text(examples.floats)
-    scalars, right = {}, None
-    if examples.scenes:
-        marks = captions_right(captions, examples.scenes)
-        scalars[f"eval/exact_match{suffix}"] = float(np.mean(marks))
-        right = [marks[:8], marks[8:16]]
-    texts = [captions[:8], captions[8:16]]
-    grid = pictures.grid(_rows(examples.images), texts, right=right)
-    return scalars, {"image_to_text": grid}
-
-
-DRAWING = ("tokenizer", "t2i")  # tasks whose previews have images to measure
-PREVIEWS = {
-    "tokenizer": _preview_tokenizer,
-    "text_tokenizer": _preview_text_tokenizer,
-    "t2i": _preview_t2i,
-    "i2t": _preview_i2t,
-}
-
-
-def summarize_scenes(
-    flowtok: FlowTok, *, samples: int, seed: int
-) -> tuple[dict[str, float | int | str], Pictures]:
-    """Everything that the demo claims, of scenes held out of training and of seen ones.
-
-    Each number rests on `samples` examples; options are those of the flowtok.
-    """
-    size = flowtok.nets.tokenizer.image_size
-    held_out, seen = (
-        load_examples(
-            make_source(f"shapes:{split}", image_size=size, seed=seed), samples
-        )
-        for split in ("held_out", "seen")
-    )
-    real = np.concatenate([held_out.floats, seen.floats])
-    scalars = {
-        "text_tower": RANDOM_TOWER.partition(": ")[2],
-        "samples": len(held_out.captions),
-        "oracle_accuracy_real": attribute_accuracy(real, held_out.scenes + seen.scenes),
-    }
-    shown: Pictures = {}
-    for part in (_summarize_tokenizer, _summarize_t2i, _summarize_i2t):
-        values, grids = part(flowtok, held_out, seen)
-        scalars |= values
-        shown |= grids
-    return scalars, shown
-
-
-def _summarize_tokenizer(flowtok: FlowTok, held_out: Examples, seen: Examples):
-    """Reconstruction, and whether the tokens or the caption carry the image."""
-    tokens = np.asarray(flowtok.encode_image(held_out.floats).mean)
-    captions = held_out.captions
-    others = captions[1:] + captions[:1]
-    average = np.broadcast_to(tokens.mean(0), tokens.shape)
-    images, wrong, blind = (
-        np.asarray(flowtok.decode_image(t, c))
-        for t, c in ((tokens, captions), (tokens, others), (average, captions))
-    )
-    wanted = held_out.scenes
-    scalars = {
-        "tokenizer_psnr_db": _psnr_db(images, held_out),
-        "tokenizer_accuracy": attribute_accuracy(images, wanted),
-        "tokenizer_wrong_caption_accuracy": attribute_accuracy(wrong, wanted),
-        "tokenizer_mean_latent_accuracy": attribute_accuracy(blind, wanted),
-    }
-    rows = [_rows(pictures.to_uint8(x), 1)[0] for x in (held_out.floats, images, wrong)]
-    labels = ["image", "decoded", "decoded under a wrong caption"]
-    footer = f"Images held out of training; {RANDOM_TOWER}."
-    grid = pictures.grid(rows, labels=labels, side=96, footer=footer)
-    return scalars, {"reconstructions": grid}
-
-
-def _summarize_t2i(flowtok: FlowTok, held_out: Examples, seen: Examples):
-    """Attributes of generated images, by the posterior's sample and by its mean."""
-    first, second = (flowtok.text_to_image(held_out.captions, seed=s) for s in (0, 1))
-    mean = flowtok.text_to_image(held_out.captions, source="mean")
-    trained = flowtok.text_to_image(seen.captions)
-    scalars = {
-        "t2i_attribute_accuracy": attribute_accuracy(first, held_out.scenes),
-        "t2i_attribute_accuracy_mean_source": attribute_accuracy(mean, held_out.scenes),
-        "t2i_attribute_accuracy_seen": attribute_accuracy(trained, seen.scenes),
-        "t2i_diversity": float(np.abs(first - second).mean()),
-        "source_sigma": float(flowtok.encode_text(held_out.captions).std.mean()),
-    }
-    samples = (_rows(pictures.to_uint8(x)) for x in (first, second))
-    rows = [row for pair in zip(*samples, strict=True) for row in pair]
-    captions = (held_out.captions[:8], held_out.captions[8:16])
-    texts = [texts for c in captions for texts in ([""] * 8, c)]
-    footer = f"Captions held out of training, two samples each; {RANDOM_TOWER}."
-    return scalars, {"text_to_image": pictures.grid(rows, texts, footer=footer)}
-
-
-def _summarize_i2t(flowtok: FlowTok, held_out: Examples, seen: Examples):
-    """Captions of real images, and what the text tokenizer alone would allow."""
-    captions = flowtok.image_to_text(held_out.floats)
-    marks = captions_right(captions, held_out.scenes)
-    trained = captions_right(flowtok.image_to_text(seen.floats), seen.scenes)
-    phrased = [
-        c in scenes.captions_of(s)
-        for c, s in zip(captions, held_out.scenes, strict=True)
-    ]
-    decoded = flowtok.reconstruct_text(held_out.captions)
-    exact = [a == b for a, b in zip(decoded, held_out.captions, strict=True)]
-    scalars = {
-        "i2t_exact_match": float(np.mean(marks)),
-        "i2t_exact_match_seen": float(np.mean(trained)),
-        "i2t_grammatical": float(np.mean(phrased)),
-        "text_tokenizer_exact_match": float(np.mean(exact)),
-    }
-    grid = pictures.grid(
-        _rows(held_out.images),
-        [captions[:8], captions[8:16]],
-        right=[marks[:8], marks[8:16]],
-        footer=f"Images held out of training; {RANDOM_TOWER}.",
-    )
-    return scalars, {"image_to_text": grid}
+    return [list(items[i * columns : (i + 1) * columns]) for i in range(rows)]

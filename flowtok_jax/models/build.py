@@ -1,11 +1,10 @@
-"""Config to networks, and which of them each task trains.
+"""Networks from a config.
 
-A task trains the group of networks of its own name; what it needs of other groups is
-frozen. `t2i` and `text_tokenizer` each have a projector of their own.
+Parameters live elsewhere, in groups of networks that one task trains together; `t2i`
+and `text_tokenizer` each have a projector of their own.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,18 +20,9 @@ from flowtok_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# group -> the networks whose parameters it holds
-GROUPS = {
-    "clip": ("clip",),
-    "tokenizer": ("tokenizer",),
-    "text_tokenizer": ("projector", "text_decoder"),
-    "t2i": ("projector", "align_head", "dit"),
-    "i2t": ("dit",),
-}
-
 
 class Nets(NamedTuple):
-    """The modules of one config; parameters live elsewhere, by group."""
+    """The modules of one config."""
 
     clip: ClipText
     tokenizer: Tokenizer
@@ -43,7 +33,7 @@ class Nets(NamedTuple):
 
 
 def make_nets(config: ConfigDict) -> Nets:
-    """Builds the modules; their parameters are made by `init_group` or loaded."""
+    """Builds the modules; their parameters are made by `init_networks` or loaded."""
     if config.compute.dtype not in DTYPES:
         raise UserError(
             f"compute.dtype is {config.compute.dtype!r}; wanted one of {DTYPES}"
@@ -69,12 +59,8 @@ def make_nets(config: ConfigDict) -> Nets:
     )
 
 
-def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
-    """Fresh float32 parameters of the networks of a group."""
-    return _init(nets, GROUPS[group], key)
-
-
-def _init(nets: Nets, names: Sequence[str], key: Key) -> dict[str, Params]:
+def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Params]:
+    """Draws fresh float32 parameters of some of the networks."""
     tokenizer = nets.tokenizer
     tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))
     text_feats = jnp.zeros((1, tokenizer.tokens, nets.clip.width))
@@ -94,19 +80,6 @@ def _init(nets: Nets, names: Sequence[str], key: Key) -> dict[str, Params]:
     }
 
 
-def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
-    """Shapes and dtypes of a group's parameters, without computing them."""
-    return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
-
-
-def abstract_groups(nets: Nets, groups: Iterable[str]) -> dict[str, dict[str, Params]]:
-    """Computes shapes of several groups' parameters, each network's only once."""
-    networks = {group: GROUPS[group] for group in groups}
-    names = sorted({name for group in networks.values() for name in group})
-    shapes = jax.eval_shape(lambda: _init(nets, names, jax.random.key(0)))
-    return {g: {name: shapes[name] for name in n} for g, n in networks.items()}
-
-
 def count_parameters(params: Params) -> int:
-    """Number of values in a tree of arrays or of their shapes."""
+    """Counts the values in a tree of arrays or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

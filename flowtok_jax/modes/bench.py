@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import machine, profile, programs
-from flowtok_jax.perf.peaks import peak_tflops
-from flowtok_jax.perf.timed import PARTS, HeldParams, Work, fitting, sampling, training
+from flowtok_jax.perf.machine import peak_tflops
+from flowtok_jax.perf.work import PARTS, WeightMaker, Work, fitting, sampling, training
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
@@ -97,7 +97,7 @@ def _check(config: ConfigDict, options: BenchOptions) -> None:
 
 
 def _works(
-    config: ConfigDict, options: BenchOptions, weights: HeldParams
+    config: ConfigDict, options: BenchOptions, weights: WeightMaker
 ) -> Iterator[tuple[Work, int]]:
     """Every program wanted, compiled at its turn, and how many devices it has."""
     some = jax.devices()[: options.devices or None]
@@ -180,7 +180,7 @@ def bench(
     _check(config, options)
     results = []
     try:
-        for work, devices in _works(config, options, HeldParams(weights)):
+        for work, devices in _works(config, options, WeightMaker(weights)):
             results.append(measure(work, options, devices))
     finally:  # what was measured stays, where the next program is too large
         if results:

@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import pictures, previews
-from flowtok_jax.models.build import abstract_group, init_group, make_nets
+from flowtok_jax.eval import pictures
+from flowtok_jax.eval.demo import summarize_scenes
+from flowtok_jax.eval.previews import make_preview
+from flowtok_jax.models.build import init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.cli import join_processes
@@ -24,7 +26,7 @@ from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS, abstract_group, abstract_groups
 from flowtok_jax.train import loop
 from flowtok_jax.weights.place import (
     Weights,
@@ -83,7 +85,7 @@ def train(config: ConfigDict, workdir: Place) -> None:
     start = functools.cache(functools.partial(open_start, config))
     first_does(lambda: _open(config, workdir, start))
     vocabulary = open_vocabulary(workdir, config)
-    init_clip = functools.partial(init_group, make_nets(config), "clip")
+    init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
     store_random_clip(config, workdir, start, init_clip)
     try:
         with Preemption() as preemption:
@@ -128,8 +130,12 @@ def _check_stage(config: ConfigDict, stage: str) -> None:
     """Finds mistakes before the workdir is made this config's."""
     loop.check(config)
     for spec in {config.data.train, config.data.eval or config.data.train}:
-        if open_source(config, spec).content != "image" and stage == "tokenizer":
-            raise UserError(f"stage tokenizer needs images; {spec} has their latents")
+        content = open_source(config, spec).content
+        if content not in TASKS[stage].contents:
+            raise UserError(
+                f"stage {stage} needs {' or '.join(TASKS[stage].contents)} data; "
+                f"{spec} has {content}"
+            )
 
 
 def _train_stage(
@@ -138,8 +144,9 @@ def _train_stage(
     workdir: Place,
     vocabulary: Vocabulary,
     preemption: Preemption,
-) -> loop.Result:
-    result = loop.finished(config, stage, workdir)
+) -> loop.StageResult:
+    task = TASKS[stage]
+    result = loop.finished(config, task, workdir)
     if result is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
@@ -147,16 +154,17 @@ def _train_stage(
     nets, mesh = make_nets(config), make_mesh(**config.mesh)
     start = open_start(config)
     places = [open_weights(workdir)] + ([start] if start else [])
-    wanted = {group: abstract_group(nets, group) for group in TASKS[stage].frozen}
-    frozen = load_groups(wanted, nets, places)
+    wanted = abstract_groups(nets, task.frozen.values())
+    groups = load_groups(wanted, nets, places)
+    frozen = {role: groups[group] for role, group in task.frozen.items()}
     return loop.train(
         config,
-        stage,
+        task,
         workdir,
         nets=nets,
         frozen=frozen,
         vocabulary=vocabulary,
-        evaluate=previews.make_preview(config, stage, vocabulary, mesh),
+        evaluate=make_preview(config, task, vocabulary, mesh),
         preemption=preemption,
         load_start=lambda: load_start(stage, abstract_group(nets, stage), nets, start),
     )
@@ -174,7 +182,7 @@ def _summarize(config: ConfigDict, workdir: Place, summary: dict) -> None:
         grids = {}
         if config.data.eval.startswith("shapes") and set(digests) == set(TASKS):
             mesh = make_mesh(**config.mesh)
-            values, grids = previews.summarize_scenes(
+            values, grids = summarize_scenes(
                 FlowTok.from_weights(open_weights(workdir), config, mesh),
                 samples=config.eval.samples,
                 seed=config.train.seed,

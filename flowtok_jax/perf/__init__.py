@@ -1,1 +1,1 @@
-"""What programs cost: arithmetic, compiled programs, hardware descriptions, timing."""
+"""Costs of programs: arithmetic, compiled programs, hardware descriptions, timing."""

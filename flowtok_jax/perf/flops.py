@@ -14,12 +14,13 @@ the compiler recomputes of its own accord is not in it.
 
 from typing import NamedTuple
 
-from flowtok_jax.models.build import GROUPS, Nets
+from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.layers import REMAT, swiglu_width
 from flowtok_jax.models.text import TextDecoder
 from flowtok_jax.models.tokenizer import Tokenizer
+from flowtok_jax.tasks.base import Task
 
 
 class Forward(NamedTuple):
@@ -163,19 +164,25 @@ class StepFlops(NamedTuple):
         return self.recomputed / self.model
 
 
-def train_step(nets: Nets, task: str, rows: int, has_moments: bool) -> StepFlops:
-    """A step of a task over `rows` examples, encoded already where they have moments.
+def train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlops:
+    """Counts a step of a task over `rows` examples.
 
     The first layers' inputs need no gradient, which is counted all the same.
+
+    Args:
+        has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
-    frozen = list(costs["clip"])
-    if task in ("t2i", "i2t") and not has_moments:
-        frozen.append(costs["tokenizer"][0])
-    if task == "i2t":
-        frozen += costs["projector"]
-    model, again = sum(part.total for part in frozen), 0
-    for name in GROUPS[task]:
+    sides = dict(zip(("encoder", "decoder"), costs["tokenizer"], strict=True))
+    passes = [name for name in task.passes if not (has_moments and name == "encoder")]
+    frozen = [
+        part
+        for name in passes
+        for part in ([sides[name]] if name in sides else costs[name])
+    ]
+    model = sum(part.total for part in frozen)
+    again = 0
+    for name in task.networks:
         for part in costs[name]:
             model += 3 * part.total
             again += part.recomputed(getattr(getattr(nets, name), "remat", "none"))
@@ -199,14 +206,9 @@ def sampling(
     return {"dit": flow} | {name: cost.of(rows) for name, cost in ends.items()}
 
 
-def text_to_image(nets: Nets, rows: int, **run) -> int:
-    """Drawing `rows` images, with options as of `sampling`."""
-    return sum(c.total for c in sampling(nets, "text_to_image", rows, **run).values())
-
-
-def image_to_text(nets: Nets, rows: int, **run) -> int:
-    """Describing `rows` images, with options as of `sampling`."""
-    return sum(c.total for c in sampling(nets, "image_to_text", rows, **run).values())
+def sampling_total(nets: Nets, direction: str, rows: int, **run) -> int:
+    """Counts the FLOPs of sampling `rows` rows, with options as of `sampling`."""
+    return sum(c.total for c in sampling(nets, direction, rows, **run).values())
 
 
 def _velocities(

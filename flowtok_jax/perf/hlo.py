@@ -1,9 +1,9 @@
-"""What a compiled program moves between devices, read from its optimised HLO.
+"""Traffic of a compiled program between devices, read from its optimised HLO.
 
-Bytes are those of one device: of what a collective reads or of what it gives, whichever
-is larger, each time that it runs. A loop's body counts as often as it runs: by XLA's
-known trip count, else by the constant that its condition compares a counter with, else
-once.
+Bytes are those of one device: of a collective's operands or of its result, whichever is
+larger, each time that the collective runs. A loop's body counts as often as it runs: by
+XLA's known trip count, else by the constant that its condition compares a counter with,
+else once.
 """
 
 import math
@@ -32,10 +32,11 @@ _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 
 
 def _bytes(text: str) -> int:
-    """Of all the arrays of a type."""
+    """Sums the bytes of all arrays named in an HLO type string."""
     total = 0
     for kind, sizes in _SHAPE.findall(text):
         bits = next((b for name, b in BITS.items() if kind.startswith(name)), None)
+        # f32, s8 and the like end in their width.
         bits = bits or int(re.search(r"\d+$", kind).group())
         total += math.prod(int(n) for n in sizes.split(",") if n) * bits // 8
     return total
@@ -45,9 +46,12 @@ class _Program:
     """Computations, who calls them how often, and the collectives in them."""
 
     def __init__(self, hlo: str):
-        self.entry, self.callers, self.found = "", defaultdict(list), []
-        self._sizes: dict[str, int] = {}
-        self._constants, self._below = defaultdict(list), set()
+        self.entry = ""
+        self.callers = defaultdict(list)  # computation -> (caller, runs a call)
+        self.found = []  # (key, computation, kind, bytes) of each collective
+        self._sizes: dict[str, int] = {}  # of each instruction's result
+        self._constants = defaultdict(list)
+        self._below = set()  # computations that compare by "less than"
         computation = ""
         for line in hlo.splitlines():
             if opened := _COMPUTATION.match(line):
@@ -77,7 +81,7 @@ class _Program:
             self._collective(computation, kind, operation, name, tail)
 
     def _trips(self, tail: str) -> int:
-        """How often a loop runs: of a scan, which counts from 0 by 1."""
+        """Returns how often a loop runs, of a scan, which counts from 0 by 1."""
         if known := _TRIPS.search(tail):
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", tail)[1]
@@ -90,7 +94,7 @@ class _Program:
         gives = self._sizes[name]
         if operation.endswith("-start") and gives > reads:
             gives -= reads  # its type holds the operands too
-        if kind == "collective-permute":  # and a context
+        if kind == "collective-permute":  # its type holds a context beside
             gives = reads
         if "all-reduce-scatter" in computation:  # libtpu's form of it
             kind = "reduce-scatter"
@@ -100,15 +104,17 @@ class _Program:
         self.found.append((key, computation, kind, max(reads, gives)))
 
     def runs(self, computation: str) -> int:
-        """How often a computation runs."""
+        """Counts the runs of a computation in one run of the program."""
         if computation == self.entry:
             return 1
         return sum(n * self.runs(caller) for caller, n in self.callers[computation])
 
 
 def count(hlo: str) -> dict[str, dict[str, int]]:
-    """Executed collectives of an optimised program: {kind: {"count", "bytes"}}."""
-    program, once = _Program(hlo), {}
+    """Counts the collectives that a program executes: {kind: {"count", "bytes"}}."""
+    program = _Program(hlo)
+    # A collective repeated on one channel counts where it runs most.
+    once = {}
     for key, computation, kind, size in program.found:
         runs = program.runs(computation)
         if key not in once or once[key][1:] < (runs, size):

@@ -1,9 +1,15 @@
-"""What a figure was measured on: devices, cores, memory, versions."""
+"""The machine that a figure was measured on: devices, cores, memory, versions, peaks.
+
+Peak rates are those of dense bfloat16 matrix products, without structured sparsity.
+Sources, as of 2025: TPU, per chip, cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e);
+NVIDIA, the products' data sheets, whose rates with sparsity are halved here.
+"""
 
 import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -14,10 +20,29 @@ import jax
 GIB = 2**30
 PACKAGES = ("jax", "jaxlib", "flax")
 CPUINFO = pathlib.Path("/proc/cpuinfo")
+# The first pattern found in a device's kind, as JAX names it, counts.
+TFLOPS_BF16 = (
+    (r"^TPU v4$", 275.0),
+    (r"^TPU v5 ?(lite|e)", 197.0),
+    (r"^TPU v5p?$", 459.0),
+    (r"^TPU v6 ?(lite|e)", 918.0),
+    (r"\bA100\b", 312.0),
+    (r"\bH100 NVL", 835.5),
+    (r"\bH100 PCIe", 756.0),
+    (r"\bH100\b", 989.5),  # SXM
+    (r"\bGH200\b", 989.5),
+    (r"\bH200 NVL", 835.5),
+    (r"\bH200\b", 989.5),
+    (r"\bB200\b", 2250.0),
+    (r"\bA10G\b", 70.0),
+    (r"\bA10\b", 125.0),
+    (r"\bL40S\b", 362.0),
+    (r"\bL4\b", 121.0),
+)
 
 
 def _processor() -> str:
-    """The processor's name where the system gives one."""
+    """Returns the processor's name, or at least its architecture."""
     if CPUINFO.is_file():
         for line in CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
@@ -30,7 +55,7 @@ def _host_bytes() -> int:
 
 
 def describe(devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """The machine, as it stands beside each figure."""
+    """Describes the machine, for the record beside each figure."""
     return {
         "device_kind": devices[0].device_kind,
         "platform": devices[0].platform,
@@ -44,7 +69,7 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def room_gib(devices: Sequence[jax.Device]) -> float:
-    """Memory that one device may fill; CPU devices share that of the machine."""
+    """Returns the memory that one device may fill; CPU devices share the machine's."""
     stats = devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] / GIB
@@ -52,8 +77,9 @@ def room_gib(devices: Sequence[jax.Device]) -> float:
 
 
 def peak_memory(devices: Sequence[jax.Device]) -> dict[str, float]:
-    """The most that was in use since the process began, in GiB: of a device where it
-    tells, else of the process.
+    """Returns the most memory in use since the process began, in GiB.
+
+    A device's where the device tells, else the process's.
     """
     stats = [device.memory_stats() or {} for device in devices]
     if all("peak_bytes_in_use" in s for s in stats):
@@ -62,3 +88,11 @@ def peak_memory(devices: Sequence[jax.Device]) -> dict[str, float]:
     unit = 1 if sys.platform == "darwin" else 1024  # of the field: bytes or KiB
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"process_resident_peak_gib": round(resident / GIB, 3)}
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """Returns a device's peak, None for a CPU or another device without an entry."""
+    for pattern, tflops in TFLOPS_BF16:
+        if re.search(pattern, device_kind):
+            return tflops
+    return None

@@ -1,4 +1,4 @@
-"""Where a program's time goes, by module: JAX's profiler, read back.
+"""A program's time by module: JAX's profiler, read back.
 
 The profile has the seconds of each instruction of the compiled program; the program
 says which module each instruction comes from. An instruction that the compiler fused
@@ -50,7 +50,10 @@ _LAYERS = {
 
 
 def module_of(path: str) -> Module:
-    """Network and part of an instruction's path; the flow itself is `sampler`."""
+    """Returns the network and part of an instruction's path.
+
+    Without a network the instruction is the flow's own, `sampler`.
+    """
     network = next((n for n, p in NETWORKS if re.search(p, path)), "sampler")
     if network == "sampler":
         return network, REST
@@ -58,16 +61,18 @@ def module_of(path: str) -> Module:
 
 
 def modules_of(hlo: str) -> dict[str, Module]:
-    """Instruction -> its module; without loops and calls.
+    """Maps each instruction to its module; without loops and calls.
 
-    One of which the compiler does not say whence it comes, such as a copy of its own,
-    is `unnamed`, of the network that most others of its computation are of.
+    An instruction without an origin, such as a copy that the compiler added, is
+    `unnamed`, of the network that most others of its computation are of.
     """
     found = {}
     for computation in re.split(r"\n(?=\S)", hlo):
-        named, unnamed = {}, []
+        named = {}
+        unnamed = []
         for line in computation.splitlines():
-            name, origin = _INSTRUCTION.match(line), _ORIGIN.search(line)
+            name = _INSTRUCTION.match(line)
+            origin = _ORIGIN.search(line)
             if name and not _CONTROL.search(line):
                 if origin:
                     named[name[1]] = module_of(origin[1])
@@ -80,18 +85,19 @@ def modules_of(hlo: str) -> dict[str, Module]:
 
 
 def _events(folder: Path) -> Iterator[tuple[str, float]]:
-    """(instruction, seconds) of all that the profiler saw."""
+    """Yields (instruction, seconds) of everything that the profiler saw."""
     for path in sorted(folder.rglob("*.xplane.pb")):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in plane.lines:
                 for event in line.events:
+                    # Where the event is a kernel, its stat names the instruction.
                     name = dict(event.stats).get("hlo_op", event.name)
                     name = str(name).partition(" ")[0].lstrip("%")
                     yield name, event.duration_ns / 1e9
 
 
 def _arithmetic(costs: dict[str, flops.Forward]) -> dict[Module, int]:
-    """FLOPs by network and part."""
+    """Sums FLOPs by network and part."""
     found = {}
     for network, cost in costs.items():
         for name, members in _LAYERS.items():
@@ -110,15 +116,16 @@ def by_module(
 
     Args:
         hlo: the text of the program that it runs.
-        costs: what its networks compute, as perf/flops.py counts.
-        devices: that share the work; seconds are their mean.
+        costs: FLOPs of its networks, as perf/flops.py counts.
+        devices: number that share the work; seconds are their mean.
 
     Raises:
         UserError: where the profile has nothing of the program.
     """
-    known, seconds = modules_of(hlo), collections.Counter()
+    known = modules_of(hlo)
+    seconds = collections.Counter()
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
+    options.python_tracer_level = 0  # tracing Python would slow the call itself
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             begun = time.perf_counter()

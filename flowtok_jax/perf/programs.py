@@ -19,16 +19,17 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS
 from flowtok_jax.data.loader import abstract_batch
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.perf import flops, hlo
+from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, replicated
-from flowtok_jax.sampling import Programs, SampleOptions
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
+from flowtok_jax.tasks import TASKS, abstract_group
 from flowtok_jax.train import loop, sharding
 from flowtok_jax.train.checkpoint import with_shardings
 
-MAIN_STAGE = "t2i"
+MAIN_DIRECTION = "text_to_image"
 GIB = 2**30
 
 
@@ -42,61 +43,74 @@ class Step(NamedTuple):
 
 
 def choose_stage(config: ConfigDict) -> str:
-    """The config's only stage; of several, t2i if it is among them, else the last."""
-    return MAIN_STAGE if MAIN_STAGE in config.stages else config.stages[-1]
+    """Returns the config's only stage; of several the first that draws, or the last."""
+    drawing = [s for s in config.stages if _direction(s) == MAIN_DIRECTION]
+    return [*drawing, config.stages[-1]][0]
+
+
+def _direction(stage: str) -> str | None:
+    """Returns the direction of sampling that a stage enables.
+
+    Raises:
+        UserError: for a stage that no task describes.
+    """
+    if stage not in TASKS:
+        raise UserError(f"stages has {stage!r}; expected some of {', '.join(TASKS)}")
+    return TASKS[stage].direction
 
 
 def train_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Step:
-    """The loop's own step."""
-    nets = make_nets(config)
-    frozen = {group: abstract_group(nets, group) for group in TASKS[stage].frozen}
-    run = loop.plan_run(config, stage, nets, frozen, devices)
+    """Describes the training loop's own step."""
+    nets, task = make_nets(config), TASKS[stage]
+    frozen = {role: abstract_group(nets, g) for role, g in task.frozen.items()}
+    planned = loop.plan_program(config, task, nets, frozen, devices)
     batch = abstract_batch(config)
-    places = sharding.batch_sharding(run.mesh)
+    places = sharding.batch_sharding(planned.mesh)
     stacked = {
         name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype, sharding=places)
         for name, a in batch.items()
     }
     rows = config.train.batch_size
-    cost = flops.train_step(nets, stage, rows, "moments" in batch)
-    return Step(run.step, (run.abstract, run.frozen, stacked), rows, cost)
+    cost = flops.train_step(nets, task, rows, "moments" in batch)
+    arguments = (planned.abstract, planned.frozen, stacked)
+    return Step(planned.step, arguments, rows, cost)
 
 
 def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Step:
-    """The pipeline's program with its batch split, parameters as in training."""
-    nets, mesh = make_nets(config), make_mesh(**config.mesh, devices=devices)
-    captions = stage == "i2t"
-    name = "caption" if captions else "sample"
-    options = SampleOptions(**config[name]).check(name)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if options.batch_size % parts:
+    """Describes the pipeline's program, its batch split, parameters as in training.
+
+    A stage that enables no direction of sampling stands for text to image.
+    """
+    nets = make_nets(config)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    name = _direction(stage) or MAIN_DIRECTION
+    direction = DIRECTIONS[name]
+    options = SampleOptions(**config[direction.section]).check(direction.section)
+    size, parts = options.batch_size, row_parts(mesh)
+    if size % parts:
         raise UserError(
-            f"{name}.batch_size is {options.batch_size}; wanted a multiple of {parts}, "
-            "the parts into which mesh.data and mesh.fsdp split it"
+            f"{direction.section}.batch_size is {size}; expected a multiple of {parts},"
+            " the parts into which mesh.data and mesh.fsdp split it"
         )
     programs = Programs(nets, config.loss.i2t.text_scale)
-    function = programs.image_to_text if captions else programs.text_to_image
-    function = functools.partial(function, options=options)
-    groups = ("i2t", "text_tokenizer") if captions else ("clip", "t2i")
+    function = functools.partial(getattr(programs, name), options=options)
+    params = {group: abstract_group(nets, group) for group in direction.groups}
+    side = nets.tokenizer.image_size
+    rows = jax.ShapeDtypeStruct((size, nets.dit.tokens), np.int32)
+    if direction.takes_images:
+        rows = jax.ShapeDtypeStruct((size, side, side, 3), np.float32)
     places = jax.NamedSharding(mesh, ROWS)
-    params = {g: abstract_group(nets, g) for g in (*groups, "tokenizer")}
-    size, side = options.batch_size, nets.tokenizer.image_size
-    data = {
-        False: jax.ShapeDtypeStruct((size, nets.dit.tokens), np.int32),
-        True: jax.ShapeDtypeStruct((size, side, side, 3), np.float32),
-    }[captions]
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         with_shardings(params, sharding.shardings(mesh, params)),
-        with_shardings(data, places),
+        with_shardings(rows, places),
         with_shardings(key, replicated(mesh)),
         with_shardings(jax.ShapeDtypeStruct((size,), np.int32), places),
     )
-    count = flops.image_to_text if captions else flops.text_to_image
     run = {k: getattr(options, k) for k in ("num_steps", "scale", "solver")}
-    cost = flops.StepFlops(count(nets, size, **run), 0)
+    count = flops.sampling_total(nets, name, size, **run)
     program = jax.jit(in_mesh(mesh, function), out_shardings=places)
-    return Step(program, arguments, size, cost)
+    return Step(program, arguments, size, flops.StepFlops(count, 0))
 
 
 MAKE = {"train": train_step, "sample": sample_step}

@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     hbm_gib: float
     example: str
     axes: int  # numbers in a topology's name
-    part: float = 1.0  # of the memory, that programs may fill
+    part: float = 1.0  # share of the memory that programs may fill
 
 
 KINDS = {
@@ -62,7 +62,7 @@ XLA_FLAGS = (
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """Kind and sizes of a topology's name.
+    """Splits a topology's name into kind and sizes.
 
     Raises:
         UserError: for another name, with the choices.
@@ -72,8 +72,8 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     if not axes or not re.fullmatch("x".join([r"[1-9]\d*"] * axes), sizes):
         examples = ", ".join(k.example for k in KINDS.values())
         raise UserError(
-            f"topology is {name!r}; wanted KIND:SIZES with one of {', '.join(KINDS)}, "
-            f"such as {examples}"
+            f"topology is {name!r}; expected KIND:SIZES with one of {', '.join(KINDS)},"
+            f" such as {examples}"
         )
     return kind, tuple(map(int, sizes.split("x")))
 
@@ -90,7 +90,7 @@ def need(platform: str) -> None:
     for module in MODULES[platform]:
         try:
             found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # of the package around it
+        except ModuleNotFoundError:  # the package around the module is missing too
             found = None
         if found is None:
             raise UserError(
@@ -100,7 +100,7 @@ def need(platform: str) -> None:
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a topology, described and not there; after `prepare`.
+    """Describes the devices of a topology, which need not exist; after `prepare`.
 
     Raises:
         UserError: where the topology cannot be, or an extra is not installed.
@@ -115,7 +115,7 @@ def devices(name: str) -> Sequence[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2]
         raise UserError(
-            f"topology {name} is refused by libtpu ({reason}); wanted sizes such as "
+            f"topology {name} is refused by libtpu ({reason}); expected sizes such as "
             f"{KINDS[kind].example}"
         ) from error
 
@@ -123,7 +123,7 @@ def devices(name: str) -> Sequence[jax.Device]:
 def _gpus(kind: str, count: int) -> Sequence[jax.Device]:
     if count > A100S_A_HOST and count % A100S_A_HOST:
         raise UserError(
-            f"topology is {kind}:{count}; wanted at most {A100S_A_HOST} GPUs, or a "
+            f"topology is {kind}:{count}; expected at most {A100S_A_HOST} GPUs, or a "
             f"multiple of them: {A100S_A_HOST} a host"
         )
     hosts = math.ceil(count / A100S_A_HOST)

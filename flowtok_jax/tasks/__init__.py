@@ -1,1 +1,48 @@
-"""What each training stage computes."""
+"""The table of tasks: what each training stage computes.
+
+A new task is one file here, with a `Task` of its own, and a config.
+"""
+
+from collections.abc import Iterable
+
+import jax
+
+from flowtok_jax.array_types import Key, Params
+from flowtok_jax.models.build import Nets, init_networks
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import i2t, t2i, text_tokenizer, tokenizer
+from flowtok_jax.tasks.base import Task
+
+TASKS: dict[str, Task] = {
+    module.TASK.name: module.TASK for module in (tokenizer, text_tokenizer, t2i, i2t)
+}
+
+
+def networks_of(group: str) -> tuple[str, ...]:
+    """Returns the names of the networks whose parameters form a group.
+
+    Raises:
+        UserError: for a group that no task trains, and that is not the text tower.
+    """
+    groups = {"clip": ("clip",)} | {t.name: t.networks for t in TASKS.values()}
+    if group not in groups:
+        raise UserError(f"no group {group!r}; known are {', '.join(groups)}")
+    return groups[group]
+
+
+def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
+    """Draws fresh float32 parameters of the networks of a group."""
+    return init_networks(nets, networks_of(group), key)
+
+
+def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
+    """Computes shapes and dtypes of a group's parameters, and no values."""
+    return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
+
+
+def abstract_groups(nets: Nets, groups: Iterable[str]) -> dict[str, dict[str, Params]]:
+    """Computes shapes of several groups' parameters, of each network only once."""
+    networks = {group: networks_of(group) for group in groups}
+    names = tuple(sorted({name for group in networks.values() for name in group}))
+    shapes = jax.eval_shape(lambda: init_networks(nets, names, jax.random.key(0)))
+    return {g: {name: shapes[name] for name in n} for g, n in networks.items()}

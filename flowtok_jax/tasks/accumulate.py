@@ -1,6 +1,6 @@
-"""Gradient accumulation, inside a loss: some rows after the others through a network.
+"""Gradient accumulation inside a loss: some rows after the others through a network.
 
-    accumulate(f, parts)(params, inputs, rest, key)
+    accumulate(f, parts)(params, inputs, rest, key)                                 (1)
         = mean over the parts of f(params, part of inputs, part of rest, key of part)
 
 Value and gradients are those of the whole batch; activations take the memory of a
@@ -23,19 +23,21 @@ RowsLoss = Callable[[Params, Any, Any, Key], tuple[Float[Array, ""], Any]]
 
 
 def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
-    """The function, over `parts` equal parts of the rows one after the other.
+    """Makes (1) of a function: equal parts of the rows, one after the other.
 
-    Its value has to be a mean over rows. `inputs`, `rest` and the outputs are trees of
-    arrays with rows first; part j has the rows j, j + parts, ..., so that each part has
-    rows of every device.
+    Args:
+        function: its value has to be a mean over rows; its inputs, rest and outputs are
+            trees of arrays with rows first.
+        parts: number of parts; part j has the rows j, j + parts, ..., so that each part
+            has rows of every device.
     """
     if parts == 1:
         return function
 
-    def split(x):
+    def split(x):  # [rows ...] -> [parts rows/parts ...]
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def join(x):
+    def join(x):  # the inverse of `split`
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def forward(params, inputs, rest, key):
@@ -45,6 +47,7 @@ def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
             index, inputs, rest = part
             part_key = jax.random.fold_in(key, index)
             (value, outputs), grads = gradient(params, inputs, rest, part_key)
+            # Parameters sum over the parts; each row's gradient stays its own.
             total = jax.tree.map(lambda a, b: a + b / parts, total, grads[0])
             rows = jax.tree.map(lambda x: x / parts, grads[1])
             return total, (value, outputs, rows)
@@ -55,6 +58,7 @@ def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
         outputs, rows = jax.tree.map(join, tuple(stacked))
         return (values.mean(), outputs), (grads, rows)
 
+    # The forward pass has computed the gradients already: backward only scales them.
     def backward(grads, cotangent):
         scale = cotangent[0]
         return *jax.tree.map(lambda x: scale * x, grads), None, None

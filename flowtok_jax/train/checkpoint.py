@@ -2,8 +2,8 @@
 
 A checkpoint appears under its final name only when it is whole. `ema` is an item of its
 own, so that sampling reads nothing else. `data` says how many examples were seen, from
-which the place in the data follows. `meta` holds checksums of every array: one
-that is damaged is told from one that is whole, and the one before it is used.
+which the place in the data follows. `meta` holds checksums of every array, by which a
+damaged checkpoint is found out; the one before is used then.
 """
 
 import contextlib
@@ -24,15 +24,16 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.digests import checksums
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import Place, absolute, is_remote, reaching, write_json
-from flowtok_jax.train.state import TrainState, checksums
+from flowtok_jax.tasks.state import TrainState
 from flowtok_jax.weights.workdir import CHECKPOINTS
 
 DAMAGED = "damaged"
 NO_SPACE = os.strerror(errno.ENOSPC)
-# What reading a damaged checkpoint raises, unless TensorStore says in it that it could
-# not read at all.
+# Raised where a damaged checkpoint is read; the same types come where TensorStore could
+# not read at all, and then name one of OUTAGE.
 DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError)
 OUTAGE = (
     "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED"
@@ -40,8 +41,10 @@ OUTAGE = (
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but for preemption: whether to end is asked elsewhere, in numbers that
-    must not be mixed with its steps.
+    """Orbax's manager without its question whether the run was asked to end.
+
+    runtime/processes.py asks that, and JAX wants the numbers of these questions to rise
+    by one: Orbax's, which are steps, must not come in between.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -50,9 +53,11 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back until the end of the block: Orbax, cut short, leaves threads
-    behind that fill the terminal with their tracebacks.
+    """Holds Ctrl-C back until the end of the block.
+
+    Orbax, cut short, leaves threads behind that fill the terminal with tracebacks.
     """
+    # Python lets only the main thread set signal handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -70,12 +75,13 @@ class Checkpoints:
     """Saves and restores the states of one stage; a context manager.
 
     Args:
-        keep: how many of the newest stay.
-        keep_every: those of multiples of this step stay too; 0 for none.
+        keep: number of newest checkpoints that stay.
+        keep_every: checkpoints of multiples of this step stay too; 0 for none.
     """
 
     def __init__(self, workdir: Place, stage: str, *, keep: int, keep_every: int = 0):
-        self._workdir, self._stage = workdir, stage
+        self._workdir = workdir
+        self._stage = stage
         self._folder = absolute(workdir / CHECKPOINTS / stage)
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every:
@@ -103,7 +109,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _complaining(self) -> Iterator[None]:
-        """Turns a failure to write, of this save or of the one before, into a line."""
+        """Turns a failure to write, of this save or of the one before, into a line.
+
+        Orbax writes on a thread: what goes wrong there is raised by the next call.
+        """
         try:
             with reaching(self._folder):
                 yield
@@ -111,7 +120,9 @@ class Checkpoints:
             raise
         except (OSError, ValueError) as error:
             whole = sorted(ocp.utils.checkpoint_steps(self._folder))
-            rest = f"that of step {whole[-1]} is whole" if whole else "there is none"
+            rest = "there is none"
+            if whole:
+                rest = f"that of step {whole[-1]} is whole"
             reason = _reason(error)
             cure = "make room" if reason == NO_SPACE else "mend that"
             raise WriteError(
@@ -135,12 +146,12 @@ class Checkpoints:
             self._manager.save(int(state.step), args=items, force=True)
 
     def read_meta(self) -> dict[str, Any] | None:
-        """The meta of the newest checkpoint; None where there is none to read."""
+        """Reads the meta of the newest checkpoint; None where there is none to read."""
         step = self._manager.latest_step()
         try:
             return None if step is None else self._read_meta(step)
         except (OSError, ValueError):
-            return None  # `restore` says so
+            return None  # a damaged one is `restore`'s to report
 
     def _item(self, step: int, name: str) -> epath.Path:
         return epath.Path(self._folder) / str(step) / name
@@ -152,16 +163,16 @@ class Checkpoints:
             return handler.restore(path, args=ocp.args.JsonRestore())
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-        """The newest whole state, laid out as `abstract` says, and its meta.
+        """Reads the newest whole state, laid out as `abstract` says, and its meta.
 
-        One that is damaged is reported and put aside, and the one before it used: in
+        A damaged checkpoint is reported and put aside, and the one before it used: in
         all processes alike, though each of them reads its own part only.
 
         Returns:
             None where there never was one.
 
         Raises:
-            UserError: where there are some and all are damaged.
+            UserError: where there are checkpoints and all of them are damaged.
         """
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -185,9 +196,10 @@ class Checkpoints:
     def _try(
         self, step: int, abstract: TrainState
     ) -> tuple[tuple[TrainState, dict], None] | tuple[None, str]:
-        """A state and its meta, or why this process finds them damaged.
+        """Reads a state and its meta; else says why this process finds them damaged.
 
-        By Orbax's handlers and not its manager, which would wait for the others.
+        By Orbax's handlers and not its manager, which would wait for the others: they
+        may have found no damage, and wait for nothing.
         """
         try:
             meta = self._read_meta(step)
@@ -197,7 +209,7 @@ class Checkpoints:
                 with uninterrupted():
                     wanted = ocp.args.StandardRestore(tree)
                     items[name] = handler.restore(self._item(step, name), args=wanted)
-            return (TrainState(**items["state"], ema=items["ema"]), meta), None
+            return (type(abstract)(**items["state"], ema=items["ema"]), meta), None
         except Exception as error:
             if isinstance(error, DAMAGE) and not re.search(OUTAGE, str(error)):
                 return None, _reason(error)
@@ -212,14 +224,13 @@ class Checkpoints:
 
         def move():
             for step in damaged:
-                folder, tries = (
-                    self._workdir / DAMAGED / self._stage,
-                    itertools.count(1),
-                )
+                folder = self._workdir / DAMAGED / self._stage
+                tries = itertools.count(1)
                 place = folder / str(step)
-                while place.exists():  # it was damaged before, and trained again
+                # The same step may have been damaged before, and trained again.
+                while place.exists():
                     place = folder / f"{step}.{next(tries)}"
-                # Says why; and a store has a directory only where there is a file.
+                # Says why; and a bucket has a folder only where there is a file.
                 why = place.with_name(f"{place.name}.json")
                 write_json(why, {"damage": damaged[step]})
                 (self._folder / str(step)).rename(place)
@@ -247,13 +258,13 @@ def _sums(state: TrainState) -> list[int]:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by item; in the same order for a state of shapes."""
-    fields = {f: getattr(state, f) for f in TrainState.__dataclass_fields__}
+    """Splits a state, or a state of shapes, by item, always in the same order."""
+    fields = {f: getattr(state, f) for f in type(state).__dataclass_fields__}
     return {"ema": fields.pop("ema"), "state": fields}
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-    """Shapes that also say where each array goes."""
+    """Adds to each shape the sharding of its array."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
     )

@@ -1,4 +1,4 @@
-"""Scalars and pictures of a run: metrics.jsonl and TensorBoard."""
+"""The log of a run: metrics.jsonl, TensorBoard, the terminal, tables of parameters."""
 
 import contextlib
 import json
@@ -6,47 +6,64 @@ import logging
 import math
 import pathlib
 import shutil
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import numpy as np
+import tqdm
+from clu import parameter_overview
+from ml_collections import ConfigDict
 
-from flowtok_jax.runtime.errors import StoreError
+from flowtok_jax.array_types import Params
+from flowtok_jax.data.records import REASONS, RejectCounter
+from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, is_remote, reaching, write_bytes
 
-FILE, BOARD = "metrics.jsonl", "tb"
-COPY_SECONDS = 60.0
+METRICS = "metrics.jsonl"
+BOARD = "tb"
+PARAMETERS = "parameters"
+COPY_SECONDS = 60.0  # between two copies of the files to a remote workdir
+COLLAPSED_SIGMA = 0.5  # a healthy text source stays near 1
+LINE_SECONDS = 15.0  # between two lines where there is no terminal for a bar
 
 
 class Metrics:
-    """Writes what one stage measures; a context manager, silent but on process 0.
+    """The files of one stage's measures; a context manager, silent but on process 0.
 
-    `start_step` is where the run goes on: lines that an earlier, interrupted run wrote
-    past it are dropped, since they will come again.
-
-    A store cannot append: for a remote workdir the files are written to a temporary
+    A bucket cannot append: for a remote workdir the files are written to a temporary
     directory here, and those that grew are copied whole by `store`, at the end, and
-    every COPY_SECONDS. TensorBoard's may lack its newest points until the end.
+    every COPY_SECONDS. TensorBoard's files may lack their newest points until the end.
+
+    Args:
+        start_step: the step at which the run goes on. Lines of later steps, which an
+            interrupted run wrote, are dropped, since they will come again.
     """
 
     def __init__(self, workdir: Place, stage: str, *, start_step: int, writes: bool):
-        self._workdir, self._stage = workdir, stage
-        self._file, self._board = None, None
-        self._copied, self._copied_at = {}, time.monotonic()
+        self._workdir = workdir
+        self._stage = stage
+        self._file = None
+        self._board = None
+        self._copied = {}  # file -> its size when it was last copied
+        self._copied_at = time.monotonic()
         if not writes:
             return
         self._here = workdir
         if is_remote(workdir):
             self._here = pathlib.Path(tempfile.mkdtemp(prefix="flowtok-"))
         with reaching(workdir):
-            if (workdir / FILE).exists():
-                lines = _before(workdir / FILE, stage, start_step)
-                write_bytes(self._here / FILE, lines.encode())
-        self._file = (self._here / FILE).open("a")
+            if (workdir / METRICS).exists():
+                lines = _before(workdir / METRICS, stage, start_step)
+                write_bytes(self._here / METRICS, lines.encode())
+        self._file = (self._here / METRICS).open("a")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its protobuf files
+            warnings.simplefilter("ignore")  # its protobuf files are deprecated
             import tensorboardX
         self._board = tensorboardX.SummaryWriter(
             str(self._here / BOARD / stage),
@@ -69,9 +86,10 @@ class Metrics:
             shutil.rmtree(self._here, ignore_errors=True)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, with null for NaN, and one point of each curve."""
+        """Writes one line of metrics.jsonl and one point of each curve."""
         if not self._file:
             return
+        # JSON has no NaN: null stands for it.
         known = {n: v if math.isfinite(v) else None for n, v in values.items()}
         line = {"stage": self._stage, "step": step, **known}
         self._file.write(json.dumps(line) + "\n")
@@ -85,13 +103,13 @@ class Metrics:
                 logging.warning("%s; metrics are copied later", error)
 
     def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
-        """Pictures [h, w, 3], uint8."""
+        """Shows pictures [h, w, 3], uint8, in TensorBoard."""
         if self._board:
             for name, grid in grids.items():
                 self._board.add_image(name, grid, step, dataformats="HWC")
 
     def store(self) -> None:
-        """Has everything so far in the workdir; to be called before a checkpoint.
+        """Brings everything so far into the workdir; to be called before a checkpoint.
 
         Raises:
             StoreError: where a remote workdir cannot be written.
@@ -105,7 +123,7 @@ class Metrics:
             return
         self._copied_at = time.monotonic()
         board = self._here / BOARD / self._stage
-        for path in (self._here / FILE, *board.iterdir()):
+        for path in (self._here / METRICS, *board.iterdir()):
             size = path.stat().st_size
             if size != self._copied.get(path):
                 name = path.relative_to(self._here).as_posix()
@@ -114,13 +132,218 @@ class Metrics:
 
 
 def _before(path: Place, stage: str, step: int) -> str:
-    """The lines of a file, without those of the stage past the step."""
+    """Reads the lines of a file, without the stage's lines past the step."""
     kept = []
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            continue  # half a line, of a killed run
+            continue  # a killed run left half a line
         if entry["stage"] != stage or entry["step"] <= step:
             kept.append(line + "\n")
     return "".join(kept)
+
+
+class Progress:
+    """A bar on a terminal, else a line now and then; warns of a collapsed source."""
+
+    def __init__(self, stage: str, step: int, num_steps: int, shows: bool):
+        self._stage = stage
+        self._num_steps = num_steps
+        self._warned = False
+        self._bar = tqdm.tqdm(
+            desc=f"{stage:<14}",
+            initial=step,
+            total=num_steps,
+            unit="step",
+            disable=not (shows and sys.stderr.isatty()),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+            "{postfix} [{elapsed}<{remaining}]",
+        )
+        self._lines = shows and self._bar.disable
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def update(self, step: int, scalars: dict[str, float]) -> None:
+        """Shows a step and its scalars."""
+        text = f"loss {scalars['loss/total']:.4f}"
+        if "perf/images_per_sec" in scalars:
+            text += f", {scalars['perf/images_per_sec']:.0f} images/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        waited = time.monotonic() - self._last_line > LINE_SECONDS
+        if self._lines and (waited or step == self._num_steps):
+            self._last_line = time.monotonic()
+            logging.info("%s %d/%d  %s", self._stage, step, self._num_steps, text)
+        # Only tasks that train the source of their flow have this scalar.
+        sigma = scalars.get("source/sigma", 1.0)
+        if sigma < COLLAPSED_SIGMA and not self._warned:
+            self._warned = True
+            logging.warning(
+                "the text source has collapsed: source/sigma is %.2f at step %d, "
+                "expected > %.1f; loss/flow falls while samples get worse; raise "
+                "loss.%s.kl_weight",
+                sigma,
+                step,
+                COLLAPSED_SIGMA,
+                self._stage,
+            )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Returns whether something done every so many steps, 0 for never, is due."""
+    return every > 0 and step % every == 0
+
+
+class StepReport:
+    """The host's account of the steps, which reads a call's scalars one call later.
+
+    So the device computes a call while the host reads the one before.
+
+    Args:
+        rates: learning rates by the number of optimiser steps made.
+        rejects: of this process's data.
+        seconds: spent on the stage by earlier runs.
+        skipped: steps that were skipped by them.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        rates: Callable[[int], dict[str, float]],
+        metrics: Metrics,
+        progress: Progress,
+        rejects: RejectCounter,
+        *,
+        seconds: float,
+        skipped: int,
+    ):
+        self._config = config
+        self._rates = rates
+        self._metrics = metrics
+        self._progress = progress
+        self._rejects = rejects
+        self._pending = None
+        self._skipped = skipped
+        self._last = None  # step and time from which images are counted
+        self._window = np.zeros(2)  # images and seconds since the last logged line
+        self._begun = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the stage so far, earlier runs included."""
+        return time.monotonic() - self._begun
+
+    def call(self, step: int, scalars: dict[str, Any]) -> None:
+        """Notes the call that ends at a step, and reads the one before."""
+        before = self._pending
+        self._pending = (step, scalars)
+        if before:
+            self._read(*before)
+
+    def flush(self) -> None:
+        """Reads the newest call too, which waits for the device."""
+        if self._pending:
+            self._read(*self._pending)
+            self._pending = None
+
+    def start_clock(self, step: int) -> None:
+        """Restarts the clock of the speed: what came before was no training."""
+        self._last = (step, time.monotonic())
+
+    def store(self) -> None:
+        """Stores what was noted so far, so that it outlasts this machine."""
+        self._metrics.store()
+
+    def values(self, step: int, scalars: dict, pictures: dict) -> None:
+        """Notes what an evaluation found."""
+        self._metrics.scalars(step, scalars)
+        self._metrics.images(step, pictures)
+
+    def rejected(self) -> dict[str, Any]:
+        """Returns the records that could not be used since this run started.
+
+        Their number for each reason, in all processes, and the first names that process
+        0 met.
+        """
+        counts = self._rejected()
+        if not counts:
+            return {}
+        if self._rejects.counts:
+            logging.warning("records replaced by others: %s", self._rejects.describe())
+        return {"counts": counts, "first": self._rejects.names}
+
+    def _rejected(self) -> dict[str, int]:
+        """Counts records of all processes, which have to ask together."""
+        counts = np.array([self._rejects.counts[reason] for reason in REASONS])
+        totals = processes.total(counts)
+        found = zip(REASONS, totals.tolist(), strict=True)
+        return {reason: count for reason, count in found if count}
+
+    def _read(self, step: int, scalars: dict[str, Any]) -> None:
+        values = {name: float(v) for name, v in jax.device_get(scalars).items()}
+        in_a_row = int(values.pop("skipped_in_a_row"))
+        if self._last:  # the first call compiles, and tells no speed
+            last, then = self._last
+            images = (step - last) * self._config.train.batch_size
+            self._window += images, time.monotonic() - then
+            values["perf/images_per_sec"] = self._window[0] / self._window[1]
+        self.start_clock(step)
+        skipped = int(values["skipped"])
+        # The rate of the step just made: skipped steps did not count in the schedule.
+        values |= self._rates(max(0, step - 1 - skipped))
+        self._progress.update(step, values)
+        end = self._config.train.num_steps
+        if step == end or is_due(step, self._config.log.every):
+            counts = {f"data/rejected/{r}": n for r, n in self._rejected().items()}
+            self._metrics.scalars(step, values | counts)
+            self._window[:] = 0
+        self._check_skipped(step, skipped, in_a_row)
+
+    def _check_skipped(self, step: int, skipped: int, in_a_row: int) -> None:
+        if skipped > self._skipped:
+            logging.warning(
+                "by step %d %d steps were skipped, %d in a row at the end: loss or "
+                "gradient was not finite",
+                step,
+                skipped,
+                in_a_row,
+            )
+        self._skipped = skipped
+        if in_a_row >= self._config.train.max_skipped_in_a_row:
+            raise UserError(
+                f"loss or gradient was not finite in the {in_a_row} steps up to {step} "
+                "(train.max_skipped_in_a_row = "
+                f"{self._config.train.max_skipped_in_a_row}); the weights are those of "
+                f"step {step - in_a_row}; the last checkpoint stays; lower schedule.lr "
+                "or set optimizer.clip_norm"
+            )
+
+
+def _count(params: Params) -> str:
+    """Counts parameters, for a line of 80 columns."""
+    count = parameter_overview.count_parameters(params)
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.1f}k"
+
+
+def log_parameters(workdir: Place, stage: str, params: Params) -> None:
+    """Logs the size of a stage's networks, and writes a table of all their arrays.
+
+    The table, PARAMETERS/STAGE.txt in the workdir, has shapes, dtypes and shardings.
+
+    Args:
+        params: parameters by network, or their shapes.
+    """
+    sizes = ", ".join(f"{name} {_count(net)}" for name, net in params.items())
+    logging.info("%s: %s parameters (%s)", stage, _count(params), sizes)
+    if processes.is_first():
+        table = parameter_overview.get_parameter_overview(
+            params, include_stats="sharding"
+        )
+        path = workdir / PARAMETERS / f"{stage}.txt"
+        write_bytes(path, f"{table}\n".encode())

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets, init_group
+from flowtok_jax.models.build import Nets
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import (
@@ -24,15 +24,13 @@ from flowtok_jax.runtime.mesh import (
     replicated,
 )
 from flowtok_jax.runtime.processes import Preemption, is_first
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks.base import Task
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.state import TrainState
+from flowtok_jax.tasks.step import make_trainer, scan_steps
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
-from flowtok_jax.train.log import Metrics
-from flowtok_jax.train.optimizer import make_optimizer, make_schedule
-from flowtok_jax.train.progress import Progress
-from flowtok_jax.train.report import Report, is_due
-from flowtok_jax.train.state import TrainState, make_state, params_sha256
-from flowtok_jax.train.step import train_steps
+from flowtok_jax.train.log import Metrics, Progress, StepReport, is_due
 from flowtok_jax.weights.workdir import steps_of
 
 # Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
@@ -43,9 +41,13 @@ class PreemptedError(Exception):
     """The run was asked to end, and saved; its arguments are the stage and the step."""
 
 
-class Result(NamedTuple):
-    """What a finished stage leaves behind: its time, a digest of its parameters, and
-    what is known of records that could not be used.
+class StageResult(NamedTuple):
+    """The outcome of a finished stage.
+
+    Attributes:
+        seconds: time that it took, earlier runs included.
+        sha256: digest of its parameters.
+        rejected: records that could not be used: counts by reason, and first names.
     """
 
     seconds: float
@@ -53,50 +55,55 @@ class Result(NamedTuple):
     rejected: dict[str, Any]
 
 
-class Run(NamedTuple):
-    """The compiled pieces of one stage."""
+class TrainProgram(NamedTuple):
+    """The compiled pieces of one stage.
+
+    Attributes:
+        start: parameters to start from, None for fresh ones -> state.
+        step: (state, frozen, batches [steps, rows, ...]) -> state and scalars.
+        abstract: shapes and shardings of the state.
+        frozen: parameters by role, or their shapes.
+        rates: learning rates by the number of optimiser steps made.
+    """
 
     start: Callable[[Params | None], TrainState]
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
     abstract: TrainState
     frozen: Params
-    schedule: optax.Schedule
+    rates: Callable[[int], dict[str, float]]
     mesh: jax.sharding.Mesh
 
 
-def make_run(config: ConfigDict, task: str, nets: Nets, frozen: Params) -> Run:
+def make_program(
+    config: ConfigDict, task: Task, nets: Nets, frozen: Params
+) -> TrainProgram:
     """Builds the jitted start and step of a task over the mesh.
+
+    Args:
+        frozen: parameters by role.
 
     Raises:
         UserError: where the config has a number that cannot be.
     """
-    run = plan_run(config, task, nets, frozen)
-    places = jax.tree.map(lambda leaf: leaf.sharding, run.frozen)
-    return run._replace(frozen=put(frozen, places))
+    program = plan_program(config, task, nets, frozen)
+    places = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
+    return program._replace(frozen=put(frozen, places))
 
 
-def plan_run(
+def plan_program(
     config: ConfigDict,
-    task: str,
+    task: Task,
     nets: Nets,
     frozen: Params,
     devices: Sequence[jax.Device] | None = None,
-) -> Run:
-    """The same with shapes only in `frozen`: for devices that need not be there."""
+) -> TrainProgram:
+    """Builds the program with shapes only in `frozen`, also for devices elsewhere."""
     mesh = make_mesh(**config.mesh, devices=devices)
     check(config, devices)
-    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
-    optimizer = make_optimizer(schedule, **config.optimizer)
-
-    def make(params=None):
-        key = jax.random.key(config.train.seed)
-        if params is None:
-            params = init_group(nets, task, jax.random.fold_in(key, 0))
-        return make_state(params, optimizer, config.train.seed)
-
-    abstract = jax.eval_shape(make)
+    trainer = make_trainer(task, config, nets)
+    abstract = jax.eval_shape(functools.partial(trainer.start, None))
     places = sharding.shardings(mesh, abstract)
-    make = jax.jit(make, out_shardings=places)
+    make = jax.jit(trainer.start, out_shardings=places)
 
     def start(params):
         if params is not None:
@@ -104,24 +111,17 @@ def plan_run(
         return make(params)
 
     frozen_places = sharding.shardings(mesh, frozen)
-    options = {"parts": config.train.accumulate, **config.loss[task]}
-    step = functools.partial(
-        train_steps,
-        loss=functools.partial(TASKS[task].loss, nets=nets, **options),
-        optimizer=optimizer,
-        ema_decay=config.train.ema_decay,
-    )
-    return Run(
+    return TrainProgram(
         start=start,
         step=jax.jit(
-            in_mesh(mesh, step),
+            in_mesh(mesh, functools.partial(scan_steps, trainer.step)),
             donate_argnums=0,
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
         ),
         abstract=with_shardings(abstract, places),
         frozen=with_shardings(frozen, frozen_places),
-        schedule=schedule,
+        rates=trainer.rates,
         mesh=mesh,
     )
 
@@ -138,15 +138,17 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
     counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
     for name in (*counts, "max_skipped_in_a_row"):
         if config.train[name] < 1:
-            raise UserError(f"train.{name} is {config.train[name]}; wanted at least 1")
+            raise UserError(
+                f"train.{name} is {config.train[name]}; expected at least 1"
+            )
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     if config.checkpoint.keep < 1:
         raise UserError(
-            f"checkpoint.keep is {config.checkpoint.keep}; wanted at least 1"
+            f"checkpoint.keep is {config.checkpoint.keep}; expected at least 1"
         )
     if config.train.batch_size % parts:
         raise UserError(
-            f"train.batch_size is {config.train.batch_size}; wanted a multiple of "
+            f"train.batch_size is {config.train.batch_size}; expected a multiple of "
             f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
             "split it"
         )
@@ -170,9 +172,9 @@ def _stack(
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
 
 
-def finished(config: ConfigDict, task: str, workdir: Place) -> Result | None:
+def finished(config: ConfigDict, task: Task, workdir: Place) -> StageResult | None:
     """The result of a stage that has nothing left to train; None for another."""
-    if max(steps_of(workdir, task), default=-1) < config.train.num_steps:
+    if max(steps_of(workdir, task.name), default=-1) < config.train.num_steps:
         return None
     with _checkpoints(config, task, workdir) as checkpoints:
         meta = checkpoints.read_meta()
@@ -181,18 +183,18 @@ def finished(config: ConfigDict, task: str, workdir: Place) -> Result | None:
     return _result(meta)
 
 
-def _result(meta: dict[str, Any]) -> Result:
-    return Result(meta["seconds"], meta["params_sha256"], meta["rejected"])
+def _result(meta: dict[str, Any]) -> StageResult:
+    return StageResult(meta["seconds"], meta["params_sha256"], meta["rejected"])
 
 
-def _checkpoints(config: ConfigDict, task: str, workdir: Place) -> Checkpoints:
+def _checkpoints(config: ConfigDict, task: Task, workdir: Place) -> Checkpoints:
     keep, every = config.checkpoint.keep, config.checkpoint.keep_every
-    return Checkpoints(workdir, task, keep=keep, keep_every=every)
+    return Checkpoints(workdir, task.name, keep=keep, keep_every=every)
 
 
 def train(
     config: ConfigDict,
-    task: str,
+    task: Task,
     workdir: Place,
     *,
     nets: Nets,
@@ -201,7 +203,7 @@ def train(
     evaluate: Evaluate,
     preemption: Preemption,
     load_start: Callable[[], Params | None] = lambda: None,
-) -> Result:
+) -> StageResult:
     """Trains one stage to its end, from its newest checkpoint or from the start.
 
     Every process of the run calls it; process 0 writes metrics, all write checkpoints.
@@ -217,48 +219,48 @@ def train(
             row had a loss or gradient that is not finite.
     """
     with _checkpoints(config, task, workdir) as checkpoints:
-        run = make_run(config, task, nets, frozen)
-        state, meta = checkpoints.restore(run.abstract) or (
-            run.start(load_start()),
+        program = make_program(config, task, nets, frozen)
+        state, meta = checkpoints.restore(program.abstract) or (
+            program.start(load_start()),
             {"seconds": 0.0},
         )
         start_step, first = int(state.step), is_first()
-        rows = local_rows(run.mesh, config.train.batch_size)
+        rows = local_rows(program.mesh, config.train.batch_size)
         loader = Loader(config, vocabulary, start_step, rows)
         with (
-            Metrics(workdir, task, start_step=start_step, writes=first) as metrics,
-            Progress(task, start_step, config.train.num_steps, first) as progress,
+            Metrics(workdir, task.name, start_step=start_step, writes=first) as metrics,
+            Progress(task.name, start_step, config.train.num_steps, first) as progress,
         ):
             so_far = {"seconds": meta["seconds"], "skipped": int(state.skipped)}
-            report = Report(
-                config, run.schedule, metrics, progress, loader.rejects, **so_far
+            report = StepReport(
+                config, program.rates, metrics, progress, loader.rejects, **so_far
             )
             tools = {"checkpoints": checkpoints, "preemption": preemption}
             return _run_steps(
-                config, task, run, state, report, loader, evaluate=evaluate, **tools
+                config, task, program, state, report, loader, evaluate=evaluate, **tools
             )
 
 
 def _run_steps(
     config: ConfigDict,
-    task: str,
-    run: Run,
+    task: Task,
+    program: TrainProgram,
     state: TrainState,
-    report: Report,
+    report: StepReport,
     loader: Loader,
     *,
     checkpoints: Checkpoints,
     preemption: Preemption,
     evaluate: Evaluate,
-) -> Result:
+) -> StageResult:
     """The loop proper. The device computes a call while the host reads the last one's
     scalars and loads the next one's batches.
     """
     step = int(state.step)
     while step < config.train.num_steps:
         before, step = step, _next_stop(step, config)
-        batches = _stack(loader, step - before, run.mesh, config.train.batch_size)
-        state, scalars = run.step(state, run.frozen, batches)
+        batches = _stack(loader, step - before, program.mesh, config.train.batch_size)
+        state, scalars = program.step(state, program.frozen, batches)
         report.call(step, scalars)
         done = step == config.train.num_steps
         ends = preemption.look() and not done
@@ -267,7 +269,7 @@ def _run_steps(
         if saves or shows:  # its line goes first: a run that resumes does not write it
             report.flush()
         if shows:
-            report.values(step, *evaluate(state.ema, run.frozen))
+            report.values(step, *evaluate(state.ema, program.frozen))
         if saves:
             meta = {"step": step, "seconds": report.seconds}
             if done:
@@ -278,7 +280,9 @@ def _run_steps(
         if done:
             return _result(meta)
         if ends:
-            raise PreemptedError(task, step)
+            raise PreemptedError(task.name, step)
         if saves or shows:
             report.start_clock(step)
-    return Result(report.seconds, params_sha256(state.params), {})  # nothing was left
+    return StageResult(
+        report.seconds, params_sha256(state.params), {}
+    )  # nothing was left

@@ -1,4 +1,4 @@
-"""The device mesh, and where each array lies on it.
+"""Shardings: the place of each array on the device mesh.
 
 Axes: `data` copies the parameters and splits the batch; `fsdp` splits both; `tensor`
 splits the parameters within a layer. Rules are data: the first pattern found in a
@@ -23,6 +23,7 @@ RULES = (
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     for pattern, axes in RULES:
         if re.search(pattern, path) and len(shape) >= len(axes):
+            # Scanned blocks have their layers' number in front, which is not split.
             axes = (None,) * (len(shape) - len(axes)) + axes
             fits = zip(axes, shape, strict=True)
             # A dimension that does not divide stays whole.
@@ -33,7 +34,7 @@ def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """A sharding for each array of a tree (or of its shapes), by its path."""
+    """Chooses a sharding for each array of a tree, or of its shapes, by its path."""
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -43,5 +44,5 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of batches stacked by step: [steps, rows, ...], rows split."""
+    """Splits the rows of batches stacked by step: [steps, rows, ...]."""
     return NamedSharding(mesh, PartitionSpec(None, *ROWS))

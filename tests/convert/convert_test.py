@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flowtok_jax.convert.convert import convert, find_ignored, read_sizes, to_release
-from flowtok_jax.models.build import GROUPS, abstract_group
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import abstract_group, networks_of
 from tests import tiny
 from tests.models.clip_test import slow_clip
 
@@ -35,7 +35,7 @@ def shapes(state: dict) -> dict:
 def test_round_trip_is_exact(group):
     state = make_state(group)
     params = convert(group, state, tiny.HEADS)
-    assert tuple(sorted(params)) == tuple(sorted(GROUPS[group]))
+    assert tuple(sorted(params)) == tuple(sorted(networks_of(group)))
     sizes = read_sizes(group, shapes(state), tiny.HEADS)
     back = to_release(group, params, sizes)
     assert shapes(back) == shapes(state)

@@ -6,13 +6,14 @@ import pytest
 from flowtok_jax.data import scenes
 from flowtok_jax.data.scenes import Object
 from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.eval import demo as demo_summary
 from flowtok_jax.eval import previews
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh, put, replicated
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.weights.workdir import read_config
 from tests.eval import fake
 from tests.eval.features_test import by_hand
@@ -106,7 +107,7 @@ class Perfect(FlowTok):
 
 
 def test_the_summary_of_a_perfect_model_is_perfect():
-    scalars, grids = previews.summarize_scenes(Perfect(), samples=16, seed=0)
+    scalars, grids = demo_summary.summarize_scenes(Perfect(), samples=16, seed=0)
     ones = [name for name in scalars if "accuracy" in name or "match" in name]
     ones = [name for name in ones if name != "tokenizer_mean_latent_accuracy"]
     assert len(ones) == 9
@@ -119,7 +120,7 @@ def test_the_summary_of_a_perfect_model_is_perfect():
 
 
 def test_the_summary_counts_what_is_wrong():
-    scalars, _ = previews.summarize_scenes(Perfect(wrong=4), samples=16, seed=0)
+    scalars, _ = demo_summary.summarize_scenes(Perfect(wrong=4), samples=16, seed=0)
     for name in (
         "t2i_attribute_accuracy",
         "t2i_attribute_accuracy_seen",
@@ -141,7 +142,7 @@ class Cheat(Perfect):
 
 
 def test_a_decoder_that_reads_the_caption_is_found_out():
-    scalars, _ = previews.summarize_scenes(Cheat(), samples=16, seed=0)
+    scalars, _ = demo_summary.summarize_scenes(Cheat(), samples=16, seed=0)
     assert scalars["tokenizer_accuracy"] == 1
     assert scalars["tokenizer_wrong_caption_accuracy"] == 0
     assert scalars["tokenizer_mean_latent_accuracy"] == 1
@@ -153,7 +154,7 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
     config.log.preview_samples = 5
     frozen = {group: flowtok.params[group] for group in TASKS[task].frozen}
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    preview = previews.make_preview(config, task, flowtok.vocabulary, mesh)
+    preview = previews.make_preview(config, TASKS[task], flowtok.vocabulary, mesh)
     scalars, grids = preview(
         put(flowtok.params[task], replicated(mesh)), put(frozen, replicated(mesh))
     )
@@ -176,7 +177,7 @@ def test_previews_have_fid_where_the_config_asks_for_it(demo, flowtok, monkeypat
     config = read_config(demo.workdir)
     config.log.update({"preview_samples": 5, "preview_fid": True})
     mesh, params = make_mesh(data=8, fsdp=1, tensor=1), flowtok.params
-    preview = previews.make_preview(config, "t2i", flowtok.vocabulary, mesh)
+    preview = previews.make_preview(config, TASKS["t2i"], flowtok.vocabulary, mesh)
     scalars, _ = preview(*(put(x, replicated(mesh)) for x in (params["t2i"], params)))
     shown = examples(5)
     drawn = to_uint8(flowtok.text_to_image(shown.captions))
@@ -191,4 +192,4 @@ def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, fl
     config.log.preview_fid, config.eval.weights = True, ""
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     with pytest.raises(UserError, match="names no metric weights; expected a dir"):
-        previews.make_preview(config, "t2i", flowtok.vocabulary, mesh)
+        previews.make_preview(config, TASKS["t2i"], flowtok.vocabulary, mesh)

@@ -7,6 +7,7 @@ import pytest
 
 from flowtok_jax.models import build
 from flowtok_jax.models.dit import SIZES
+from flowtok_jax.tasks import TASKS, abstract_group, init_group, networks_of
 from tests import tiny
 
 # DiT, projector and align head; millions, as of the release (fixed positions counted).
@@ -22,21 +23,21 @@ def test_parameter_count_of_text_to_image(size):
         align_head=dict(width=512),
         dit=SIZES[size],
     )
-    count = build.count_parameters(build.abstract_group(nets, "t2i"))
+    count = build.count_parameters(abstract_group(nets, "t2i"))
     assert round((count + 77 * nets.dit.width) / 1e6, 1) == PARAMETERS[size]
 
 
-@pytest.mark.parametrize("group", build.GROUPS)
+@pytest.mark.parametrize("group", ["clip", *TASKS])
 def test_a_group_holds_its_networks_in_float32(group):
     nets = tiny.nets(compute=dict(dtype="bfloat16"))
-    params = build.abstract_group(nets, group)
-    assert sorted(params) == sorted(build.GROUPS[group])
+    params = abstract_group(nets, group)
+    assert sorted(params) == sorted(networks_of(group))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_networks_of_a_group_start_from_keys_of_their_own():
     nets = tiny.nets()
-    init = jax.jit(lambda key: build.init_group(nets, "text_tokenizer", key))
+    init = jax.jit(lambda key: init_group(nets, "text_tokenizer", key))
     params = init(jax.random.key(0))
     kernels = [params[n]["blocks"]["fc1"]["kernel"] for n in params]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-2

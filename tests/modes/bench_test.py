@@ -8,9 +8,10 @@ import pytest
 from configs import demo
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.perf import flops
-from flowtok_jax.perf.timed import fitting
+from flowtok_jax.perf.work import fitting
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import TASKS
 from tests import run
 
 BENCH = ("--mode=bench", f"--config={run.CONFIG}", *run.flags())
@@ -75,17 +76,17 @@ def test_every_part_is_measured_and_the_last_line_is_the_report(cli, tmp_path):
 
 
 def check_flops(text: dict, image: dict, train: dict) -> None:
-    for one, count, scale in (
-        (text, flops.text_to_image, 2.0),
-        (image, flops.image_to_text, 1.5),
+    for one, direction, scale in (
+        (text, "text_to_image", 2.0),
+        (image, "image_to_text", 1.5),
     ):
         stage = "t2i" if one is text else "i2t"
         options = {"num_steps": 3, "scale": scale, "solver": "euler"}
-        wanted = count(tiny_nets(stage), ROWS, **options)
+        wanted = flops.sampling_total(tiny_nets(stage), direction, ROWS, **options)
         assert one["model_gflop_per_image"] == pytest.approx(wanted / ROWS / 1e9)
         rate = wanted / one["seconds"]["p50"] / 1e12
         assert one["tflops_per_sec"] == pytest.approx(rate)
-    wanted = flops.train_step(tiny_nets("t2i"), "t2i", ROWS, False).model
+    wanted = flops.train_step(tiny_nets("t2i"), TASKS["t2i"], ROWS, False).model
     assert train["model_tflop_per_call"] == pytest.approx(wanted / 1e12)
 
 

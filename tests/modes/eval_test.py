@@ -23,7 +23,7 @@ from flowtok_jax.eval.previews import attribute_accuracy
 from flowtok_jax.eval.reference import read_reference
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.train.state import params_sha256
+from flowtok_jax.runtime.digests import params_sha256
 from tests import run
 from tests.eval import fake
 from tests.eval.features_test import by_hand

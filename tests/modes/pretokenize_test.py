@@ -17,10 +17,11 @@ from configs import finetune
 from flowtok_jax.data import shards
 from flowtok_jax.data.folder import make_folder
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.place import adopt, open_weights
 from tests import run
 from tests.data import made
@@ -302,6 +303,7 @@ def test_weights_that_are_not_there_are_asked_for(cli, demo, photos, tmp_path):
 
 def test_remote_shards_are_refused(photos):
     config = finetune.get_config()
+    config.data.train = f"folder:{photos}"
     with pytest.raises(UserError, match="written to local disks"):
         pretokenize(config, epath.Path("gs://bucket/out"))
 

@@ -15,11 +15,11 @@ def test_asked_to_end_while_a_stage_finishes_the_next_one_does_not_start(
 ):
     started = []
 
-    def train(config, stage, workdir, *, preemption, **others):
-        started.append(stage)
+    def train(config, task, workdir, *, preemption, **others):
+        started.append(task.name)
         signal.raise_signal(signal.SIGTERM)
         assert preemption.look()
-        return loop.Result(1.0, "0" * 64, {})
+        return loop.StageResult(1.0, "0" * 64, {})
 
     monkeypatch.setattr(loop, "train", train)
     before = signal.getsignal(signal.SIGTERM)

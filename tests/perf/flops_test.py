@@ -8,11 +8,11 @@ import pytest
 
 from configs import default
 from flowtok_jax.flow import samplers
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.models.layers import REMAT
 from flowtok_jax.perf import flops
 from flowtok_jax.sampling import Programs, SampleOptions
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS, abstract_group
 
 ROWS = 4
 
@@ -105,7 +105,7 @@ def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss = functools.partial(TASKS[task].loss, nets=built, **options)
     grad = jax.grad(loss, has_aux=True)
-    cost = flops.train_step(built, task, ROWS, has_moments=False)
+    cost = flops.train_step(built, TASKS[task], ROWS, has_moments=False)
     got = counted(grad, trained, groups, batch, key)
     assert got == pytest.approx(cost.model + cost.recomputed, rel=0.06)
     assert (cost.recompute_fraction > 0) == (remat != "none")
@@ -114,7 +114,7 @@ def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
 def test_stored_moments_save_the_encoder_in_text_to_image():
     built = nets()
     whole, stored = (
-        flops.train_step(built, "t2i", ROWS, has).model for has in (False, True)
+        flops.train_step(built, TASKS["t2i"], ROWS, has).model for has in (False, True)
     )
     assert whole - stored == ROWS * flops.encoder(built.tokenizer).total
 
@@ -143,8 +143,8 @@ def test_sampling_has_the_flops_that_xla_counts(direction, scale, solver):
         functools.partial(function, options=options),
         *(params, data, key, spec(ROWS, dtype=jnp.int32)),
     )
-    count = getattr(flops, direction)
-    wanted = count(built, ROWS, num_steps=1, scale=scale, solver=solver)
+    run = {"num_steps": 1, "scale": scale, "solver": solver}
+    wanted = flops.sampling_total(built, direction, ROWS, **run)
     if is_text:  # the captions' features, twice in the program before XLA merges them
         wanted += ROWS * flops.clip(built.clip).total
     assert got == pytest.approx(wanted, rel=0.04)

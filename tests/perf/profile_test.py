@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowtok_jax.perf.peaks import peak_tflops
+from flowtok_jax.perf.machine import peak_tflops
 from flowtok_jax.perf.profile import module_of, modules_of
 
 IN = "jit(text_to_image)/while/body/closed_call/DiT/while/body/closed_call/blocks"

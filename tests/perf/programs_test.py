@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes import compile as compile_mode
 from flowtok_jax.perf import programs, topologies
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS, abstract_group
 from flowtok_jax.train import loop
 from tests import run
 
@@ -81,7 +81,7 @@ def test_arguments_are_the_parts_of_the_state_that_a_device_holds(split, alone):
         made = config(**mesh)
         nets = make_nets(made)
         frozen = {g: abstract_group(nets, g) for g in TASKS["t2i"].frozen}
-        planned = loop.plan_run(made, "t2i", nets, frozen, devices)
+        planned = loop.plan_program(made, TASKS["t2i"], nets, frozen, devices)
         encoder = planned.frozen["tokenizer"]["tokenizer"]["encoder"]
         rows = made.train.batch_size // len(devices) * (32 * 32 * 3 + 16 * 4) / GIB
         used = size((planned.abstract, planned.frozen["clip"], encoder)) + rows
@@ -123,9 +123,9 @@ def test_sampling_is_compiled_in_both_directions(stage):
 
 def test_a_batch_that_does_not_divide_is_refused():
     devices = jax.devices()
-    with pytest.raises(UserError, match="sample.batch_size is 12; wanted a multiple"):
+    with pytest.raises(UserError, match="sample.batch_size is 12; expected a multiple"):
         measure(config(**{"sample.batch_size": 12}), devices, step="sample")
-    with pytest.raises(UserError, match="train.batch_size is 12; wanted a multiple"):
+    with pytest.raises(UserError, match="train.batch_size is 12; expected a multiple"):
         measure(config(**{"train.batch_size": 12}), devices)
 
 

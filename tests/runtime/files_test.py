@@ -19,10 +19,10 @@ from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
-from flowtok_jax.models.build import abstract_group
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import files as places
 from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
 from flowtok_jax.weights import pretrained, workdir
 from flowtok_jax.weights.place import inherit_vocabulary, open_start, open_weights

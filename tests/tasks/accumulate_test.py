@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import default
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.tasks.accumulate import accumulate
-from flowtok_jax.tasks.steps import TASKS
 from tests import tiny
-from tests.tasks import steps_test
+from tests.tasks import step_test
 
 OPTIONS = default.get_config().loss
 STILL = {"depth": 1, "heads": 4, "mlp_width": 24, "dropout": 0.0}
@@ -28,7 +28,7 @@ def gradient(task, parts, **overrides):
     }
     function = jax.jit(jax.value_and_grad(loss, has_aux=True))
     params = tiny.random_params(nets, task)
-    return function(params, frozen, steps_test.batch(), jax.random.key(1))
+    return function(params, frozen, step_test.batch(), jax.random.key(1))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from flowtok_jax.runtime.digests import checksums
 from flowtok_jax.runtime.errors import UserError, WriteError
 from flowtok_jax.runtime.mesh import make_mesh
+from flowtok_jax.tasks.state import TrainState, make_state
 from flowtok_jax.train.checkpoint import Checkpoints, uninterrupted
-from flowtok_jax.train.state import TrainState, checksums, make_state
 from flowtok_jax.weights.workdir import steps_of
 
 

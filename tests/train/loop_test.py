@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.runtime.config import for_stage
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.processes import Preemption
+from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.log import Metrics
-from flowtok_jax.train.state import params_sha256
 from flowtok_jax.weights.workdir import open_vocabulary, read_config, steps_of
 from tests import run
 
@@ -39,7 +40,7 @@ def train(flowtok, config):
         changed.update_from_flattened_dict(overrides)
         return loop.train(
             changed,
-            TASK,
+            TASKS[TASK],
             workdir,
             nets=flowtok.nets,
             frozen={"clip": flowtok.params["clip"]},
@@ -91,13 +92,13 @@ def test_another_seed_gives_other_weights_by_one_program(
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         result = train(tmp_path, **{"train.seed": 1})
     assert result.sha256 != whole[1].sha256
-    compiled = [m for m in caplog.messages if "XLA compilation of jit(train_s" in m]
+    compiled = [m for m in caplog.messages if "XLA compilation of jit(scan_s" in m]
     assert len(compiled) == 1
 
 
 def test_the_state_is_restored_bit_by_bit(flowtok, config, whole):
     frozen = {"clip": flowtok.params["clip"]}
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     with Checkpoints(whole[0], TASK, keep=2) as checkpoints:
         state, meta = checkpoints.restore(made.abstract)
     assert meta["step"] == int(state.step) == 4
@@ -108,11 +109,11 @@ def test_the_state_is_restored_bit_by_bit(flowtok, config, whole):
 
 
 def test_finished_stages_are_known_and_others_are_not(config, whole, tmp_path):
-    assert loop.finished(config, TASK, tmp_path) is None
-    assert loop.finished(config, TASK, whole[0]) == whole[1]
+    assert loop.finished(config, TASKS[TASK], tmp_path) is None
+    assert loop.finished(config, TASKS[TASK], whole[0]) == whole[1]
     longer = config.copy_and_resolve_references()
     longer.train.num_steps = 5
-    assert loop.finished(longer, TASK, whole[0]) is None
+    assert loop.finished(longer, TASKS[TASK], whole[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_the_line_of_a_saved_step_is_written_before_it_is_saved(
 
 def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, config):
     frozen = {"clip": flowtok.params["clip"]}
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     given = params_sha256(flowtok.params[TASK])
     state = made.start(flowtok.params[TASK])
     assert params_sha256(state.params) == params_sha256(state.ema) == given
@@ -180,7 +181,7 @@ def test_a_start_is_from_given_parameters_or_from_those_of_the_seed(flowtok, con
     fresh = params_sha256(made.start(None).params)
     config = config.copy_and_resolve_references()
     config.train.seed = 1
-    made = loop.make_run(config, TASK, flowtok.nets, frozen)
+    made = loop.make_program(config, TASKS[TASK], flowtok.nets, frozen)
     assert len({given, fresh, params_sha256(made.start(None).params)}) == 3
 
 
@@ -192,11 +193,11 @@ def test_eight_devices_learn_what_one_does(demo, flowtok, tmp_path):
     config = for_stage(stored, "t2i")
     loop.train(
         config,
-        "t2i",
+        TASKS["t2i"],
         tmp_path,
         nets=make_nets(config),
         frozen=load_groups(
-            {g: abstract_group(flowtok.nets, g) for g in ("clip", "tokenizer")},
+            abstract_groups(flowtok.nets, ("clip", "tokenizer")),
             flowtok.nets,
             [open_weights(demo.workdir)],
         ),
@@ -232,12 +233,12 @@ def test_a_run_that_diverges_stops_with_its_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.num_steps", 0, "train.num_steps is 0; wanted at least 1"),
-        ("train.batch_size", -8, "train.batch_size is -8; wanted at least 1"),
-        ("train.steps_per_call", 0, "train.steps_per_call is 0; wanted at least 1"),
-        ("train.batch_size", 12, "train.batch_size is 12; wanted a multiple of 8"),
-        ("checkpoint.keep", 0, "checkpoint.keep is 0; wanted at least 1"),
-        ("train.accumulate", 3, "is 8; wanted a multiple of 24, the parts"),
+        ("train.num_steps", 0, "train.num_steps is 0; expected at least 1"),
+        ("train.batch_size", -8, "train.batch_size is -8; expected at least 1"),
+        ("train.steps_per_call", 0, "train.steps_per_call is 0; expected at least 1"),
+        ("train.batch_size", 12, "train.batch_size is 12; expected a multiple of 8"),
+        ("checkpoint.keep", 0, "checkpoint.keep is 0; expected at least 1"),
+        ("train.accumulate", 3, "is 8; expected a multiple of 24, the parts"),
         ("optimizer.moments", "int8", "optimizer.moments is 'int8'; wanted one of"),
     ],
 )

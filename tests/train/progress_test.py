@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from flowtok_jax.train import progress
-from flowtok_jax.train.progress import Progress
+from flowtok_jax.train import log
+from flowtok_jax.train.log import Progress
 
 
 def scalars(**more):
@@ -35,10 +35,10 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(
     caplog, monkeypatch
 ):
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(log.time, "monotonic", lambda: now)
     with caplog.at_level(logging.INFO), Progress("t2i", 0, 40, True) as bar:
         for step in range(10, 50, 10):
-            now += 0.6 * progress.LINE_SECONDS
+            now += 0.6 * log.LINE_SECONDS
             bar.update(step, scalars())
     steps = [message.split()[1] for message in caplog.messages]
     assert steps == ["20/40", "40/40"]
@@ -53,7 +53,7 @@ def test_a_process_that_shows_nothing_says_nothing(caplog):
 
 @pytest.mark.parametrize("shows", [True, False])
 def test_a_terminal_gets_a_bar_instead_of_lines(caplog, capsys, monkeypatch, shows):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(log.sys.stderr, "isatty", lambda: True, raising=False)
     with caplog.at_level(logging.INFO), Progress("t2i", 2, 4, shows) as bar:
         bar.update(4, scalars())
     assert caplog.messages == []

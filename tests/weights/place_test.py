@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from flowtok_jax.models.build import abstract_group, make_nets
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.train.loop import make_run
+from flowtok_jax.tasks import TASKS, abstract_group, abstract_groups
+from flowtok_jax.train.loop import make_program
 from flowtok_jax.weights.place import (
     inherit_vocabulary,
     load_groups,
@@ -154,12 +155,12 @@ def test_training_starts_from_the_group_that_is_there(
 ):
     config.init_from = str(saved if kind == "saved" else demo.workdir)
     nets = make_nets(config)
-    wanted = {group: abstract_group(nets, group) for group in ("clip", "tokenizer")}
+    wanted = abstract_groups(nets, ("clip", "tokenizer"))
     places = [open_weights(tmp_path), open_start(config)]
     frozen = load_groups(wanted, nets, places)
     equal(frozen, {group: flowtok.params[group] for group in frozen})
     start = load("t2i", config)
-    state = make_run(config, "t2i", nets, frozen).start(start)
+    state = make_program(config, TASKS["t2i"], nets, frozen).start(start)
     equal(state.params, flowtok.params["t2i"])
     equal(state.ema, state.params)
     assert int(state.step) == 0

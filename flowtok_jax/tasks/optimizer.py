@@ -1,6 +1,6 @@
 """AdamW with a warm-up (FlowTok's supplementary table; the release's configs).
 
-lr(step) = peak * min(1, step / warmup_steps), then constant or cosine to lr_end
+lr(step) = peak * min(1, step / warmup_steps), then constant or cosine to lr_end    (1)
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ SCHEDULES = ("constant", "cosine")
 def make_schedule(
     *, lr: float, lr_end: float, warmup_steps: int, schedule: str, num_steps: int
 ) -> optax.Schedule:
-    """Learning rate by step; the first step has 0 where there is a warm-up."""
+    """Makes (1); after the first step of a warm-up the rate is still 0."""
     rest = max(1, num_steps - warmup_steps)
     if schedule == "constant":
         after = optax.constant_schedule(lr)
@@ -24,7 +24,7 @@ def make_schedule(
         after = optax.cosine_decay_schedule(lr, rest, lr_end / lr if lr else 0.0)
     else:
         raise UserError(
-            f"schedule.schedule is {schedule!r}; wanted one of {', '.join(SCHEDULES)}"
+            f"schedule.schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}"
         )
     if not warmup_steps:
         return after
@@ -41,20 +41,22 @@ def make_optimizer(
     clip_norm: float | None,
     moments: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW, with decay on all parameters; `clip_norm` bounds the global norm first.
+    """Makes AdamW, with decay on all parameters.
 
-    `moments` is the dtype in which both moments are kept between steps.
+    Args:
+        clip_norm: bound of the gradient's global norm, before Adam sees the gradient.
+        moments: dtype in which both moments are kept between steps.
     """
     adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay)
     if moments not in MOMENTS:
         raise UserError(
-            f"optimizer.moments is {moments!r}; wanted one of {', '.join(MOMENTS)}"
+            f"optimizer.moments is {moments!r}; expected one of {', '.join(MOMENTS)}"
         )
     if moments != "float32":
         if betas[1] > MAX_BETA_BFLOAT16:
             raise UserError(
                 f"optimizer.moments is {moments} with betas[1] = {betas[1]}, whose "
-                f"small changes its 8 bits lose; wanted at most {MAX_BETA_BFLOAT16}, "
+                f"small changes its 8 bits lose; expected at most {MAX_BETA_BFLOAT16}, "
                 "or float32"
             )
         adamw = _with_moments(adamw, jnp.dtype(moments))
@@ -66,7 +68,7 @@ def make_optimizer(
 def _with_moments(
     adam: optax.GradientTransformation, dtype: jnp.dtype
 ) -> optax.GradientTransformation:
-    """Adam that computes in float32 and keeps its moments in another dtype."""
+    """Wraps Adam to compute in float32 and keep its moments in another dtype."""
 
     def kept_as(state, dtype):
         moments = {name: optax.tree.get(state, name) for name in ("mu", "nu")}

@@ -9,12 +9,12 @@ from jax.flatten_util import ravel_pytree
 
 from configs import default
 from flowtok_jax import array_types as shapes
-from flowtok_jax.models.build import init_group
+from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks.steps import TASKS
+from flowtok_jax.tasks import TASKS, init_group
+from flowtok_jax.tasks.state import make_state
+from flowtok_jax.tasks.step import scan_steps, train_step
 from flowtok_jax.train import sharding
-from flowtok_jax.train.state import make_state, params_sha256
-from flowtok_jax.train.step import train_step, train_steps
 from tests import tiny
 
 OPTIONS = default.get_config().loss
@@ -103,7 +103,7 @@ def test_steps_of_one_call_are_those_of_single_calls():
     for one in batches:
         single, scalars = jax.jit(step)(single, frozen, one)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    scan = jax.jit(functools.partial(train_steps, **step.keywords))
+    scan = jax.jit(functools.partial(scan_steps, step))
     together, last = scan(state, frozen, stacked)
     assert int(together.step) == 3
     jax.tree.map(

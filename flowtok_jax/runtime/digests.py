@@ -1,55 +1,20 @@
-"""What a run carries from step to step."""
+"""Digests of trees of arrays, wherever their parts lie."""
 
 import hashlib
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from flowtok_jax.array_types import Params
 
 
-class TrainState(flax.struct.PyTreeNode):
-    """Everything a step reads and writes; float32 but for `step` and `key`.
-
-    `key` never changes: a step folds its number in. `ema` is the running average of
-    `params` that samples are drawn with. `skipped` counts the steps that changed
-    nothing because loss or gradient was not finite, `skipped_in_a_row` the newest of
-    them. Shapes and shardings take this form too, hence fields of any type.
-    """
-
-    step: Any
-    skipped: Any
-    skipped_in_a_row: Any
-    key: Any
-    params: Any
-    ema: Any
-    opt_state: Any
-
-
-def make_state(
-    params: Params, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    """A state at step 0."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
-        key=jax.random.key(seed),
-        params=params,
-        ema=jax.tree.map(jnp.copy, params),  # a copy, or both could not be donated
-        opt_state=optimizer.init(params),
-    )
-
-
 @jax.jit
 def checksums(tree: Any) -> UInt32[Array, " leaves"]:
-    """A sum of hashed bits and places of each array, the same wherever its parts lie.
+    """Sums hashed bits and places of each array, the same wherever its parts lie.
 
     Integers, so that no order of summing changes it; computed where the arrays are.
     """
@@ -72,7 +37,7 @@ def checksums(tree: Any) -> UInt32[Array, " leaves"]:
 
 
 def params_sha256(params: Params) -> str:
-    """A digest of all the names, shapes and bits of a tree of arrays.
+    """Digests all the names, shapes and bits of a tree of arrays.
 
     Every process has to call it: arrays that lie on several are gathered, one by one.
     """

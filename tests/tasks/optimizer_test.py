@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.train.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 
 SCHEDULE = {"lr": 4e-4, "lr_end": 1e-5, "warmup_steps": 4, "num_steps": 20}
 

@@ -14,18 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, abstract_group, init_group, make_nets
+from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.perf import flops, programs
 from flowtok_jax.perf.machine import room_gib
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import put
+from flowtok_jax.sampling import DIRECTIONS
+from flowtok_jax.tasks import TASKS, abstract_group, init_group
 from flowtok_jax.train import loop
 from flowtok_jax.weights.place import Weights
 
-# part -> the stage whose networks it uses, and the section with its options
-SAMPLING = {"text_to_image": ("t2i", "sample"), "image_to_text": ("i2t", "caption")}
-PARTS = (*SAMPLING, "train")
+PARTS = (*DIRECTIONS, "train")
 CURE = "lower bench.batch_sizes, or take more devices (config.mesh, bench.devices)"
 SEED = 0  # of random weights and inputs
 
@@ -48,7 +48,7 @@ class Work(NamedTuple):
     start: Callable[[], Callable[[], None]]
 
 
-class HeldParams:
+class WeightMaker:
     """Parameters by group, read from weights or drawn at random."""
 
     def __init__(self, weights: Weights | None):
@@ -143,10 +143,11 @@ def sampling(
     rows: int,
     num_steps: int,
     devices: Sequence[jax.Device],
-    weights: HeldParams,
+    weights: WeightMaker,
 ) -> Work:
     """A direction of sampling: parameters on every device, rows split over them."""
-    stage, section = SAMPLING[part]
+    section = DIRECTIONS[part].section
+    stage = next(name for name, t in TASKS.items() if t.direction == part)
     config = for_stage(config, stage)
     config.mesh.update({"data": len(devices), "fsdp": 1, "tensor": 1})
     config[section].update({"batch_size": rows, "num_steps": num_steps})
@@ -176,7 +177,7 @@ def sampling(
 
 
 def training(
-    config: ConfigDict, rows: int, devices: Sequence[jax.Device], weights: HeldParams
+    config: ConfigDict, rows: int, devices: Sequence[jax.Device], weights: WeightMaker
 ) -> Work:
     """A step of the config's stage, on its mesh, with data that is there already."""
     stage = programs.choose_stage(config)
@@ -188,10 +189,13 @@ def training(
     _, frozen, batch = step.arguments
 
     def start() -> Callable[[], None]:
-        run = loop.plan_run(config, stage, nets, frozen, devices)
-        held = {g: weights.at(g, nets, _places(p)) for g, p in frozen.items()}
+        planned = loop.plan_program(config, TASKS[stage], nets, frozen, devices)
+        held = {
+            role: weights.at(TASKS[stage].frozen[role], nets, _places(p))
+            for role, p in frozen.items()
+        }
         data = {k: _fill(x, nets.clip.vocab_size) for k, x in batch.items()}
-        state = run.start(weights.trained(stage, nets))
+        state = planned.start(weights.trained(stage, nets))
 
         def call() -> None:
             nonlocal state  # the step takes the old one's memory

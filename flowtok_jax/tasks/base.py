@@ -1,0 +1,167 @@
+"""The description of a training stage, and what the tasks' losses share.
+
+A task is one file: its loss, the group of networks that it trains, the frozen groups
+that it needs, what a preview shows. A loss maps (trained, frozen, batch, key) to a
+value and named scalars. `trained` holds the parameters of the task's own networks;
+`frozen` those of the groups it needs, by role. With `parts` above 1 the trained network
+(of t2i its DiT) sees the rows part by part, see tasks/accumulate.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from flowtok_jax.array_types import Key, Params, TextFeatures, Tokens
+from flowtok_jax.flow import paths
+from flowtok_jax.models.build import Nets
+from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.tasks import losses
+from flowtok_jax.tasks.accumulate import accumulate
+from flowtok_jax.tasks.state import Trainer
+
+Batch = dict[str, Array]
+Scalars = dict[str, Float[Array, ""]]
+Loss = Callable[..., tuple[Float[Array, ""], Scalars]]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The directions that a preview may use: those of pipeline.FlowTok."""
+
+    def encode_image(self, images): ...
+
+    def decode_image(self, tokens, captions): ...
+
+    def reconstruct_text(self, prompts): ...
+
+    def text_to_image(self, prompts, seed=0, first_row=0, **options): ...
+
+    def image_to_text(self, images, seed=0, first_row=0, **options): ...
+
+
+class Preview(NamedTuple):
+    """What a task made of examples, to be judged and shown by eval/previews.py.
+
+    Attributes:
+        name: name of the picture.
+        images: floats [b, s, s, 3] drawn for the examples' captions.
+        captions: texts said of images, or copies of the examples' own.
+        described: the images of the captions, uint8 [b, s, s, 3].
+        are_copies: whether images or captions should equal the examples' own, and not
+            only mean the same.
+        scalars: numbers of the task's own, by their names in metrics.jsonl.
+    """
+
+    name: str
+    images: np.ndarray | None = None
+    captions: Sequence[str] | None = None
+    described: np.ndarray | None = None
+    are_copies: bool = False
+    scalars: Mapping[str, float] = {}
+
+
+class Task(NamedTuple):
+    """One training stage.
+
+    Attributes:
+        name: name of the stage, of its section in config.loss, and of the group of
+            parameters that it trains, in checkpoints/ and in weights.
+        networks: the networks of models/build.py whose parameters form the group.
+        frozen: role in the loss -> group whose parameters are only used.
+        loss: called with `nets`, `parts` and the keys of config.loss[TASK].
+        preview: what the trained weights make of (model, examples).
+        passes: forward passes of frozen networks in a step, for counting FLOPs:
+            networks' names, or the tokenizer's `encoder` or `decoder`.
+        draws: whether previews have images to measure.
+        contents: what the records may hold, "image" or "moments" (stored latents).
+        direction: the direction of sampling.py that the group enables, if any.
+        make_trainer: builds the state and the step; None for one optimiser.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    frozen: Mapping[str, str]
+    loss: Loss
+    preview: Callable[[Model, Any], Preview]
+    passes: tuple[str, ...]
+    draws: bool = False
+    contents: tuple[str, ...] = ("image", "moments")
+    direction: str | None = None
+    make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
+
+
+def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
+    """Computes the frozen tower's features of the batch's captions."""
+    params = {"params": frozen["clip"]["clip"]}
+    return nets.clip.apply(params, batch["caption_ids"])
+
+
+def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterior:
+    """Computes the posterior of the image tokens, from stored moments if there are any.
+
+    Args:
+        params: the tokenizer's; not used where the batch has moments.
+    """
+    if "moments" in batch:
+        return Posterior.from_moments(batch["moments"], clip=True)
+    image = batch["image"].astype(jnp.float32) / 255
+    return nets.tokenizer.apply({"params": params}, image, method="encode")
+
+
+def project(
+    nets: Nets, params: Params, text_feats: TextFeatures, key: Key | None
+) -> Posterior:
+    """Computes the posterior of the text tokens, with dropout where there is a key."""
+    return nets.projector.apply(
+        {"params": params},
+        text_feats,
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+    )
+
+
+def draw_noise(nets: Nets, key: Key, rows: int) -> Tokens:
+    """Draws the noise of a posterior's samples, for the whole batch at once."""
+    return jax.random.normal(key, (rows, nets.dit.tokens, nets.dit.channels))
+
+
+def latent_scalars(prefix: str, posterior: Posterior) -> Scalars:
+    """Computes the spread of a posterior: a collapsed one has a small sigma."""
+    return {
+        f"{prefix}/sigma": posterior.std.mean(),
+        f"{prefix}/mean_std": posterior.mean.std(),
+    }
+
+
+def flow_loss(
+    nets: Nets,
+    dit: Params,
+    z_src: Tokens,
+    z_tgt: Tokens,
+    key: Key,
+    *,
+    null_rate: float,
+    time_location: float,
+    parts: int,
+) -> Float[Array, ""]:
+    """Computes the velocity loss, mean over the batch, at random times.
+
+    A share `null_rate` of the rows is null rows, whose targets come from one another.
+    The DiT sees the rows in `parts`, one after the other.
+    """
+    keys = dict(zip(("time", "null"), jax.random.split(key), strict=True))
+    t = paths.sample_time(keys["time"], z_src.shape[0], time_location)
+    chosen = jax.random.bernoulli(keys["null"], null_rate, t.shape)
+    z_tgt, null = paths.null_row_targets(z_tgt, chosen)
+
+    def rows_loss(params, inputs, rest, key):
+        predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
+        return losses.velocity_loss(predicted, inputs[1]).mean(), ()
+
+    path = paths.straight_path(z_src, z_tgt, t)
+    return accumulate(rows_loss, parts)(dit, path, (t, null), key)[0]

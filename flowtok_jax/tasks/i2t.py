@@ -1,0 +1,77 @@
+"""Image to text: a flow from image tokens to text tokens, all else frozen.
+
+    L = L_flow, with z_tgt = text_scale * (mean or sample of the caption's tokens)  (1)
+
+(FlowTok section 3.3: both extra weights are 0 in this direction.)
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+from flowtok_jax.array_types import Key, Params
+from flowtok_jax.models.build import Nets
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks.base import (
+    Batch,
+    Model,
+    Preview,
+    Scalars,
+    Task,
+    flow_loss,
+    image_posterior,
+    project,
+    text_features,
+)
+
+TARGETS = ("mean", "sample")
+
+
+def i2t_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    null_rate: float,
+    time_location: float,
+    target: str,
+    text_scale: float,
+    parts: int = 1,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Computes (1)."""
+    names = ("image", "text", "flow")
+    keys = dict(zip(names, jax.random.split(key, 3), strict=True))
+    image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
+    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
+    text_feats = text_features(nets, frozen, batch)
+    text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
+    if target not in TARGETS:
+        raise UserError(f"loss.i2t.target is {target!r}; expected one of {TARGETS}")
+    z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
+    flow = dict(null_rate=null_rate, time_location=time_location, parts=parts)
+    loss = flow_loss(nets, trained["dit"], z_img, z_txt, keys["flow"], **flow)
+    scalars = {"loss/flow": loss, "target/std": z_txt.std(), "source/std": z_img.std()}
+    return loss, scalars
+
+
+def preview(model: Model, examples) -> Preview:
+    """Describes the examples' images."""
+    examples = examples.with_images(model)  # of stored latents there are none
+    captions = model.image_to_text(examples.floats)
+    return Preview("image_to_text", captions=captions, described=examples.images)
+
+
+TASK = Task(
+    name="i2t",
+    networks=("dit",),
+    frozen={
+        "clip": "clip",
+        "tokenizer": "tokenizer",
+        "text_tokenizer": "text_tokenizer",
+    },
+    loss=i2t_loss,
+    preview=preview,
+    passes=("clip", "encoder", "projector"),
+    direction="image_to_text",
+)

@@ -1,0 +1,94 @@
+"""The optimiser step of a task with one optimiser, and how the config makes it."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from flowtok_jax.array_types import Params
+from flowtok_jax.models.build import Nets, init_networks
+from flowtok_jax.tasks.base import Batch, Loss, Scalars, Task
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.state import Trainer, TrainState, make_state
+
+
+def train_step(
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> tuple[TrainState, Scalars]:
+    """Makes one optimiser step, and returns the scalars of its loss.
+
+    Where the loss or the gradient is not finite, the step only counts itself.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (value, scalars), grads = grad(state.params, frozen, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    new = {
+        "params": params,
+        "ema": optax.incremental_update(params, state.ema, 1 - ema_decay),
+        "opt_state": opt_state,
+    }
+    old = {name: getattr(state, name) for name in new}
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    state = state.replace(
+        **kept,
+        step=state.step + 1,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+    scalars |= {"loss/total": value, "grad_norm": norm}
+    scalars |= {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
+    return state, scalars
+
+
+def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
+    """Makes the trainer of a task: its own, or one AdamW over all its parameters."""
+    if task.make_trainer is not None:
+        return task.make_trainer(task, config, nets)
+    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
+    optimizer = make_optimizer(schedule, **config.optimizer)
+    options = {"parts": config.train.accumulate, **config.loss[task.name]}
+
+    def start(params: Params | None = None) -> TrainState:
+        if params is None:
+            key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+            params = init_networks(nets, task.networks, key)
+        return make_state(params, optimizer, config.train.seed)
+
+    step = functools.partial(
+        train_step,
+        loss=functools.partial(task.loss, nets=nets, **options),
+        optimizer=optimizer,
+        ema_decay=config.train.ema_decay,
+    )
+    return Trainer(start, step, lambda count: {"lr": float(schedule(count))})
+
+
+def scan_steps(
+    step: Callable[[TrainState, Params, Batch], tuple[TrainState, Scalars]],
+    state: TrainState,
+    frozen: Params,
+    batches: Batch,
+) -> tuple[TrainState, Scalars]:
+    """Makes several steps in one call.
+
+    Args:
+        batches: [steps, rows, ...].
+
+    Returns:
+        The state, and the scalars of the last step.
+    """
+    state, scalars = jax.lax.scan(lambda s, b: step(s, frozen, b), state, batches)
+    return state, jax.tree.map(lambda x: x[-1], scalars)

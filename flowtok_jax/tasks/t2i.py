@@ -1,0 +1,88 @@
+"""Text to image: a flow from text tokens to image tokens, projector trained along.
+
+    L = L_flow + align_weight * L_align + kl_weight * L_kl                          (1)
+
+(FlowTok section 3.3.)
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+from flowtok_jax.array_types import Key, Params
+from flowtok_jax.models.build import Nets
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import losses
+from flowtok_jax.tasks.base import (
+    Batch,
+    Model,
+    Preview,
+    Scalars,
+    Task,
+    flow_loss,
+    image_posterior,
+    latent_scalars,
+    project,
+    text_features,
+)
+
+ALIGNMENTS = ("contrastive", "cosine")
+
+
+def t2i_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    null_rate: float,
+    time_location: float,
+    kl: str,
+    kl_weight: float,
+    align: str,
+    align_weight: float,
+    align_margin: float,
+    align_groups: int,
+    parts: int = 1,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Computes (1); gradients of the flow reach the projector through its source."""
+    names = ("image", "projector", "source", "flow")
+    keys = dict(zip(names, jax.random.split(key, 4), strict=True))
+    image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
+    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
+    text_feats = text_features(nets, frozen, batch)
+    source = project(nets, trained["projector"], text_feats, keys["projector"])
+    z_txt = source.sample(keys["source"])
+    head = {"params": trained["align_head"]}
+    target, tau = nets.align_head.apply(head, text_feats)
+    if align == "contrastive":
+        alignment = losses.contrastive_alignment(z_txt, target, tau, align_groups)
+    elif align == "cosine":
+        alignment = losses.cosine_alignment(z_txt, target, align_margin)
+    else:
+        raise UserError(f"loss.t2i.align is {align!r}; expected one of {ALIGNMENTS}")
+    flow = dict(null_rate=null_rate, time_location=time_location, parts=parts)
+    terms = {
+        "flow": flow_loss(nets, trained["dit"], z_txt, z_img, keys["flow"], **flow),
+        "align": align_weight * alignment,
+        "kl": kl_weight * losses.kl_loss(source.mean, source.logvar, kl),
+    }
+    scalars = {f"loss/{name}": value for name, value in terms.items()}
+    return sum(terms.values()), scalars | latent_scalars("source", source)
+
+
+def preview(model: Model, examples) -> Preview:
+    """Draws the examples' captions."""
+    return Preview("text_to_image", images=model.text_to_image(examples.captions))
+
+
+TASK = Task(
+    name="t2i",
+    networks=("projector", "align_head", "dit"),
+    frozen={"clip": "clip", "tokenizer": "tokenizer"},
+    loss=t2i_loss,
+    preview=preview,
+    draws=True,
+    passes=("clip", "encoder"),
+    direction="text_to_image",
+)

@@ -1,0 +1,88 @@
+"""The text tokenizer: caption -> tokens -> caption, with a projector of its own.
+
+L = cross-entropy of the caption's ids + kl_weight * KL                         (1)
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+from flowtok_jax.array_types import Key, Params
+from flowtok_jax.models.build import Nets
+from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.tasks import losses
+from flowtok_jax.tasks.accumulate import accumulate
+from flowtok_jax.tasks.base import (
+    Batch,
+    Model,
+    Preview,
+    Scalars,
+    Task,
+    draw_noise,
+    latent_scalars,
+    project,
+    text_features,
+)
+
+
+def text_tokenizer_loss(
+    trained: Params,
+    frozen: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    nets: Nets,
+    kl: str,
+    kl_weight: float,
+    parts: int = 1,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Computes (1), on a sample of the caption's posterior."""
+    keys = dict(zip(("nets", "sample"), jax.random.split(key), strict=True))
+    text_feats = text_features(nets, frozen, batch)
+    rows = text_feats.shape[0]
+
+    def rows_loss(params, _, rest, key):
+        projector_key, decoder_key = jax.random.split(key)
+        posterior = project(
+            nets, params["projector"], rest["text_feats"], projector_key
+        )
+        logits = nets.text_decoder.apply(
+            {"params": params["text_decoder"]},
+            posterior.at(rest["noise"]),
+            deterministic=False,
+            rngs={"dropout": decoder_key},
+        )
+        caption = losses.caption_loss(logits, rest["caption_ids"])
+        divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
+        exact = losses.caption_is_exact(logits, rest["caption_ids"])
+        moments = posterior.mean, posterior.logvar
+        return caption.mean() + kl_weight * divergence, (caption, exact, moments)
+
+    rest = {
+        "caption_ids": batch["caption_ids"],
+        "text_feats": text_feats,
+        "noise": draw_noise(nets, keys["sample"], rows),
+    }
+    loss, (caption, exact, moments) = accumulate(rows_loss, parts)(
+        trained, (), rest, keys["nets"]
+    )
+    divergence = losses.kl_loss(*moments, kl)
+    scalars = {"loss/caption": caption.mean(), "loss/kl": kl_weight * divergence}
+    scalars |= {"exact": exact.mean()}
+    scalars |= latent_scalars("latent", Posterior(*moments))
+    return loss, scalars
+
+
+def preview(model: Model, examples) -> Preview:
+    """Encodes and decodes the examples' captions; there is no picture of that."""
+    captions = model.reconstruct_text(examples.captions)
+    return Preview("", captions=captions, are_copies=True)
+
+
+TASK = Task(
+    name="text_tokenizer",
+    networks=("projector", "text_decoder"),
+    frozen={"clip": "clip"},
+    loss=text_tokenizer_loss,
+    preview=preview,
+    passes=("clip",),
+)
