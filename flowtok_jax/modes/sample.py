@@ -27,8 +27,8 @@ def run(arguments: Arguments) -> int:
     flags = arguments.flags
     prompts = split_prompts(flags.prompts, flags.prompts_file)
     config = arguments.weights_config()
-    flowtok = FlowTok.from_weights(arguments.weights, config)
     folder = arguments.output() / SAMPLES
+    flowtok = FlowTok.from_weights(arguments.weights, config)
     make_folder(folder)
     note = random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, folder, flags.seed, note):

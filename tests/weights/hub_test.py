@@ -34,6 +34,17 @@ def test_a_hub_id_that_is_not_in_the_cache_is_named(hub):
         FlowTok.from_pretrained("somebody/else", local_files_only=True)
 
 
+def test_a_checkpoint_may_be_a_hub_id(cli, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    sample = ["--mode=sample", "--prompts=a red circle"]
+    sample.append("--checkpoint=somebody/flowtok-tiny")
+    complaint = cli(*sample).complaint  # the cache is no place for pictures
+    assert "no folder to write to named; expected --workdir=DIR" in complaint
+    outcome = cli(*sample, f"--workdir={tmp_path}/out")
+    assert outcome.status == 0, outcome.stderr
+    assert (tmp_path / "out" / "samples" / "grid.png").is_file()
+
+
 @pytest.mark.parametrize("source", ["nowhere", "a/b/c", "/nowhere/at all"])
 def test_what_is_neither_directory_nor_id_is_named(source):
     with pytest.raises(UserError, match="does not exist; expected .* or a hub id"):
