@@ -148,6 +148,7 @@ class FlowTok:
                 f"{weights.place} has {', '.join(weights.groups)} only, and not "
                 f"{', '.join(missing)}; convert them all into one directory"
             )
+        # A run trains some groups, and has the others where it started from.
         if missing and (start := open_start(config)):
             places.append(start)
         wanted = abstract_groups(nets, sorted(needed))
@@ -185,7 +186,7 @@ class FlowTok:
         Raises:
             UserError: where the directory has something in it already.
         """
-        config = pretrained.make_config(
+        config = pretrained.make_stored_config(
             self.nets,
             sample=self.sample._asdict(),
             caption=self.caption._asdict(),
@@ -297,7 +298,7 @@ class FlowTok:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
 
     def _put(self, rows: np.ndarray) -> Array:
-        """An input on the device, or split over the mesh where that divides it."""
+        """Places an input on the device, split over the mesh where that divides it."""
         if self.mesh is None:
             return jnp.asarray(rows)
         splits = len(rows) % self._row_parts == 0

@@ -1,4 +1,4 @@
-"""What sampling computes, as pure functions of parameters.
+"""Pure functions of parameters that make up sampling, in both directions.
 
 text to image   ids -> features -> z_txt --flow--> z_img -> image
 image to text   image -> z_img --flow--> z_txt -> ids
@@ -97,6 +97,7 @@ def _start(
     if source == "mean":
         return posterior.mean
     shape = posterior.mean.shape[1:]
+    # A key a row: one draw of the whole batch would change with its size.
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
     return posterior.mean + posterior.std * noise(rows)
 
@@ -188,6 +189,7 @@ class Programs(NamedTuple):
         posterior = self._project(params, "t2i", text_feats)
         z_txt = _start(posterior, key, rows, options.source)
         z_img = _flow(self.nets, params["t2i"]["dit"], z_txt, options)
+        # The flow runs on scaled tokens, the decoder takes raw ones.
         raw = z_img / self.nets.tokenizer.latent_scale
         return self._decode_image(params, raw, text_feats)
 
@@ -202,7 +204,7 @@ class Programs(NamedTuple):
     ) -> CaptionIds:
         """Captions images; key and row number decide the noise."""
         posterior = self.encode(params, images)
-        z_img = _start(posterior, key, rows, options.source)
-        z_img = z_img * self.nets.tokenizer.latent_scale
+        raw = _start(posterior, key, rows, options.source)
+        z_img = raw * self.nets.tokenizer.latent_scale
         z_txt = _flow(self.nets, params["i2t"]["dit"], z_img, options)
         return self._decode_text(params, z_txt / self.text_scale)

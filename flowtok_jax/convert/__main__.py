@@ -148,7 +148,7 @@ def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
                 )
             flat.pop(key[:1], None)  # the mark of an empty section
             flat[key] = size
-    return pretrained.make_config(
+    return pretrained.make_stored_config(
         make_nets(ConfigDict(unflatten_dict(flat))),
         sample=SampleOptions()._asdict(),
         caption=SampleOptions(scale=1.0)._asdict(),
@@ -211,7 +211,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
             f"{', '.join(weights.groups) or 'nothing'}"
         )
     params = weights.read(flags.group, abstract_group(nets, flags.group), nets)
-    state = to_release(flags.group, params, pretrained.describe(nets))
+    state = to_release(flags.group, params, pretrained.describe_nets(nets))
     files.write_state(target, state)
 
 

@@ -104,7 +104,8 @@ def check_config_flags(argv: list[str]) -> None:
 
 def check_key(config: ConfigDict, flag: str) -> None:
     """Refuses a flag --config.KEY of a key that the config does not have."""
-    section, path = config, []
+    section = config
+    path = []
     for name in flag.removeprefix("--config.").split("."):
         known = list(section.keys()) if isinstance(section, ConfigDict) else []
         if name not in known:
@@ -112,7 +113,8 @@ def check_key(config: ConfigDict, flag: str) -> None:
             raise UserError(
                 f"{flag}: no such key; {where} has {', '.join(known) or 'no keys'}"
             )
-        section, path = section[name], [*path, name]
+        section = section[name]
+        path.append(name)
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:

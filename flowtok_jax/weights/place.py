@@ -55,6 +55,7 @@ class Weights:
     def __init__(self, place: Place, is_download: bool = False):
         self.place = place
         self.is_download = is_download
+        # One listing answers what three questions to a store would.
         names = {path.name for path in place.iterdir()}
         has_arrays = any(name.endswith(".safetensors") for name in names)
         self.kind = PRETRAINED if has_arrays else RUN
@@ -63,8 +64,10 @@ class Weights:
 
     @functools.cached_property
     def _stored(self) -> ConfigDict:
-        module = pretrained if self.kind == PRETRAINED else workdir
-        return module.read_config(self.place)
+        # Not at once: a folder of checkpoints without a config loads as well.
+        if self.kind == PRETRAINED:
+            return pretrained.read_stored_config(self.place)
+        return workdir.read_config(self.place)
 
     @property
     def config(self) -> ConfigDict:
@@ -142,10 +145,12 @@ class Weights:
         self, group: str, networks: Mapping[str, Any], nets: Nets, is_start: bool
     ) -> None:
         for key in (key for name in networks for key in UNSEEN.get(name, ())):
+            # Training adapts to another image size or scale, but not to other heads.
             if is_start and not key.endswith(".heads"):
                 continue
             there = _value(self._stored, key)
             here = _value(nets, key)
+            # Configs of versions that lacked the key say nothing.
             if there not in (None, here):
                 raise UserError(
                     f"{group} in {self.place} was made with {key} = {there}, this "

@@ -33,7 +33,7 @@ SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention")
 _SHARED = {"text_decoder": (*SHARED, "vocab_size", "width")}
 
 
-def describe(nets: Nets) -> dict[str, Any]:
+def describe_nets(nets: Nets) -> dict[str, Any]:
     """Returns the config sections from which `make_nets` makes these networks."""
     sections: dict[str, Any] = {
         "latent": {"tokens": nets.dit.tokens, "channels": nets.dit.channels},
@@ -50,19 +50,21 @@ def describe(nets: Nets) -> dict[str, Any]:
     return sections
 
 
-def make_config(
+def make_stored_config(
     nets: Nets, *, sample: Mapping, caption: Mapping, text_scale: float
 ) -> dict[str, Any]:
     """Returns the config of a trained model, as `FlowTok.from_config` reads it."""
     sampling = {"sample": dict(sample), "caption": dict(caption)}
-    return describe(nets) | sampling | {"loss": {"i2t": {"text_scale": text_scale}}}
+    return (
+        describe_nets(nets) | sampling | {"loss": {"i2t": {"text_scale": text_scale}}}
+    )
 
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def read_config(directory: Place) -> ConfigDict:
+def read_stored_config(directory: Place) -> ConfigDict:
     """Reads the config that `save` stored.
 
     Raises:
@@ -114,7 +116,7 @@ def save(
     """Writes a directory, whole or not at all.
 
     Args:
-        config: what `make_config` returns.
+        config: what `make_stored_config` returns.
         groups: functions that make the parameters of a group, called one after the
             other, so that no two groups have to be in memory together.
 

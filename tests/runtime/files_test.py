@@ -285,7 +285,7 @@ def test_remote_pretrained_weights_are_read(place, tmp_path):
     nets = tiny.nets()
     params = tiny.random_params(nets, "clip")
     vocabulary = Vocabulary.train(["a red circle"], 50, 6)
-    config = pretrained.make_config(nets, sample={}, caption={}, text_scale=1.0)
+    config = pretrained.make_stored_config(nets, sample={}, caption={}, text_scale=1.0)
     local = tmp_path / "weights"
     pretrained.save(local, config, {"clip": lambda: params}, vocabulary)
     for path in local.iterdir():

@@ -26,7 +26,7 @@ def mine(saved, tmp_path):
 def config(saved):
     """A config that trains from it."""
     config = demo_config.get_config("t2i")
-    config.update(pretrained.read_config(saved).to_dict())
+    config.update(pretrained.read_stored_config(saved).to_dict())
     config.init_from = str(saved)
     config.train.batch_size = 8
     return config

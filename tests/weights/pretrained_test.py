@@ -35,7 +35,9 @@ def test_a_description_of_networks_makes_them_again(made):
     config = made()
     config.compute.update({"dtype": "bfloat16", "remat": "full", "attention": "cudnn"})
     nets = make_nets(config)
-    described = pretrained.make_config(nets, sample={}, caption={}, text_scale=1.0)
+    described = pretrained.make_stored_config(
+        nets, sample={}, caption={}, text_scale=1.0
+    )
     text = json.dumps(described)
     assert make_nets(config_from_json(text)) == nets
 
