@@ -72,8 +72,8 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     if not axes or not re.fullmatch("x".join([r"[1-9]\d*"] * axes), sizes):
         examples = ", ".join(k.example for k in KINDS.values())
         raise UserError(
-            f"topology is {name!r}; expected KIND:SIZES with one of {', '.join(KINDS)}, "
-            f"such as {examples}"
+            f"topology is {name!r}; expected KIND:SIZES with one of "
+            f"{', '.join(KINDS)}, such as {examples}"
         )
     return kind, tuple(map(int, sizes.split("x")))
 

@@ -36,7 +36,7 @@ def test_times_of_the_release_end_at_the_end_and_left_ones_a_step_before():
     np.testing.assert_allclose(release, np.arange(20) * end / 19, rtol=1e-6)
     left = samplers.evaluation_times(20, "left")
     np.testing.assert_allclose(left, np.arange(20) * end / 20, rtol=1e-6)
-    with pytest.raises(ValueError, match="'right'; wanted one of"):
+    with pytest.raises(ValueError, match="'right'; expected one of"):
         samplers.evaluation_times(20, "right")
 
 

@@ -123,9 +123,9 @@ def test_sampling_is_compiled_in_both_directions(stage):
 
 def test_a_batch_that_does_not_divide_is_refused():
     devices = jax.devices()
-    with pytest.raises(UserError, match="sample.batch_size is 12; wanted a multiple"):
+    with pytest.raises(UserError, match="sample.batch_size is 12; expected a multiple"):
         measure(config(**{"sample.batch_size": 12}), devices, step="sample")
-    with pytest.raises(UserError, match="train.batch_size is 12; wanted a multiple"):
+    with pytest.raises(UserError, match="train.batch_size is 12; expected a multiple"):
         measure(config(**{"train.batch_size": 12}), devices)
 
 
@@ -199,7 +199,7 @@ def test_a_program_larger_than_the_device_does_not_fit(pretended, monkeypatch):
 
 def test_mistakes_end_in_one_line(cli):
     mode = ["--mode=compile", f"--config={run.CONFIG}"]
-    assert "wanted KIND:SIZES" in cli(*mode, "--topology=v9:2x2").complaint
+    assert "expected KIND:SIZES" in cli(*mode, "--topology=v9:2x2").complaint
     assert "topology is ''" in cli(*mode).complaint
     assert "no config named" in cli("--mode=compile").complaint
 

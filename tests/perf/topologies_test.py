@@ -58,7 +58,7 @@ def test_an_absent_extra_is_named_with_the_line_that_installs_it(name, monkeypat
 
 def test_gpus_beyond_a_host_come_in_whole_hosts(monkeypatch):
     monkeypatch.setattr(topologies, "MODULES", {"cuda": ()})
-    with pytest.raises(UserError, match="a100:12; wanted at most 8 GPUs, or"):
+    with pytest.raises(UserError, match="a100:12; expected at most 8 GPUs, or"):
         topologies.devices("a100:12")
 
 

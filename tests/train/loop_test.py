@@ -238,13 +238,13 @@ def test_a_run_that_diverges_stops_with_its_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.num_steps", 0, "train.num_steps is 0; wanted at least 1"),
-        ("train.batch_size", -8, "train.batch_size is -8; wanted at least 1"),
-        ("train.steps_per_call", 0, "train.steps_per_call is 0; wanted at least 1"),
-        ("train.batch_size", 12, "train.batch_size is 12; wanted a multiple of 8"),
-        ("checkpoint.keep", 0, "checkpoint.keep is 0; wanted at least 1"),
-        ("train.accumulate", 3, "is 8; wanted a multiple of 24, the parts"),
-        ("optimizer.moments", "int8", "optimizer.moments is 'int8'; wanted one of"),
+        ("train.num_steps", 0, "train.num_steps is 0; expected at least 1"),
+        ("train.batch_size", -8, "train.batch_size is -8; expected at least 1"),
+        ("train.steps_per_call", 0, "train.steps_per_call is 0; expected at least 1"),
+        ("train.batch_size", 12, "train.batch_size is 12; expected a multiple of 8"),
+        ("checkpoint.keep", 0, "checkpoint.keep is 0; expected at least 1"),
+        ("train.accumulate", 3, "is 8; expected a multiple of 24, the parts"),
+        ("optimizer.moments", "int8", "optimizer.moments is 'int8'; expected one of"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(train, tmp_path, key, value, message):
