@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float16, Int, UInt8
 
 from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import samplers
@@ -132,6 +132,14 @@ class Programs(NamedTuple):
         """The raw tokens of images."""
         tokenizer = {"params": params["tokenizer"]["tokenizer"]}
         return self.nets.tokenizer.apply(tokenizer, images, method="encode")
+
+    def moments(
+        self, params: Params, pixels: UInt8[Array, "b s s 3"]
+    ) -> Float16[Array, "b n cc"]:
+        """Computes [mean | logvar] of images' raw tokens, as shards store them."""
+        posterior = self.encode(params, pixels.astype(jnp.float32) / 255)
+        moments = jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        return moments.astype(jnp.float16)
 
     def decode(self, params: Params, tokens: Tokens, ids: CaptionIds) -> Image:
         """Images of raw tokens, guided by captions."""

@@ -54,7 +54,7 @@ class Source(NamedTuple):
     sizes: dict[str, Any]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """The flags of both directions."""
     parser = cli.make_command_parser("flowtok_jax.convert", __doc__)
     add = parser.add_argument
@@ -217,7 +217,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one direction; a user's mistake ends in one line."""
-    flags = make_parser().parse_args(argv)
+    flags = _make_parser().parse_args(argv)
     start = time.monotonic()
 
     def command() -> None:

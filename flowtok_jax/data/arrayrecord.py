@@ -18,7 +18,7 @@ class ArrayRecords(Records):
     """Shards of images, or of latents.
 
     Args:
-        pattern: see `globs.find`; local files.
+        pattern: see `globs.find_files`; local files.
         moments: (n, 2 * c) of latents; None: images are wanted.
 
     Raises:
@@ -32,7 +32,7 @@ class ArrayRecords(Records):
                 f"source {pattern}: ArrayRecord shards are read from local files only; "
                 "copy them here, or use tars"
             )
-        found = globs.find(pattern, pattern)
+        found = globs.find_files(pattern, pattern)
         for directory in {pathlib.Path(file.path).parent for file in found}:
             shards.check_manifest(directory)
         counts = [count_records(pathlib.Path(file.path)) for file in found]

@@ -45,6 +45,7 @@ def open_images(
         raise UserError(
             f"{key}={spec} has latents or weights; expected images, each once"
         )
+    # Only generated scenes take size and seed; only tars have an index to keep.
     options = {"image_size": image_size, "seed": seed, "cache": cache}
     return Joined([sources.make_records(part, **options) for part in parts])
 

@@ -1,4 +1,4 @@
-"""Training examples by random access: what a source string names.
+"""Training examples by random access.
 
 An example is a pure function of (seed, position, index): the position in the endless
 stream of examples draws crops and captions, the index names the record. A record that
@@ -8,6 +8,7 @@ example that took its place.
 
 import abc
 import bisect
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -20,48 +21,49 @@ from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.runtime.errors import UserError
 
 # {"image": uint8 [s, s, 3] or "moments": float16 [n, 2 * c], "caption": str,
-# "rejected": what it replaces}; in a batch, arrays with one axis more, a list of
-# captions, and all that was rejected.
+# "rejected": (reason, name) of each record that the example replaces}. In a batch:
+# arrays with one axis more, a list of captions, and the rejects of all examples.
 Example = dict[str, Any]
 Number = int | np.integer
 Numbers = Sequence[int] | np.ndarray
 Transform = Callable[[Record, random.Random], Example]
 
-TRIES = 256  # records in a row before a run stops
+TRIES = 256  # unusable records in a row before a run stops
 
 
 class Source(abc.ABC):
     """Random access to examples, and the order in which training sees them."""
 
-    content: str  # image or moments
+    content: str  # "image" or "moments"
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def read(self, position: Number, index: Number) -> Example:
-        """The example at a position of the stream, whose record has that index."""
+        """Makes the example at a position of the stream from the record at an index."""
 
     def __getitem__(self, index: Number) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(index)
+            raise IndexError(index)  # ends iteration by index: no __iter__ here
         return self.read(index, index)
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Indices without end: all of them shuffled, and again in each epoch."""
+        """Returns indices without end: all of them, shuffled anew in each epoch."""
         return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
 
     def picks(self, seed: int) -> grain.MapDataset:
-        """(position, index) without end, the arguments of `read` and `read_batch`."""
+        """Returns (position, index) without end, as `read` and `read_batch` take."""
+        # A function of the module, no lambda: worker processes unpickle it.
         return self.order(seed).map_with_index(_pick)
 
     def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
-        """As `read`, of many."""
+        """Makes many examples, as `read` makes one."""
         pairs = zip(positions, indices, strict=True)
         return [self.read(position, index) for position, index in pairs]
 
     def read_batch(self, positions: Numbers, indices: Numbers) -> Example:
-        """The examples of a batch together."""
+        """Makes the examples of a batch and collates them."""
         return collate(self.read_many(positions, indices))
 
 
@@ -70,50 +72,42 @@ def _pick(position: int, index: int) -> tuple[int, int]:
 
 
 def collate(examples: Sequence[Example]) -> Example:
-    """A batch of examples."""
-    first = examples[0]
-    batch: Example = {
-        key: np.stack([example[key] for example in examples])
-        for key in first
-        if key in ("image", "moments")
-    }
+    """Stacks examples into a batch."""
+    content = "image" if "image" in examples[0] else "moments"
+    batch: Example = {content: np.stack([example[content] for example in examples])}
     batch["caption"] = [example["caption"] for example in examples]
     rejected = (example["rejected"] for example in examples)
     batch["rejected"] = tuple(itertools.chain.from_iterable(rejected))
     return batch
 
 
-class Examples(Source):
-    """Examples made of records; those that cannot be used are replaced."""
+@dataclasses.dataclass(eq=False, repr=False)
+class RecordSource(Source):
+    """Examples made of records; a record that cannot be used is replaced by another."""
 
-    def __init__(
-        self,
-        records: Records,
-        transform: Transform,
-        *,
-        content: str,
-        seed: int,
-        tries: int = TRIES,
-    ):
-        self.records, self.transform, self.content = records, transform, content
-        self.seed, self.tries = seed, tries
+    records: Records
+    transform: Transform
+    _: dataclasses.KW_ONLY
+    content: str
+    seed: int
+    tries: int = TRIES
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return f"Examples({self.records!r}, seed={self.seed})"
+        return f"RecordSource({self.records!r}, seed={self.seed})"
 
     def read(self, position: Number, index: Number) -> Example:
-        """See Source.
+        """Makes one example; see Source.
 
         Raises:
-            UserError: where too many records in a row cannot be used.
+            UserError: if too many records in a row cannot be used.
         """
         return self.read_many([position], [index])[0]
 
     def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
-        """See Source."""
+        """Makes many examples, whose records are read together."""
         numbers = [int(index) for index in indices]
         found = zip(positions, numbers, self.records.read_many(numbers), strict=True)
         return [self._make(int(position), i, record) for position, i, record in found]
@@ -124,6 +118,7 @@ class Examples(Source):
             try:
                 if isinstance(found, BadRecord):
                     raise found
+                # The position gets the lower 64 bits, so that no two pairs are alike.
                 rng = random.Random(self.seed << 64 | position)
                 example = self.transform(found, rng)
             except BadRecord as bad:
@@ -131,8 +126,9 @@ class Examples(Source):
             else:
                 example["rejected"] = tuple(rejected)
                 return example
+            # Without the position: a bad record has one substitute in all epochs.
             rng = np.random.default_rng((self.seed, index, attempt))
-            step = int(rng.integers(1, max(2, len(self))))  # never to itself
+            step = int(rng.integers(1, max(2, len(self))))  # never back to itself
             (found,) = self.records.read_many([(index + step) % len(self)])
         reason, name = rejected[0]
         raise UserError(
@@ -142,14 +138,14 @@ class Examples(Source):
 
 
 class Mixture(Source):
-    """Several sources as one.
+    """Several sources joined into one.
 
     Args:
-        weights: how often each is drawn, to 1 %; each goes through its own epochs.
-            None: as often as it is long, so that one epoch sees each record once.
+        weights: frequency of each part, kept to 1 %; each part goes through its own
+            epochs. None: by length, so that one epoch sees each record once.
 
     Raises:
-        UserError: where images and latents are mixed.
+        UserError: if images and latents are mixed.
     """
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float] | None):
@@ -160,7 +156,8 @@ class Mixture(Source):
                 "out one of them"
             )
         (self.content,) = contents
-        self.parts, self.weights = parts, weights
+        self.parts = parts
+        self.weights = weights
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
@@ -173,13 +170,14 @@ class Mixture(Source):
         return self._ends[part] - len(self.parts[part])
 
     def read(self, position: Number, index: Number) -> Example:
-        """See Source; a record is replaced by one of the same part."""
+        """Makes one example; a record is replaced by another of the same part."""
         part = bisect.bisect_right(self._ends, index)
         return self.parts[part].read(position, index - self._start(part))
 
     def read_many(self, positions: Numbers, indices: Numbers) -> list[Example]:
-        """See Source; each part reads its own together."""
-        positions, indices = np.asarray(positions), np.asarray(indices)
+        """Makes many examples; the records of each part are read together."""
+        positions = np.asarray(positions)
+        indices = np.asarray(indices)
         parts = np.searchsorted(self._ends, indices, side="right")
         found: list[Example] = [{}] * len(indices)
         for part, source in enumerate(self.parts):
@@ -191,10 +189,10 @@ class Mixture(Source):
         return found
 
     def order(self, seed: int) -> grain.MapDataset:
-        """See Source; each part in an order of its own where there are weights."""
+        """Returns indices without end; with weights, each part has its own order."""
         if self.weights is None:
             return super().order(seed)
-        ranges = [
+        ranges = [  # seed + part: parts of one length would else have one order
             grain.MapDataset.range(self._start(part), end)
             .seed(seed + part)
             .shuffle()

@@ -34,12 +34,13 @@ def expand(pattern: str) -> list[str]:
     if not found:
         return [pattern]
     first, last = found.groups()
-    head, tail = pattern[: found.start()], pattern[found.end() :]
+    head = pattern[: found.start()]
+    tail = pattern[found.end() :]
     numbers = range(int(first), int(last) + 1)
     return [p for i in numbers for p in expand(f"{head}{i:0{len(first)}d}{tail}")]
 
 
-def find(pattern: str, what: str) -> list[File]:
+def find_files(pattern: str, what: str) -> list[File]:
     """Finds the files that a pattern names, sorted by path.
 
     Args:
@@ -54,6 +55,7 @@ def find(pattern: str, what: str) -> list[File]:
     for part in expand(pattern):
         system, path = _system(part, what)
         try:
+            # A file may have brackets in its own name.
             has_wildcards = WILDCARDS.search(part) and not system.exists(path)
             paths = sorted(system.glob(path)) if has_wildcards else [path]
             infos = [system.info(p) for p in paths]
@@ -71,6 +73,7 @@ def find(pattern: str, what: str) -> list[File]:
             name = info["name"]
             if is_remote(part):
                 name = system.unstrip_protocol(name)
+            # Stores name what changes with a file in several ways.
             changed = info.get("mtime") or info.get("etag") or info.get("updated")
             files.append(File(name, info["size"], str(changed)))
     return files
@@ -94,10 +97,12 @@ def read_ranges(path: str, ranges: Sequence[Range]) -> list[bytes]:
     try:
         if is_remote(path):
             system, inner = fsspec.core.url_to_fs(path)
+            # One call, so that the file system fetches all ranges at once.
             starts = [start for start, _ in ranges]
             ends = [start + size for start, size in ranges]
             paths = [inner] * len(ranges)
             return system.cat_ranges(paths, starts, ends, on_error="raise")
+        # pread is thread-safe: a shared file object's position is not.
         descriptor = os.open(path, os.O_RDONLY)
         try:
             return [os.pread(descriptor, size, start) for start, size in ranges]

@@ -1,9 +1,9 @@
-"""Image files to square RGB images: decoding, resizing, cropping.
+"""Decoding, resizing and cropping of image files to square RGB images.
 
-The shorter side is resized to s by bicubic interpolation with antialiasing and s x s
-are cut out, with torchvision's rounding of lengths, which the release uses. Both are
-done in one step that touches only the part cut out: resizing a sliver of 2 x 60,000
-pixels first would take 23 GB.
+The shorter side is resized to s by bicubic interpolation with antialiasing, and a
+square s x s is cut out; lengths are rounded as in torchvision, which the release uses.
+Both happen in one step that touches only the part cut out: to resize a sliver of
+2 x 60,000 pixels first would take 23 GB.
 """
 
 import io
@@ -13,10 +13,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flowtok_jax.data.records import BadRecord
 
-# Those that Pillow decodes by itself: EPS, for one, would run another program.
+# Formats that Pillow decodes by itself: EPS, for one, would run another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
-MAX_PIXELS = 89_478_485  # as Pillow's own limit: 256 MB as RGB
+MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
+# EXIF orientation -> transposition that turns the image upright; 1 needs none.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,18 +30,19 @@ UPRIGHT = {
 
 
 def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image whose header is read and whose pixels are not.
+    """Reads the header of an image file, but no pixels.
 
     Args:
-        max_pixels: width times height that are let through.
+        max_pixels: width times height above which the image is refused.
 
     Raises:
-        BadRecord: where it is none, or too large.
+        BadRecord: if the file is no image, or too large.
     """
     if not data:
         raise BadRecord("empty_file", name)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+    # The warning is caught for programs that turn warnings into errors.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord("too_large", name) from error
     except UnidentifiedImageError as error:
@@ -53,10 +55,10 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file as RGB, upright, with white behind transparent pixels.
+    """Decodes an image file to RGB, upright, with white behind transparent pixels.
 
     Raises:
-        BadRecord: where it cannot be.
+        BadRecord: if the file cannot be decoded.
     """
     image = open_image(data, name, max_pixels)
     try:
@@ -70,13 +72,13 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     text = str(error).lower()
-    # WebP and AVIF do not say that it is the end that is missing.
+    # The second is what WebP and AVIF say of a file cut short.
     signs = ("truncated", "could not create decoder")
     return "truncated_image" if any(s in text for s in signs) else "broken_image"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, if that can be read."""
+    """Turns an image as its EXIF orientation says, if that can be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data, of an image that is whole
@@ -86,12 +88,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """RGB of any mode but float, with white behind transparent pixels."""
+    """Converts any mode but float to RGB, with white behind transparent pixels."""
     if image.mode == "F":  # nothing says which value is white
         raise BadRecord("unsupported_image", name)
     if image.mode.startswith("I"):  # 16 bits: `convert` would clip at 255
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray((grey / 257).round().astype(np.uint8))
+        image = Image.fromarray(
+            (grey / 257).round().astype(np.uint8)
+        )  # 65535 = 257 * 255
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -102,20 +106,19 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 def resize_and_crop(
     image: Image.Image, side: int, across: float = 0.5, down: float = 0.5
 ) -> np.ndarray:
-    """A square [side, side, 3], uint8, of an RGB image whose shorter side is resized.
+    """Resizes an RGB image by its shorter side and crops [side, side, 3], uint8.
 
     Args:
-        across, down: where the crop lies, in [0, 1]; one half is the centre.
+        across, down: place of the crop in [0, 1]; 0.5 is the centre.
     """
     shorter = min(image.size)
-    box = []
+    starts = []
+    ends = []
     for length, place in zip(image.size, (across, down), strict=True):
+        # The crop in whole pixels of the resized image, then back in source pixels.
         resized = side if length == shorter else side * length // shorter
         start = round((resized - side) * place)
-        box.append((start * length / resized, (start + side) * length / resized))
-    (left, right), (top, bottom) = box
-    return np.asarray(
-        image.resize(
-            (side, side), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
-        )
-    )
+        starts.append(start * length / resized)
+        ends.append((start + side) * length / resized)
+    box = (*starts, *ends)  # left, top, right, bottom
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))

@@ -1,10 +1,11 @@
-"""Batches of a source, a pure function of (seed, step).
+"""Training batches of a source, a pure function of (seed, step).
 
-The order is a shuffle of the source, another one each epoch; a run that stops goes on
-at its step. A process loads the rows of the global batch that its devices hold, so that
-the global batch is the same whatever the number of processes.
+The source is shuffled anew in each epoch; a run that was stopped goes on at its step. A
+process loads the rows of the global batch that its devices hold, so that the global
+batch is the same whatever the number of processes.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,10 +23,10 @@ Batch = dict[str, np.ndarray]
 
 
 def open_source(config: ConfigDict, spec: str) -> Source:
-    """The source of a string, with the sizes and the options of a config.
+    """Makes the source that a source string names, with a config's sizes and options.
 
     Raises:
-        UserError: for what cannot be, or is not there.
+        UserError: for a source that is missing, damaged or given wrongly.
     """
     return make_source(
         spec,
@@ -40,55 +41,60 @@ def open_source(config: ConfigDict, spec: str) -> Source:
 
 
 def make_vocabulary(config: ConfigDict) -> Vocabulary:
-    """The vocabulary that the config names; "captions" trains one on data.train."""
+    """Makes the vocabulary that a config names; "captions" trains one on data.train."""
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
         return Vocabulary.load(config.text.vocabulary, context)
     source = open_source(config, config.data.train)
+    # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
     return Vocabulary.train(captions, config.clip.vocab_size, context)
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a global batch; what `latents` stores needs no images."""
-    rows, latent = config.train.batch_size, config.latent
+    """Returns shapes and dtypes of a global batch, without opening the source."""
+    rows = config.train.batch_size
+    tokens = config.latent.tokens
     side = config.tokenizer.image_size
-    batch = {"caption_ids": jax.ShapeDtypeStruct((rows, latent.tokens), np.int32)}
+    batch = {"caption_ids": jax.ShapeDtypeStruct((rows, tokens), np.int32)}
+    # The first part tells: a mixture has images alone or moments alone.
     if parse(config.data.train)[0].kind == "latents":
-        shape = rows, latent.tokens, 2 * latent.channels
+        shape = (rows, tokens, 2 * config.latent.channels)
         return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
     return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}
 
 
+@dataclasses.dataclass(eq=False)
 class _Places:
-    """(position, index) of what stands at each place of this process's batches.
+    """Picks of this process: the (position, index) of each row of its batches.
 
-    Place i is row `rows[i % len(rows)]` of global batch `i // len(rows)`; `picks` gives
-    every place of the global sequence.
+    Place i is row `rows[i % len(rows)]` of global batch `i // len(rows)`; `picks` has
+    one entry for each row of each global batch.
     """
 
-    def __init__(self, picks: grain.MapDataset, rows: np.ndarray, batch_size: int):
-        self._picks, self._rows, self._batch_size = picks, rows, batch_size
+    picks: grain.MapDataset
+    rows: np.ndarray
+    batch_size: int
 
     def __len__(self) -> int:
-        return len(self._picks) // self._batch_size * len(self._rows)
+        return len(self.picks) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        step, place = divmod(index, len(self._rows))
-        return self._picks[step * self._batch_size + int(self._rows[place])]
+        step, place = divmod(index, len(self.rows))
+        return self.picks[step * self.batch_size + int(self.rows[place])]
 
 
 class Loader:
-    """This process's rows of the global batches, without end.
+    """Endless iterator over this process's rows of the global batches.
 
     A batch is {"caption_ids": int32 [b, n]} with "image": uint8 [b, s, s, 3] or
-    "moments": float16 [b, n, 2 * c]. `rejects` counts the records that were replaced,
-    since the loader was made.
+    "moments": float16 [b, n, 2 * c]. `rejects` counts the records replaced since the
+    loader was made.
 
     Args:
-        start_step: of the first batch.
-        rows: of the global batch, ascending; all of them by default.
+        start_step: step whose batch comes first.
+        rows: rows of the global batch, ascending; None: all.
     """
 
     def __init__(
@@ -105,20 +111,19 @@ class Loader:
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows = len(rows)
         read = _Reader(source, vocabulary, config.data.threads)
-        ahead, workers = config.data.prefetch, config.data.workers
-        self._batches = iter(
-            _read_ahead(places.batch(len(rows)).map(read), ahead, workers)
-        )
+        batches = places.batch(len(rows)).map(read)
+        ahead = _read_ahead(batches, config.data.prefetch, config.data.workers)
+        self._batches = iter(ahead)
         self.rejects = RejectCounter(config.data.max_rejected)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-            UserError: where more records are broken than data.max_rejected allows.
+            UserError: if a larger share of records is broken than data.max_rejected.
         """
         batch = next(self._batches)
         self.rejects.add(batch.pop("rejected"), self._rows)
@@ -126,22 +131,24 @@ class Loader:
 
 
 class _Reader:
-    """Reads the batch of picks, its images one by one on threads."""
+    """Reader of the batch of given picks, with threads for images."""
 
     def __init__(self, source: Source, vocabulary: Vocabulary, threads: int):
-        self._arguments = source, vocabulary, threads
-        self._source, self._vocabulary = source, vocabulary
+        self._arguments = (source, vocabulary, threads)
+        self._source = source
+        self._vocabulary = vocabulary
         self._pool = ThreadPoolExecutor(threads)
 
-    def __reduce__(self):  # a worker process makes threads of its own
+    def __reduce__(self):  # threads do not pickle: a worker process makes its own
         return _Reader, self._arguments
 
     def __call__(self, picks: tuple[np.ndarray, np.ndarray]) -> Example:
-        if self._source.content == "moments":
+        if self._source.content == "moments":  # nothing to decode: read together
             batch = self._source.read_batch(*picks)
         else:
             numbers = (array.tolist() for array in picks)
             batch = collate(list(self._pool.map(self._source.read, *numbers)))
+        # No warnings: training meets the same captions in each epoch.
         ids = self._vocabulary.encode(batch.pop("caption"), warns=False)
         return {**batch, "caption_ids": ids}
 
@@ -149,12 +156,14 @@ class _Reader:
 def _read_ahead(
     batches: grain.MapDataset[Example], prefetch: int, workers: int
 ) -> grain.IterDataset[Example]:
-    """Keeps batches ready, in order. Whole ones, as grain looks through all that is
-    ready each time; two at once, so that no thread idles at the end of a batch.
+    """Reads whole batches ahead, in order.
+
+    Batches rather than single examples, because grain looks through all elements that
+    are ready each time it returns one.
     """
+    # Two batches at once, so that no thread of the reader idles at the end of one.
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
     ready = batches.to_iter_dataset(ahead)
     if not workers:
         return ready
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    return ready.mp_prefetch(options)
+    return ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))

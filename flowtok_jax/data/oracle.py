@@ -1,8 +1,8 @@
-"""Reads a scene off an image by comparing it with every shape: exact, nothing learned.
+"""Oracle that reads a scene off an image by comparison with every shape; not learned.
 
-In each quadrant: the pixels that differ from the background; their mean colour, which
-must be near one of the palette; their coverage, which must be near that of one shape at
-some size and offset. Anything else in a quadrant makes the image unreadable.
+In each quadrant: the pixels that differ from the background; their median colour, which
+must be near a colour of the palette; their coverage, which must be near the coverage of
+a shape at some size and offset. Anything else in a quadrant makes the image unreadable.
 """
 
 import functools
@@ -12,8 +12,7 @@ import numpy as np
 
 from flowtok_jax.data import scenes
 
-# In canvas pixels: a quadrant with fewer differing pixels is empty.
-FEWEST_PIXELS = 12
+FEWEST_PIXELS = 12  # differing canvas pixels, below which a quadrant is empty
 CONTRAST = 0.25  # a pixel differs from the background by more, in some channel
 COLOUR_TOLERANCE = 0.3  # Euclidean distance in RGB
 SHAPE_TOLERANCE = 0.15  # squared error of the coverage over its squared norm
@@ -21,7 +20,8 @@ SHAPE_TOLERANCE = 0.15  # squared error of the coverage over its squared norm
 
 @functools.cache
 def _templates(side: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coverages [m, side * side] of shapes at all sizes and offsets; shapes [m]."""
+    """Returns coverages [m, side * side] at all sizes and offsets, and shapes [m]."""
+    # A little beyond scenes.RADIUS and JITTER, as generated images are not exact.
     radii = np.arange(5.5, 7.6, 0.25)
     offsets = np.arange(-1.0, 1.1, 0.5)
     grid = list(itertools.product(scenes.SHAPES, radii, offsets, offsets))
@@ -32,22 +32,26 @@ def _templates(side: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
 def _read_quadrant(
     part: np.ndarray, background: np.ndarray, scale: float
 ) -> tuple[str, str] | None | bool:
-    """(shape, colour) of a quadrant, False where it is empty, None where unclear."""
+    """Returns (shape, colour) of a quadrant; False if it is empty, None if unclear."""
     pixels = part.reshape(-1, 3)
     differs = np.abs(pixels - background).max(-1)
     mask = differs > CONTRAST
     if mask.sum() < FEWEST_PIXELS * scale**2:
         return False
+    # Pixels of the edge are mixed with the background: they would shift the colour.
     inside = mask & (differs > 0.8 * np.quantile(differs[mask], 0.75))
     colour = np.median(pixels[inside], 0)
     palette = np.array(list(scenes.COLOURS.values()))
     distance = np.linalg.norm(palette - colour, axis=-1)
     if distance.min() > COLOUR_TOLERANCE:
         return None
+    # Coverage of each pixel: its place on the way from the background to the colour.
     axis = colour - background
     alpha = np.clip((pixels - background) @ axis / (axis @ axis), 0, 1)
     masks, shapes = _templates(part.shape[0], scale)
-    error = (masks**2).sum(-1) + (alpha**2).sum() - 2 * masks @ alpha
+    error = (
+        (masks**2).sum(-1) + (alpha**2).sum() - 2 * masks @ alpha
+    )  # |masks - alpha|^2
     best = error.argmin()
     if error[best] > SHAPE_TOLERANCE * (alpha**2).sum():
         return None
@@ -56,11 +60,13 @@ def _read_quadrant(
 
 
 def read_scene(image: np.ndarray) -> scenes.Scene | None:
-    """The scene of an image [s, s, 3] in [0, 1]; None where it is unclear or empty."""
+    """Reads the scene of an image [s, s, 3] in [0, 1]; None if unclear or empty."""
     size = image.shape[0]
-    side, scale = size // 2, size / scenes.CANVAS
-    quadrants = image.reshape(2, side, 2, side, 3).swapaxes(1, 2).reshape(4, side, -1)
+    side = size // 2
+    scale = size / scenes.CANVAS
+    quadrants = image.reshape(2, side, 2, side, 3).swapaxes(1, 2)  # [2 2 side side 3]
     quadrants = quadrants.reshape(4, side, side, 3)
+    # Shapes stay off the corners of their quadrants, which show the background.
     corners = quadrants[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(-1, 3)
     background = np.median(corners, 0)
     objects = []

@@ -43,7 +43,7 @@ class Checked(NamedTuple):
     digest: bytes
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """The flags."""
     description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
     parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
@@ -202,7 +202,7 @@ def prepare(flags: argparse.Namespace) -> Report:
 
 def main(argv: Sequence[str]) -> int:
     """Prepares a source; a user's mistake ends in one line."""
-    flags = make_parser().parse_args(argv)
+    flags = _make_parser().parse_args(argv)
 
     def command() -> None:
         report = prepare(flags)

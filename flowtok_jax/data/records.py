@@ -1,4 +1,4 @@
-"""One record of a data set before decoding, and what can be wrong with it."""
+"""Records of a data set before decoding, and the reasons that rule a record out."""
 
 import abc
 import bisect
@@ -11,7 +11,8 @@ import numpy as np
 
 from flowtok_jax.runtime.errors import UserError
 
-# Why a record cannot be used. Data that is broken:
+# Broken data. The indices of tars hold places in REASONS, and their cache keys hash
+# all of it: a new reason makes every index anew.
 BROKEN = (
     "bad_json",
     "bad_text_encoding",
@@ -34,7 +35,7 @@ BROKEN = (
     "wrong_extension",
     "wrong_shape",
 )
-# Data that the run does not want.
+# Sound data that the run's filters refuse; never counted against data.max_rejected.
 UNWANTED = (
     "duplicate",
     "filtered_aesthetic",
@@ -48,23 +49,24 @@ Rejected = tuple[tuple[str, str], ...]  # (reason, name) of records that were re
 
 
 class BadRecord(Exception):  # noqa: N818 (it is replaced and counted, no error)
-    """A record that cannot be used: why, and which."""
+    """A record that cannot be used, with the reason and the record's name."""
 
     def __init__(self, reason: str, name: str):
         assert reason in REASONS, reason
-        super().__init__(reason, name)
-        self.reason, self.name = reason, name
+        super().__init__(reason, name)  # both, or the exception would not unpickle
+        self.reason = reason
+        self.name = name
 
 
 class Record(NamedTuple):
     """An image, or moments of its tokens, with its captions.
 
     Attributes:
-        name: for messages: the file, or the tar and the member's key.
-        image: the bytes of an image file, not decoded.
+        name: the file, or the tar and the member's key; for messages.
+        recaptions: captions that a model wrote of the image.
+        image: bytes of an image file, not decoded.
         moments: [n, 2 * c], mean and logvar.
-        recaptions: captions that another model wrote of the image.
-        metadata: columns that came with it, such as original_width.
+        metadata: further columns, such as original_width.
     """
 
     name: str
@@ -77,21 +79,20 @@ class Record(NamedTuple):
     def with_captions(
         self, captions: Sequence[str], recaptions: Sequence[str]
     ) -> "Record":
-        """With those that say something.
+        """Returns a copy with the captions that are not empty.
 
         Raises:
-            BadRecord: where none does.
+            BadRecord: if all are empty.
         """
-        captions, recaptions = (
-            tuple(filter(None, texts)) for texts in (captions, recaptions)
-        )
-        if not captions + recaptions:
+        texts = tuple(filter(None, captions))
+        retold = tuple(filter(None, recaptions))
+        if not texts + retold:
             raise BadRecord("empty_caption", self.name)
-        return self._replace(captions=captions, recaptions=recaptions)
+        return self._replace(captions=texts, recaptions=retold)
 
 
 class Records(abc.ABC):
-    """Random access to records; indexing raises BadRecord for one that is broken."""
+    """Random access to records; indexing a broken one raises BadRecord."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -100,7 +101,7 @@ class Records(abc.ABC):
     def __getitem__(self, index: int) -> Record: ...
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
-        """Many records, in places of broken ones what is wrong with them."""
+        """Reads many records; a broken one is returned as its BadRecord."""
         found: list[Record | BadRecord] = []
         for index in indices:
             try:
@@ -111,7 +112,7 @@ class Records(abc.ABC):
 
 
 class Joined(Records):
-    """The records of several, one after the other."""
+    """Records of several data sets, one set after the other."""
 
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
@@ -123,11 +124,12 @@ class Joined(Records):
     def __getitem__(self, index: int) -> Record:
         part = bisect.bisect_right(self._ends, index)
         found = self._parts[part]
+        # The part begins len(found) before its end.
         return found[index - self._ends[part] + len(found)]
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8 text without white space around it."""
+    """Decodes UTF-8 and strips white space."""
     try:
         return data.decode().strip()
     except UnicodeDecodeError as error:
@@ -135,11 +137,11 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def caption_list(value: Any, name: str) -> tuple[str, ...]:
-    """Captions of a text, or of a list of texts, as found in JSON."""
+    """Returns the captions in a JSON value: a text or a list of texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
         raise BadRecord("missing_caption", name)
-    found = tuple(text.strip() for text in texts if text.strip())
+    found = tuple(filter(None, map(str.strip, texts)))
     try:
         "".join(found).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, as "\\ud800"
@@ -150,14 +152,15 @@ def caption_list(value: Any, name: str) -> tuple[str, ...]:
 
 
 class RejectCounter:
-    """Counts rejected records by reason, each once, and stops where they are too many.
+    """Counter of rejected records by reason; too many broken records stop the run.
 
     Args:
-        max_fraction: of the records read that may be broken; unwanted ones (filters)
-            do not count.
-        first: names kept of each reason.
-        patience: records to read before the fraction is looked at.
-        known: distinct names to remember; further ones count each time they are met.
+        max_fraction: share of the records read that may be broken; records that a
+            filter refused do not count.
+        first: number of names kept for each reason.
+        patience: number of records read before the share is checked.
+        known: number of distinct records remembered, each of which counts once;
+            records beyond that count each time.
     """
 
     def __init__(
@@ -167,21 +170,24 @@ class RejectCounter:
         patience: int = 200,
         known: int = 1_000_000,
     ):
-        self.max_fraction, self.first = max_fraction, first
-        self.patience, self.known = patience, known
+        self.max_fraction = max_fraction
+        self.first = first
+        self.patience = patience
+        self.known = known
         self.counts: collections.Counter[str] = collections.Counter()
         self.names: dict[str, list[str]] = {}
         self.read = self.broken = 0
-        self._seen: set[int] = set()
+        self._seen: set[int] = set()  # hashes: names of a million records fill memory
 
     def add(self, rejected: Iterable[tuple[str, str]], examples: int) -> None:
-        """Takes in the rejects that came with a number of examples.
+        """Counts the records rejected while a number of examples was made.
 
         Raises:
-            UserError: where more records are broken than max_fraction allows.
+            UserError: if a larger share of the records is broken than max_fraction.
         """
         self.read += examples
         for reason, name in rejected:
+            # A record met again in a later epoch counts in the share, not in `counts`.
             self.read += 1
             self.broken += reason in BROKEN
             key = hash((reason, name))
@@ -201,12 +207,12 @@ class RejectCounter:
             )
 
     def describe(self) -> str:
-        """Each reason with its count and first name, on one line."""
+        """Describes each reason by its count and first name, on one line."""
         return ", ".join(
             f"{reason} {count}, first {self.names[reason][0]}"
             for reason, count in self.counts.most_common()
         )
 
     def summary(self) -> dict[str, Any]:
-        """Counts and first names by reason, for a report."""
+        """Returns counts and first names by reason, for a report."""
         return {"rejected": dict(sorted(self.counts.items())), "first": self.names}

@@ -1,4 +1,4 @@
-"""What a data set is like: sizes, captions, rejects, as JSON and as a short table."""
+"""Report on a data set: sizes, captions and rejects, as JSON and as a short table."""
 
 import array
 import collections
@@ -11,6 +11,7 @@ import numpy as np
 from flowtok_jax.data.records import Record, RejectCounter
 
 WIDTH = 80  # columns of the table
+# Arrays of machine numbers, as lists of a million objects would fill the memory.
 MEASURES = {
     "width": "I",
     "height": "I",
@@ -23,22 +24,22 @@ MEASURES = {
 POINTS = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 
 
-class Report:
-    """Collects what a data set is like, record by record."""
+class DataReport:
+    """Report on a data set, collected record by record."""
 
     def __init__(self):
         self._values = {name: array.array(code) for name, code in MEASURES.items()}
-        # Never stops, and counts every record that it is told.
+        # Stops no run, and counts records of one name each.
         self.rejects = RejectCounter(max_fraction=1.0, known=0)
         self.records = 0
         self.formats: collections.Counter[str] = collections.Counter()
 
     def add(self, record: Record, size: tuple[int, int] | None, kind: str) -> None:
-        """Takes in a record.
+        """Adds a record.
 
         Args:
-            size: (width, height) of its image, if it has one.
-            kind: format of its image, or what it has instead.
+            size: (width, height) of the record's image, if it has one.
+            kind: format of the image, or "latents".
         """
         self.records += 1
         self.formats[kind] += 1
@@ -57,7 +58,7 @@ class Report:
             self._values[name].extend(numbers)
 
     def summary(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Returns all counts and measures, for JSON."""
         return {
             "records": self.records,
             **self.rejects.summary(),
@@ -70,10 +71,11 @@ class Report:
         }
 
     def table(self) -> str:
-        """The summary on lines of at most 80 columns."""
+        """Formats the summary on lines of at most 80 columns."""
         summary = self.summary()
         formats = ", ".join(f"{v} {k}" for k, v in summary["formats"].items())
-        lines = [*_wrap(f"records: {self.records} ({formats})"), ""]
+        head = f"records: {self.records} ({formats})"
+        lines = [*textwrap.wrap(head, WIDTH), ""]
         lines.append(f"{'':24}" + "".join(f"{p:>10}" for p in POINTS))
         for name, spread in summary["measures"].items():
             cells = "".join(f"{_short(spread[p]):>10}" for p in POINTS)
@@ -91,14 +93,10 @@ def _spread(values: np.ndarray) -> Mapping[str, float]:
     return {**dict(zip(POINTS, points, strict=True)), "mean": float(values.mean())}
 
 
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH)
-
-
 def _short(value: float) -> str:
     return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.2f}"
 
 
 def _tail(text: str, room: int) -> str:
-    """The end of a name, which tells more than its beginning."""
+    """Cuts a name to its end, which tells more than its beginning."""
     return text if len(text) <= room else "..." + text[3 - room :]

@@ -1,9 +1,12 @@
-"""Generated captioned images: one or two coloured shapes, each in a quadrant.
+"""Generated captioned images of one or two coloured shapes, each in a quadrant.
 
-A scene is a tuple of objects in reading order. Some (shape, colour, place) triples are
-held out of training, so that a score on them measures composition: the triple whose
-place is (shape + colour) mod 4, a quarter of all. Each pair of a shape and a colour,
-a shape and a place, or a colour and a place still occurs in training.
+A scene is a tuple of objects in reading order. A quarter of all (shape, colour, place)
+triples are held out of training, so that a score on them measures composition:
+
+    place = (shape + colour) mod 4                              (1)
+
+Each pair of a shape and a colour, a shape and a place, or a colour and a place still
+occurs in training.
 """
 
 import itertools
@@ -29,7 +32,7 @@ CANVAS = 32
 RADIUS = (6.0, 7.0)
 JITTER = 0.75
 BACKGROUND = (0.04, 0.16)
-TWO_OBJECTS = 0.8  # share of scenes; those of one object are few and easy
+TWO_OBJECTS = 0.8  # share of scenes; scenes of one object are few and easy
 
 SINGLE = (
     "a {o} at the {p}",
@@ -44,7 +47,7 @@ DOUBLE = (
 
 
 class Object(NamedTuple):
-    """One shape of a scene; the fields are names from the tables above."""
+    """One shape of a scene, by names from SHAPES, COLOURS and PLACES."""
 
     shape: str
     colour: str
@@ -55,26 +58,27 @@ Scene = tuple[Object, ...]
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training never shows one of the scene's objects."""
+    """Returns whether training never shows one of the scene's objects."""
     colours = tuple(COLOURS)
-    return any(
+    return any(  # (1)
         (SHAPES.index(o.shape) + colours.index(o.colour)) % 4 == PLACES.index(o.place)
         for o in scene
     )
 
 
 def all_objects() -> list[Object]:
-    """Every combination of shape, colour and place."""
+    """Returns every combination of shape, colour and place."""
     return [Object(*o) for o in itertools.product(SHAPES, COLOURS, PLACES)]
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
-    """A random scene of one or two objects, on its side of the split."""
+    """Draws a random scene of one or two objects, on its side of the split."""
     colours = tuple(COLOURS)
-    while True:
+    while True:  # a scene of the other side is drawn again
         count = 1 + int(rng.random() < TWO_OBJECTS)
         places = sorted(rng.permutation(4)[:count])
-        shapes, tints = rng.integers(3, size=count), rng.integers(6, size=count)
+        shapes = rng.integers(3, size=count)
+        tints = rng.integers(6, size=count)
         scene = tuple(
             Object(SHAPES[s], colours[c], PLACES[p])
             for s, c, p in zip(shapes, tints, places, strict=True)
@@ -84,7 +88,7 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
 
 
 def captions_of(scene: Scene) -> list[str]:
-    """Every phrasing of a scene."""
+    """Returns every phrasing of a scene."""
     names = {}
     for o, i in zip(scene, ("", "2"), strict=False):
         names |= {f"o{i}": f"{o.colour} {o.shape}", f"p{i}": o.place}
@@ -92,7 +96,8 @@ def captions_of(scene: Scene) -> list[str]:
 
 
 def parse_caption(caption: str) -> Scene | None:
-    """The scene that a caption names, or None where its attributes do not pair up."""
+    """Returns the scene that a caption names; None if its attributes do not pair up."""
+    # A model's caption need not follow a template: names are paired by their order.
     found = [
         re.findall(rf"\b({'|'.join(names)})\b", caption.lower())
         for names in (SHAPES, COLOURS, PLACES)
@@ -105,15 +110,18 @@ def parse_caption(caption: str) -> Scene | None:
 def coverage(
     shape: str, radius: float, dx: float, dy: float, side: int, scale: float = 1.0
 ) -> np.ndarray:
-    """How much of each pixel of a quadrant [side, side] a shape covers, in [0, 1].
+    """Returns the share of each pixel of a quadrant [side, side] that a shape covers.
 
     Args:
-        radius: of the circle, and of circles about the other shapes' corners, in canvas
-            pixels, as are the offsets of its centre from the quadrant's.
-        scale: image pixels a canvas pixel.
+        radius: radius of the circle, and of circles about the corners of the other
+            shapes, in canvas pixels.
+        dx, dy: offset of the shape's centre from the quadrant's, in canvas pixels.
+        scale: image pixels per canvas pixel.
     """
     axis = (np.arange(side) + 0.5 - side / 2) / scale
-    x, y = axis[None, :] - dx, axis[:, None] - dy
+    x = axis[None, :] - dx
+    y = axis[:, None] - dy
+    # `outside` is the signed distance to the shape's edge, negative within.
     if shape == "circle":
         outside = np.sqrt(x * x + y * y) - radius
     elif shape == "square":
@@ -121,18 +129,20 @@ def coverage(
     else:  # triangle, point up
         slant = (np.sqrt(3) * abs(x) - y) / 2
         outside = np.maximum(slant, y) - 0.5 * radius
+    # Antialiasing: the edge is a ramp one image pixel wide.
     return np.clip(0.5 - outside * scale, 0, 1)
 
 
 def render(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
-    """An RGB image [size, size, 3], uint8: random size and place within a quadrant."""
-    side, scale = size // 2, size / CANVAS
+    """Renders a scene as [size, size, 3], uint8, with random radii and offsets."""
+    side = size // 2
+    scale = size / CANVAS
     image = np.full((size, size, 3), rng.uniform(*BACKGROUND), np.float32)
     for o in scene:
         radius = rng.uniform(*RADIUS)
         dx, dy = rng.uniform(-JITTER, JITTER, 2)
         row, column = divmod(PLACES.index(o.place), 2)
-        part = image[row * side :, column * side :][:side, :side]
+        part = image[row * side :, column * side :][:side, :side]  # a view
         alpha = coverage(o.shape, radius, dx, dy, side, scale)[..., None]
         part += alpha * (np.asarray(COLOURS[o.colour], np.float32) - part)
     return np.round(255 * image).astype(np.uint8)

@@ -29,7 +29,14 @@ from flowtok_jax.data.records import BadRecord, Record, Records, RejectCounter
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.batches import map_ahead, one_ahead
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import claim, read_json, remove_parts, write_json
+from flowtok_jax.runtime.files import (
+    Place,
+    claim,
+    is_remote,
+    read_json,
+    remove_parts,
+    write_json,
+)
 
 MADE = "pretokenize.json"
 DONE = "done"
@@ -43,7 +50,7 @@ Reject = Callable[[str, str], None]
 
 
 class Done(NamedTuple):
-    """What became of a range of the source; as JSON beside the shards.
+    """Outcome of a range of the source, kept as JSON beside the shards.
 
     Attributes:
         records: number of records in the shard; of a tar, which has a key for each
@@ -58,7 +65,7 @@ class Done(NamedTuple):
 
 
 class ShardWriter:
-    """This process's part of the shards.
+    """Writer of this process's share of the shards.
 
     Attributes:
         count: number of shards of all the processes.
@@ -69,12 +76,12 @@ class ShardWriter:
         max_rejected: share of the records that may be broken.
 
     Raises:
-        UserError: if there is no such kind, or no record in a shard.
+        UserError: if the folder is remote, the kind unknown, or a shard empty.
     """
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: Place,
         records: Records,
         centre: CentreReader,
         *,
@@ -82,6 +89,11 @@ class ShardWriter:
         shard_records: int,
         max_rejected: float,
     ):
+        if is_remote(folder):
+            raise UserError(
+                f"--workdir={folder}: shards are written to local disks; give a local "
+                "directory, and copy it when it is whole"
+            )
         if kind not in shards.WRITERS:
             raise UserError(
                 f"pretokenize.format is {kind!r}; expected one of "
@@ -91,7 +103,7 @@ class ShardWriter:
             raise UserError(
                 f"pretokenize.shard_records is {shard_records}; expected at least 1"
             )
-        self._folder = folder
+        self._folder = pathlib.Path(folder)
         self._records = records
         self._centre = centre
         self._kind = kind
@@ -131,6 +143,7 @@ class ShardWriter:
             lambda: claim(marker, made_by, cure=cure, must_be_new=True)
         )
         encoded, begun = self.write(make_encode, batch_size, threads, ahead)
+        # A process that has nothing left to do meets the others here.
         # All wait here for the slowest.
         (encoded,) = processes.total(np.array([encoded])).tolist()
         seconds = time.monotonic() - begun
@@ -149,6 +162,7 @@ class ShardWriter:
         ahead: int,
     ) -> tuple[int, float]:
         """Writes this process's missing shards; returns images encoded since when."""
+        # Shards are dealt out in turn: each process writes about as many.
         mine = range(jax.process_index(), self.count, jax.process_count())
         missing = []
         there = 0
@@ -161,6 +175,7 @@ class ShardWriter:
                 self._rejects.add(done.rejected, done.records)
         if not missing:
             return 0, time.monotonic()
+        # Compiling takes a while, and a finished folder needs none.
         encode = make_encode()
         begun = time.monotonic()
         total = sum(len(self._range(number)) for number in mine)
@@ -205,6 +220,7 @@ class ShardWriter:
         shard = None
         for first in records:  # no file where there is none
             shard = shards.WRITERS[self._kind](path, itertools.chain([first], records))
+        # The counts tell of all records of the range, written or not.
         done = Done(len(self._range(number)) - len(rejected), rejected, shard)
         write_done(self._folder, number, done)
         return done.records
@@ -236,6 +252,7 @@ class ShardWriter:
         Raises:
             UserError: naming what does not exist, or is not as it was written.
         """
+        # All may be broken here: the limit was each process's own.
         rejects = RejectCounter(1.0, known=0)
         written = []
         records = 0

@@ -1,4 +1,4 @@
-"""Captioned images as one string: KIND[:ARGUMENTS][@WEIGHT], several joined by `,`.
+"""Source strings: KIND[:ARGUMENTS][@WEIGHT], several joined by `,`.
 
     shapes[:SPLIT]                 generated scenes: train (default), seen or held_out
     folder:DIR                     a.jpg + a.txt, or metadata.jsonl, metadata.csv
@@ -9,8 +9,8 @@
     karpathy:JSON:IMAGEDIR:SPLIT   dataset_coco.json and the folder of its images
 
 GLOB takes `*`, `?`, `[...]` and number ranges `{000..127}`. Without weights one epoch
-sees each record of all the sources once; where any has a weight, those without have 1,
-and each is drawn in proportion.
+sees each record of all the sources once; if any has a weight, sources without one have
+weight 1, and each is drawn in proportion.
 """
 
 import io
@@ -24,7 +24,7 @@ from PIL import Image
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.arrayrecord import ArrayRecords
-from flowtok_jax.data.examples import Example, Examples, Mixture, Source
+from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
 from flowtok_jax.data.folder import make_folder, make_karpathy
 from flowtok_jax.data.records import Record, Records
 from flowtok_jax.data.tars import Tars
@@ -34,25 +34,27 @@ from flowtok_jax.runtime.errors import UserError
 
 KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
 SEPARATOR = re.compile(r",(?![^{]*\})")  # a comma outside braces
-WEIGHT = re.compile(r"(.*)@([-+.\w]*)")
+WEIGHT = re.compile(r"(.*)@([-+.\w]*)")  # no `/`: a path may hold an @
 
 
 class Shapes(Source):
-    """Scenes generated from (seed, split, index); the same index, the same record."""
+    """Source of generated scenes, each a pure function of (seed, split, index)."""
 
     content = "image"
 
     def __init__(self, split: str, image_size: int, seed: int, length: int = 1 << 20):
         if split not in scenes.SPLITS:
             raise UserError(
-                f"source shapes:{split} has no such split; wanted one of "
+                f"source shapes:{split} has no such split; expected one of "
                 f"{', '.join(scenes.SPLITS)}"
             )
-        if image_size % 2:
+        if image_size % 2:  # a scene is drawn quadrant by quadrant
             raise UserError(
                 f"source shapes makes images of even sides; got {image_size}"
             )
-        self.split, self.image_size, self.seed = split, image_size, seed
+        self.split = split
+        self.image_size = image_size
+        self.seed = seed
         self._length = length
 
     def __len__(self) -> int:
@@ -67,11 +69,12 @@ class Shapes(Source):
         return scenes.draw_scene(rng, self.split == "held_out"), rng
 
     def scene(self, index: int) -> scenes.Scene:
-        """The scene of a record: what its image shows and its caption says."""
+        """Returns the scene that a record's image shows and its caption names."""
         return self._draw(index)[0]
 
     def read(self, position: int | np.integer, index: int | np.integer) -> Example:
-        """See Source; the position plays no part."""
+        """Draws the scene of an index; the position plays no part."""
+        # Caption and image take up the generator where the scene left it.
         scene, rng = self._draw(int(index))
         captions = scenes.captions_of(scene)
         caption = captions[rng.integers(len(captions))]
@@ -80,7 +83,7 @@ class Shapes(Source):
 
 
 class ShapeRecords(Records):
-    """Generated scenes as records, with PNG files."""
+    """Records of generated scenes, their images as PNG files."""
 
     def __init__(self, shapes: Shapes):
         self._shapes = shapes
@@ -89,14 +92,15 @@ class ShapeRecords(Records):
         return len(self._shapes)
 
     def __getitem__(self, index: int) -> Record:
-        example, buffer = self._shapes[index], io.BytesIO()
+        example = self._shapes[index]
+        buffer = io.BytesIO()
         Image.fromarray(example["image"]).save(buffer, format="png")
         name = f"shapes:{self._shapes.split}:{index}"
         return Record(name, (example["caption"],), image=buffer.getvalue())
 
 
-class Part(NamedTuple):
-    """One source of a string."""
+class SourceSpec(NamedTuple):
+    """One source of a source string."""
 
     kind: str
     arguments: str
@@ -104,30 +108,31 @@ class Part(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """The string that it was, without weight."""
+        """Source string of this source, without its weight."""
         return f"{self.kind}:{self.arguments}" if self.arguments else self.kind
 
 
-def parse(spec: str) -> list[Part]:
-    """The parts of a source string.
+def parse(spec: str) -> list[SourceSpec]:
+    """Splits a source string into its sources.
 
     Raises:
-        UserError: for a kind that is not known, and a weight that is no number.
+        UserError: for an unknown kind, and for a weight that is no number above 0.
     """
     parts = []
     for text in SEPARATOR.split(spec):
-        weight, found = None, WEIGHT.fullmatch(text)
-        if found:
-            text, weight = found[1], _weight(text, found[2])
+        weight = None
+        if found := WEIGHT.fullmatch(text):
+            weight = _weight(text, found[2])
+            text = found[1]
         kind, _, arguments = text.partition(":")
         if kind not in KINDS:
             raise UserError(
-                f"source {text!r} is of kind {kind!r}; wanted one of "
+                f"source {text!r} is of kind {kind!r}; expected one of "
                 f"{', '.join(KINDS)}, for example --config.data.train=shapes"
             )
         if kind != "shapes" and not arguments:
-            raise UserError(f"source {kind!r} says not of what; wanted {kind}:...")
-        parts.append(Part(kind, arguments, weight))
+            raise UserError(f"source {kind!r} says not of what; expected {kind}:...")
+        parts.append(SourceSpec(kind, arguments, weight))
     return parts
 
 
@@ -135,43 +140,43 @@ def _weight(text: str, given: str) -> float:
     try:
         weight = float(given)
     except ValueError:
-        weight = math.nan
+        weight = math.nan  # which the comparison below refuses
     if not 0 < weight < math.inf:
         raise UserError(
-            f"source {text!r} has the weight {given!r}; wanted a number above 0"
+            f"source {text!r} has the weight {given!r}; expected a number above 0"
         )
     return weight
 
 
 def make_records(
-    part: Part,
+    part: SourceSpec,
     *,
     image_size: int,
     seed: int,
     moments: tuple[int, int] | None = None,
     cache: str | None = None,
 ) -> Records:
-    """The records of one source, not decoded.
+    """Opens the records of one source; nothing is decoded.
 
     Args:
-        image_size: of generated scenes.
+        image_size, seed: side and seed of generated scenes.
         moments: (n, 2 * c) of latents.
-        cache: directory for what is found out about tars; None: the user's.
+        cache: directory for indices of tars; None: the user's cache directory.
 
     Raises:
-        UserError: for what is missing or damaged as a whole, and where nothing is left.
+        UserError: for a source that is missing, damaged as a whole, or empty.
     """
     match part.kind:
         case "shapes":
-            split = part.arguments or "train"
-            records = ShapeRecords(Shapes(split, image_size, seed))
+            shapes = Shapes(part.arguments or "train", image_size, seed)
+            records = ShapeRecords(shapes)
         case "folder":
             records = make_folder(part.arguments)
         case "tars":
             records = Tars(part.arguments, cache=cache)
         case "arrayrecord":
             records = ArrayRecords(part.arguments)
-        case "latents" if part.arguments.endswith(".tar"):
+        case "latents" if part.arguments.endswith(".tar"):  # the release's form
             records = Tars(part.arguments, moments=moments, cache=cache)
         case "latents":
             records = ArrayRecords(part.arguments, moments=moments)
@@ -195,24 +200,24 @@ def make_source(
     filters: Mapping[str, Any] | None = None,
     cache: str | None = None,
 ) -> Source:
-    """A source of training examples from its string.
+    """Makes the source of training examples that a source string names.
 
     Args:
         tokens, channels: n and c of latents.
-        transform: arguments of `ImageTransform`; of them generated scenes take none,
-            and latents `recaption_rate`.
+        transform: arguments of `ImageTransform`. Latents take only `recaption_rate`
+            of them, and generated scenes none.
         filters: fields of `Filters`, for images.
-        cache: directory for what is found out about tars; None: the user's.
+        cache: directory for indices of tars; None: the user's cache directory.
 
     Raises:
-        UserError: for what cannot be, or is not there.
+        UserError: for a source that is missing, damaged or given wrongly.
     """
-    options, parts = dict(transform or {}), parse(spec)
+    options = dict(transform or {})
+    parts = parse(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
-            split = part.arguments or "train"
-            sources.append(Shapes(split, image_size, seed))
+            sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
         moments = (tokens, 2 * channels)
         records = make_records(
@@ -220,13 +225,14 @@ def make_source(
         )
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
-            make, content = MomentsTransform(moments, **rate), "moments"
+            make = MomentsTransform(moments, **rate)
+            content = "moments"
         else:
-            wanted = Filters(**(filters or {}))
-            make = ImageTransform(image_size, **options, filters=wanted)
+            filtering = Filters(**(filters or {}))
+            make = ImageTransform(image_size, **options, filters=filtering)
             content = "image"
-        sources.append(Examples(records, make, content=content, seed=seed))
-    if len(sources) == 1:
+        sources.append(RecordSource(records, make, content=content, seed=seed))
+    if len(sources) == 1:  # a weight alone says nothing
         return sources[0]
     weights = [part.weight for part in parts]
     if all(weight is None for weight in weights):

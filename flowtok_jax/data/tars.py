@@ -31,7 +31,7 @@ class Tars(Records):
     `KEY.token.npy` instead of the image: a raw float16 buffer [2 * c, n].
 
     Args:
-        pattern: see `globs.find`.
+        pattern: see `globs.find_files`.
         moments: (n, 2 * c) of latents; None: images are wanted.
         cache: directory for the indices; None: the user's cache directory.
 
@@ -47,7 +47,7 @@ class Tars(Records):
         cache: str | None = None,
     ):
         self.pattern, self.moments = pattern, moments
-        self._files = globs.find(pattern, pattern)
+        self._files = globs.find_files(pattern, pattern)
         if moments and not globs.is_remote(pattern):
             for directory in {pathlib.Path(file.path).parent for file in self._files}:
                 check_manifest(directory)

@@ -1,4 +1,4 @@
-"""Records of a data set of TensorFlow Datasets, prepared on disk as ArrayRecord.
+"""Records of data sets of TensorFlow Datasets, prepared on disk as ArrayRecord.
 
 Reading needs no TensorFlow. For coco_captions the splits are Karpathy's: train,
 restval, val and test, with five captions an image.
@@ -16,19 +16,19 @@ CAPTIONS = ("captions", "caption", "text")
 
 
 class Tfds(Records):
-    """NAME:SPLIT; splits are joined by `+` and cut by `[...]`, as there.
+    """Records of NAME:SPLIT; splits are joined by `+` and cut by `[...]`, as in TFDS.
 
     Raises:
-        UserError: where there is no such data set or split, or it is not prepared.
+        UserError: if the data set or the split does not exist, or is not prepared.
     """
 
     def __init__(self, arguments: str):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
         self.arguments = arguments
-        source, found = f"source tfds:{arguments}", NAME_AND_SPLIT.fullmatch(arguments)
+        found = NAME_AND_SPLIT.fullmatch(arguments)
         if not found:
-            raise UserError(f"{source}; wanted tfds:NAME:SPLIT")
+            raise UserError(f"source tfds:{arguments}; expected tfds:NAME:SPLIT")
         name, split = found.groups()
         cure = (
             "prepare it once, where TensorFlow is installed, with `tfds build "
@@ -36,12 +36,14 @@ class Tfds(Records):
         )
         try:
             builder = tfds.builder(name)
+            # The files' bytes: images are decoded by data/images.py alone.
             decoders = {"image": tfds.decode.SkipDecoding()}
             self._rows = builder.as_data_source(split, decoders=decoders)
         except Exception as error:  # of many kinds, with a page of advice
             reason = next(iter(str(error).strip().splitlines()), "")
             raise UserError(
-                f"{source} cannot be opened ({type(error).__name__}: {reason}); {cure}"
+                f"source tfds:{arguments} cannot be opened ({type(error).__name__}: "
+                f"{reason}); {cure}"
             ) from error
 
     def __len__(self) -> int:
@@ -57,14 +59,14 @@ class Tfds(Records):
         if "image" not in row:
             raise BadRecord("missing_image", name)
         captions = _captions(row, name)
-        # The number that captions of COCO are scored by.
+        # The number by which captions of COCO are scored.
         known = {"image_id": int(row["image/id"])} if "image/id" in row else {}
         return Record(name, captions, image=row["image"], metadata=known)
 
 
 def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:
     found = next((row[column] for column in CAPTIONS if column in row), None)
-    if isinstance(found, dict):
+    if isinstance(found, dict):  # columns of a tfds Sequence, as in coco_captions
         found = found.get("text")
     texts = [found] if isinstance(found, bytes) else list(found or ())
     if not texts:

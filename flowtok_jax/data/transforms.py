@@ -1,5 +1,6 @@
-"""A record to a training example, deterministic in (seed, position)."""
+"""Transforms of a record into a training example."""
 
+import dataclasses
 import math
 import random
 import re
@@ -13,20 +14,20 @@ from flowtok_jax.data.records import BadRecord, Record
 from flowtok_jax.runtime.errors import UserError
 
 CROPS = ("center", "random")
-# Columns with an image's size before somebody made it smaller.
+# Columns of img2dataset with the image's size before it was made smaller.
 ORIGINAL_SIZE = ("original_width", "original_height")
-# How recaptions begin, which the release cuts off.
+# The opening of most recaptions, which the release cuts off.
 LEADING = re.compile(r"^The image (?:depicts|displays|showcases|features|shows)\s+")
 
 
 class Filters(NamedTuple):
-    """Which records of images are wanted, by their size and their metadata.
+    """Limits on the size and the metadata of images.
 
     Attributes:
         aspect: range of height / width.
         min_side: fewest pixels of the longer side, before resizing.
-        min_aesthetic: lowest score in the column of that name; None: any.
-        max_watermark: highest probability in the column of that name; None: any.
+        min_aesthetic: lowest value in `aesthetic_column`; None: any.
+        max_watermark: highest probability in `watermark_column`; None: any.
     """
 
     aspect: tuple[float, float] = (0.0, math.inf)
@@ -37,10 +38,10 @@ class Filters(NamedTuple):
     watermark_column: str = "pwatermark"
 
     def check_metadata(self, record: Record) -> bool:
-        """Refuses a record by what its metadata says; whether that holds its size.
+        """Checks a record's metadata, and returns whether they hold the image's size.
 
         Raises:
-            BadRecord: saying which filter, or that a column is missing.
+            BadRecord: naming the filter that refuses the record, or a missing column.
         """
         name = record.name
         if self.min_aesthetic is not None and (
@@ -52,18 +53,18 @@ class Filters(NamedTuple):
         ):
             raise BadRecord("filtered_watermark", name)
         if not all(record.metadata.get(column) for column in ORIGINAL_SIZE):
-            return False
+            return False  # the caller checks the decoded image
         self.check_size(name, *(_column(record, column) for column in ORIGINAL_SIZE))
         return True
 
     def check_size(self, name: str, width: int | float, height: int | float) -> None:
-        """Refuses an image by its size in pixels.
+        """Checks an image's size in pixels.
 
         Raises:
-            BadRecord: saying which filter.
+            BadRecord: naming the filter that refuses the image.
         """
         low, high = self.aspect
-        if width <= 0 or height <= 0:
+        if width <= 0 or height <= 0:  # only metadata can say so
             raise BadRecord("missing_metadata", name)
         if not low <= height / width <= high:
             raise BadRecord("filtered_aspect", name)
@@ -72,30 +73,30 @@ class Filters(NamedTuple):
 
 
 def _column(record: Record, column: str) -> float:
-    """A number of the metadata; what is none, or not there, cannot be judged."""
+    """Returns a number of the metadata; CSV files and JSON hold some as texts."""
     try:
         value = float(record.metadata[column])
     except (KeyError, TypeError, ValueError) as error:
         raise BadRecord("missing_metadata", record.name) from error
-    if math.isnan(value):
+    if math.isnan(value):  # passes every comparison with a limit
         raise BadRecord("missing_metadata", record.name)
     return value
 
 
 def clean_recaption(text: str) -> str:
-    """A recaption without the words that all of them begin with, capitalised."""
+    """Cuts off the opening that recaptions have in common, and capitalises the rest."""
     text = LEADING.sub("", text.strip())
     return text[:1].upper() + text[1:]
 
 
 def choose_caption(record: Record, rng: random.Random, recaption_rate: float) -> str:
-    """One of the captions; a recaption with that probability where there is one.
+    """Draws a caption: with probability `recaption_rate` a recaption, if there is one.
 
     Raises:
-        BadRecord: where there is no caption.
+        BadRecord: if there is no caption.
     """
     if len(record.captions) == 1 and not record.recaptions:
-        text = record.captions[0]
+        text = record.captions[0]  # most records: nothing to draw
     else:
         replaced = rng.random() < recaption_rate or not record.captions
         replaced = replaced and bool(record.recaptions)
@@ -109,36 +110,36 @@ def choose_caption(record: Record, rng: random.Random, recaption_rate: float) ->
     return text
 
 
+@dataclasses.dataclass(eq=False)
 class ImageTransform:
-    """Records of images to {"image": uint8 [s, s, 3], "caption": str}.
+    """Transform of image records to {"image": uint8 [s, s, 3], "caption": str}.
 
     Args:
-        crop: of the longer side: center or random.
+        image_size: s.
+        crop: part of the longer side that is kept: center or random.
         flip: whether half of the images are mirrored; captions that speak of left and
             right are wrong then.
-        recaption_rate: share of captions that a recaption replaces, where there is one.
+        recaption_rate: share of captions replaced by a recaption, if there is one.
         max_pixels: width times height above which an image is refused.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        crop: str = "center",
-        flip: bool = False,
-        recaption_rate: float = 0.95,
-        max_pixels: int = images.MAX_PIXELS,
-        filters: Filters = Filters(),  # noqa: B008 (immutable)
-    ):
-        if crop not in CROPS:
+    image_size: int
+    crop: str = "center"
+    flip: bool = False
+    recaption_rate: float = 0.95
+    max_pixels: int = images.MAX_PIXELS
+    filters: Filters = Filters()
+
+    def __post_init__(self):
+        if self.crop not in CROPS:
             raise UserError(
-                f"data.transform.crop is {crop!r}; wanted one of {', '.join(CROPS)}"
+                f"data.transform.crop is {self.crop!r}; expected one of "
+                f"{', '.join(CROPS)}"
             )
-        self.image_size, self.crop, self.flip = image_size, crop, flip
-        self.recaption_rate, self.max_pixels = recaption_rate, max_pixels
-        self.filters = filters
 
     def __call__(self, record: Record, rng: random.Random) -> dict[str, Any]:
-        across, down, mirror = rng.random(), rng.random(), rng.random()
+        # All three whatever the options are, so that these do not change the caption.
+        across, down, mirror = (rng.random() for _ in range(3))
         caption = choose_caption(record, rng, self.recaption_rate)
         image = self.decode(record)
         if self.crop == "center":
@@ -149,9 +150,10 @@ class ImageTransform:
         return {"image": pixels, "caption": caption}
 
     def decode(self, record: Record) -> Image.Image:
-        """The whole image, RGB and upright, if the filters want it."""
+        """Decodes the whole image, RGB and upright, if the filters let it pass."""
         if record.image is None:
             raise BadRecord("missing_image", record.name)
+        # Before the image: what metadata refuse is not decoded.
         size_is_known = self.filters.check_metadata(record)
         image = images.decode(record.image, record.name, self.max_pixels)
         if not size_is_known:
@@ -159,17 +161,19 @@ class ImageTransform:
         return image
 
 
+@dataclasses.dataclass(eq=False)
 class MomentsTransform:
-    """Records of latents to {"moments": float16 [n, 2 * c], "caption": str}."""
+    """Transform of latents to {"moments": float16 [n, 2 * c], "caption": str}."""
 
-    def __init__(self, shape: tuple[int, int], recaption_rate: float = 0.95):
-        self.shape, self.recaption_rate = shape, recaption_rate
+    shape: tuple[int, int]
+    recaption_rate: float = 0.95
 
     def __call__(self, record: Record, rng: random.Random) -> dict[str, Any]:
         moments = record.moments
         if moments is None or moments.shape != self.shape:
             raise BadRecord("wrong_shape", record.name)
-        # Without the sign, infinity and NaN are the largest. np.isfinite is slower.
+        # Infinity and NaN are the largest bit patterns once the sign is masked out;
+        # np.isfinite is slower.
         if (moments.view(np.uint16) & 0x7FFF).max() >= 0x7C00:
             raise BadRecord("not_finite", record.name)
         return {

@@ -1,4 +1,4 @@
-"""Captions to ids and back, by CLIP's byte-pair vocabulary or one trained on captions.
+"""Vocabularies between captions and ids: CLIP's byte pairs, or one trained on captions.
 
 Ids are [start,] tokens, end, then 0: padding is 0 as in open_clip, not the end token
 as in transformers. CLIP's vocabulary has a start token, a trained one has none.
@@ -21,10 +21,11 @@ SHOWN = 200  # characters of a caption in a warning
 
 
 class Vocabulary:
-    """Encodes captions to a fixed number of ids, and decodes them."""
+    """Encoder of captions to `context` ids each, and decoder of such ids."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, context: int):
-        self.tokenizer, self.context = tokenizer, context
+        self.tokenizer = tokenizer
+        self.context = context
         self.start_id = tokenizer.token_to_id(START)
         self.end_id = tokenizer.token_to_id(END)
         self.unknown_id = tokenizer.token_to_id(UNKNOWN)
@@ -35,13 +36,13 @@ class Vocabulary:
     def train(
         cls, captions: Iterable[str], vocab_size: int, context: int
     ) -> "Vocabulary":
-        """A vocabulary of the captions' most frequent words."""
+        """Trains a vocabulary of the most frequent words of captions."""
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=UNKNOWN))
         tokenizer.normalizer = tokenizers.normalizers.Lowercase()
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=vocab_size,
-            special_tokens=["<pad>", END, UNKNOWN],
+            special_tokens=["<pad>", END, UNKNOWN],  # the first one has id 0, PAD_ID
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
@@ -49,8 +50,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, source: str, context: int) -> "Vocabulary":
-        """From a file `vocabulary.json`, a directory with one or with CLIP's tokenizer
-        files, or a hub id.
+        """Loads a vocabulary.json, a directory with one or with CLIP's tokenizer files,
+        or a hub id.
         """
         path = to_place(source)
         file = path / VOCABULARY if path.is_dir() else path
@@ -69,21 +70,25 @@ class Vocabulary:
         return cls(clip.backend_tokenizer, context)
 
     def save(self, directory: Place) -> None:
-        """Writes `vocabulary.json`, whole or not at all."""
+        """Writes vocabulary.json, whole or not at all."""
         write_bytes(directory / VOCABULARY, self.tokenizer.to_str(pretty=True).encode())
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, captions: Sequence[str], *, warns: bool = True) -> np.ndarray:
-        """Ids [b, context], int32; warns of captions cut short and of unknown words."""
+        """Encodes captions to ids [b, context], int32.
+
+        Args:
+            warns: whether captions cut short and unknown words are logged.
+        """
         ids = np.full((len(captions), self.context), PAD_ID, np.int32)
         tokenizer = self.tokenizer
-        # The fast one finds no offsets, which only the warnings need.
+        # The fast method finds no offsets, which only the warnings need.
         encode = tokenizer.encode_batch if warns else tokenizer.encode_batch_fast
         encodings = encode(captions, add_special_tokens=False)
         start = [] if self.start_id is None else [self.start_id]
-        room = self.context - 1 - len(start)
+        room = self.context - 1 - len(start)  # one place is the end token's
         for row, caption, encoding in zip(ids, captions, encodings, strict=True):
             if warns:
                 self._warn(caption, encoding, room)
@@ -109,12 +114,12 @@ class Vocabulary:
             )
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """Captions of ids [b, n]: up to the first end token, without start and pads."""
+        """Decodes ids [b, n], each row up to its first end token."""
+        # Id 0 is padding in a trained vocabulary, and the token "!" in CLIP's.
+        dropped = PAD_ID if self.start_id is None else self.start_id
         texts = []
         for row in np.asarray(ids).tolist():
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            row = [i for i in row if i != self.start_id]
-            if self.start_id is None:  # a trained vocabulary's 0 is no word
-                row = [i for i in row if i != PAD_ID]
+            row = [i for i in row if i != dropped]
             texts.append(self.tokenizer.decode(row, skip_special_tokens=False).strip())
         return texts

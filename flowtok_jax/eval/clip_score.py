@@ -53,17 +53,20 @@ def clip_score(
     text = net.module.text
     params = jax.device_put(net.params)
     _check(vocabulary, net)
+    # A model may cut captions elsewhere than CLIP does.
     vocabulary = Vocabulary(vocabulary.tokenizer, text.context)
     if not len(images):
         return np.zeros(0)
 
     def start(rows: np.ndarray) -> jax.Array:
+        # A slice ends where the images do; `filled` adds what is missing.
         kept = slice(rows[0], rows[-1] + 1)
         pixels = preprocess(images[kept], net.module.image_size)
         ids = vocabulary.encode(captions[kept], warns=False)
         return _cosines(net.module, params, filled(pixels, BATCH), filled(ids, BATCH))
 
     cosines = run_rows(start, len(images), BATCH)
+    # Negative cosines count as 0 (Hessel et al. 2021).
     return 100 * cosines.astype(np.float64).clip(0)
 
 
@@ -71,6 +74,7 @@ def preprocess(
     images: UInt8[np.ndarray, "b h w 3"], side: int
 ) -> Float[np.ndarray, "b {side} {side} 3"]:
     """Makes images in [0, 1] of the tower's size; the tower normalises them itself."""
+    # Rounded to bytes, as CLIP's own preprocessing does before normalising.
     resized = [resize_and_crop(Image.fromarray(image), side) for image in images]
     return np.stack(resized).astype(np.float32) / 255
 

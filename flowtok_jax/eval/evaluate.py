@@ -110,6 +110,7 @@ class Chunks:
 
     def __init__(self, folder: Place, count: int, size: int):
         self.folder = folder
+        # The last chunk has what is left.
         starts = range(0, count, size)
         self.ranges = [range(start, min(start + size, count)) for start in starts]
 
@@ -126,11 +127,13 @@ class Chunks:
         return self.folder / f"{rows.start:05d}-{rows.stop:05d}.npz"
 
     def missing(self) -> np.ndarray:
-        """Says of each chunk whether it has to be computed."""
+        """Tells which chunks have to be computed."""
+        # Reading a whole chunk also finds the damaged ones.
         return np.array([self.read(i) is None for i in range(len(self.ranges))])
 
     def write(self, number: int, arrays: Arrays) -> None:
         """Stores a chunk, whole or not at all."""
+        # NumPy wants a file to seek in, which a store has not.
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_bytes(self._path(number), buffer.getvalue())
@@ -160,6 +163,7 @@ def short_digest(protocol: dict[str, Any]) -> str:
 
 def name_of(part: Part) -> str:
     """Returns the name of a part's files."""
+    # Captions of a protocol, or the source of the images.
     source = part.protocol.get("protocol") or part.protocol["data"]
     slug = re.sub(r"[^A-Za-z0-9]+", "_", source).strip("_")[:40]
     return f"{part.name}_{slug}_n{part.count}_{short_digest(part.protocol)}"
@@ -186,6 +190,7 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
         logging.info("%s is there; delete it to measure again", path)
         return read_json(path)
     chunks = Chunks(folder / name, part.count, size)
+    # Eight digits may collide: another protocol's folder is refused.
     processes.first_does(lambda: chunks.claim(part.protocol))
     computed = _compute(part, chunks)
     middle = time.monotonic()
@@ -193,6 +198,7 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
     logging.info("%s: measuring", part.name)  # takes minutes, of many samples
 
     def measure() -> None:
+        # From the files, not from memory: a resumed run measures the same bytes.
         arrays = chunks.read_all()
         found = part.measure(arrays)
         result.update(_describe(part, found))
@@ -203,6 +209,7 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
         pictures.save_png(folder / f"{name}.png", part.picture(arrays))
         for end, value in found.files.items():
             write_json(folder / f"{name}.{end}.json", value)
+        # Last: this file says that the part is done.
         write_json(path, result)
 
     processes.first_does(measure)
@@ -213,6 +220,7 @@ def _compute(part: Part, chunks: Chunks) -> int:
     """Computes the chunks that are missing, and returns how many samples they hold."""
     count = len(chunks.ranges)
     missing = chunks.missing() if processes.is_first() else np.zeros(count, bool)
+    # All compute the same chunks, whatever they see of the disk.
     missing = processes.total(missing.astype(np.int32)).astype(bool)
     done = sum(len(r) for r, m in zip(chunks.ranges, missing, strict=True) if not m)
     if done:
@@ -250,10 +258,11 @@ def _describe(part: Part, found: Measured) -> dict[str, Any]:
         "details": found.details,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+    # As it will be read: tuples become lists, keys texts.
     return json.loads(json.dumps(result))
 
 
-def show(results: Sequence[dict[str, Any]], folder: Place) -> None:
+def show_results(results: Sequence[dict[str, Any]], folder: Place) -> None:
     """Prints the numbers as a table, and where the files are."""
     table = rich.table.Table(title=str(folder))
     table.add_column("part")

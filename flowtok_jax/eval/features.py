@@ -67,12 +67,14 @@ class Features(NamedTuple):
 
 def resize_clean(image: Pixels) -> Float32[np.ndarray, "299 299 3"]:
     """Resizes an image to 299 px, in [0, 255] and not rounded."""
+    # Pillow resizes float images one channel at a time, in mode F.
     channels = [
         Image.fromarray(image[..., i].astype(np.float32)).resize(
             (SIDE, SIDE), Image.Resampling.BICUBIC
         )
         for i in range(3)
     ]
+    # Bicubic weights are negative in places, and overshoot edges.
     return np.stack([np.asarray(x) for x in channels], -1).clip(0, 255)
 
 
@@ -115,6 +117,7 @@ class Extractor:
         self._params = put(net.params, replicated(mesh))
         self._size = rows * row_parts(mesh)
         self._local = local_rows(mesh, self._size)
+        # Legacy resizing runs on the device, which takes bytes of one size.
         if resize == "legacy":
             empty = np.zeros((side, side, 3), np.uint8)
         else:
@@ -122,12 +125,14 @@ class Extractor:
         self._empty = np.stack([empty] * len(self._local))
         image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
         params = {"params": net.params}
+        # Nothing is computed to learn the widths.
         shapes = jax.eval_shape(net.module.apply, params, image)
         self.width, self._classes = (x.shape[1] for x in shapes)
 
         def features_of(
             params, images: Num[Array, "1 b h w 3"], loaded: Bool[Array, "1 b"]
         ) -> tuple[Float[Array, "b d"], Float[Array, "b k"], Bool[Array, " b"]]:
+            # `from_local_rows` makes batches with a leading axis of steps, here 1.
             images = images[0].astype(jnp.float32)
             if resize == "legacy":
                 images = resize_legacy(images)
@@ -143,6 +148,7 @@ class Extractor:
             load: image i, or None where it is broken; called for this process's rows,
                 on several threads.
         """
+        # A process may have to ask for no image at all, as of the last chunk.
         if not count:
             pool, logits = (
                 np.zeros((0, n), np.float32) for n in (self.width, self._classes)
@@ -168,6 +174,7 @@ class Extractor:
         """Makes a batch, and says which of its rows hold an image."""
 
         def prepare(number: int) -> np.ndarray | None:
+            # Rows past the end fill the batch with zeros.
             image = load(number) if number < count else None
             if image is None:
                 return None
@@ -185,6 +192,7 @@ class Extractor:
         for row, image in enumerate(found):
             if image is not None:
                 images[row] = image
+        # The flags travel with the rows: other processes do not know what was broken.
         loaded = np.array([image is not None for image in found])
         return tuple(
             from_local_rows(self._mesh, self._size, x[None]) for x in (images, loaded)
@@ -228,6 +236,7 @@ class FeatureMetrics(NamedTuple):
         self, images: UInt8[np.ndarray, "b s s 3"], numbers: range | np.ndarray
     ) -> Arrays:
         """Computes arrays of those images that are looked at, told by their numbers."""
+        # Which images are judged depends on their numbers, not on chunks.
         mine = images[np.array(numbers) < self.samples]
         found = self.extract(len(mine), mine.__getitem__)
         return {"pool": found.pool, "logits": found.logits}
@@ -259,6 +268,7 @@ class FeatureMetrics(NamedTuple):
             lacking[fid] = FEW.format(2)
         else:
             found[fid] = self.fid(pool)
+        # An empty split would have no mean.
         if count < SPLITS:
             lacking["inception_score"] = FEW.format(SPLITS)
         else:
@@ -266,6 +276,7 @@ class FeatureMetrics(NamedTuple):
             found |= {"inception_score": score.mean, "inception_score_std": score.std}
         if real is None:
             lacking |= dict.fromkeys(OF_FEATURES, NO_FEATURES)
+        # A k-th neighbour beside the row itself has to exist.
         elif min(count, len(real)) <= NEIGHBOURS:
             reason = f"{FEW.format(NEIGHBOURS + 1)}, and as many real images"
             lacking |= dict.fromkeys(OF_FEATURES, reason)

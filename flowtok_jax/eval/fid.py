@@ -36,7 +36,9 @@ class Estimate(NamedTuple):
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     """Returns F with F F^T the covariance, without directions of rounding only."""
+    # Symmetric up to rounding, which eigh would read from one half only.
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    # numpy.linalg.matrix_rank's tolerance.
     floor = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     kept = values > floor
     return vectors[:, kept] * np.sqrt(values[kept])
@@ -80,6 +82,7 @@ class Moments(NamedTuple):
         rows = rows.astype(np.float64)
         if not len(rows):
             return cls()
+        # Two passes: a sum of squares would cancel for features far from 0.
         mean = rows.mean(0)
         centred = rows - mean
         return cls(len(rows), mean, centred.T @ centred)
@@ -91,6 +94,7 @@ class Moments(NamedTuple):
         if not other.count:
             return self
         count = self.count + other.count
+        # (1); the mean moves by the share of the other rows.
         step = other.mean - self.mean
         between = np.outer(step, step) * (self.count * other.count / count)
         mean = self.mean + step * (other.count / count)
@@ -138,6 +142,7 @@ class Reference(NamedTuple):
 
     def digest(self) -> str:
         """Computes the SHA-256 of all the numbers that samples are compared with."""
+        # Numbers, not the file: formats and names of arrays do not matter.
         found = hashlib.sha256()
         for name, part in [("", self.whole), *sorted(self.groups.items())]:
             found.update(name.encode())
@@ -166,6 +171,7 @@ def inception_score(
     order = np.random.default_rng(seed).permutation(len(logits))
     for part in np.array_split(order, splits):
         values = logits[part].astype(np.float64)
+        # Softmax of shifted logits: exp cannot overflow.
         values -= values.max(1, keepdims=True)
         log_p = values - np.log(np.exp(values).sum(1, keepdims=True))
         p = np.exp(log_p)
@@ -199,6 +205,7 @@ def kernel_distance(
         xx = _kernel(x, x)
         yy = _kernel(y, y)
         xy = _kernel(x, y)
+        # Unbiased: a row is not compared with itself.
         within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
         found.append(within / (n * (n - 1)) - 2 * xy.mean())
     return Estimate(float(np.mean(found)), float(np.std(found)))
@@ -206,6 +213,7 @@ def kernel_distance(
 
 def _squared_distances(a: A, b: B) -> Float[np.ndarray, "n m"]:
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None]
+    # Rounding can make a tiny distance negative.
     return np.maximum(squares - 2 * a @ b.T, 0.0)
 
 
@@ -215,6 +223,7 @@ def _reach(rows: A, k: int) -> Float[np.ndarray, " n"]:
     for start in range(0, len(rows), BLOCK):
         distances = _squared_distances(rows[start : start + BLOCK], rows)
         own = np.arange(len(distances))
+        # Smaller than any distance, so that the row itself is neighbour number 0.
         distances[own, start + own] = -1.0
         found.append(np.partition(distances, k, axis=1)[:, k])
     return np.concatenate(found)

@@ -33,6 +33,7 @@ def caption_images(
     An image's noise depends on the seed and on its number, not on the images with it.
     """
     pixels = np.stack([item.image for item in items]).astype(np.float32) / 255
+    # `real` leaves nothing out: row i of this batch has the number first + i.
     captions = flowtok.image_to_text(pixels, seed, items[0].number)
     return [
         {
@@ -93,35 +94,38 @@ class ImageToText(Part):
         self.protocol = protocol
 
     def compute(self, rows: range) -> Arrays:
-        """See Part."""
+        """Captions the images of these rows, and keeps their references."""
         items, _ = self._real.read(rows)
         found = caption_images(self._flowtok, self._real, items, seed=self._seed)
         side = items[0].image.shape[0]
         shown = [item.image for item in items if item.number < SHOWN]
         return {
+            # Chunks are npz files: a caption and its references are one JSON text.
             "hypotheses": np.array([json.dumps(h) for h in found]),
             "shown": np.array(shown, np.uint8).reshape(-1, side, side, 3),
         }
 
     def measure(self, arrays: Arrays) -> Measured:
-        """See Part."""
+        """Scores the captions, on generated scenes also by a parser."""
         found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
         suffix = metric_suffix("", len(found))
         scores = score_hypotheses(found).renamed(suffix)
         captions = captions_by_image(found)
         metrics = dict(scores.metrics)
         if self._real.are_scenes:
+            # Of generated scenes image_id is the number of the scene.
             right = [
                 scenes.parse_caption(caption) == self._real.scene(number)
                 for number, caption in captions.items()
             ]
             metrics[f"exact_match{suffix}"] = float(np.mean(right))
+        # COCO's server takes captions in this form.
         rows = [{"image_id": i, "caption": text} for i, text in captions.items()]
         details = {"captions": scores.protocol}
         return Measured(metrics, scores.not_measured, details, {"captions": rows})
 
     def picture(self, arrays: Arrays) -> np.ndarray:
-        """See Part."""
+        """Draws the first images over their captions."""
         found = map(json.loads, arrays["hypotheses"][:SHOWN].tolist())
         texts = [hypothesis["caption"] for hypothesis in found]
         starts = range(0, len(arrays["shown"]), COLUMNS)

@@ -84,6 +84,7 @@ def load_metric_net(name: str, place: str) -> MetricNet:
     """
     if name not in NAMES:
         raise UserError(f"no metric has a network {name!r}; expected one of {NAMES}")
+    # Architecture and weights need no file: tests and dry runs work offline.
     if place == RANDOM:
         module = make_module(name, RANDOM_CLIP if name == "clip" else {})
         shapes = shapes_of(name, module)
@@ -105,6 +106,7 @@ def load_metric_net(name: str, place: str) -> MetricNet:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {_cure(name)}")
     with local_file(path) as file:
+        # The digest is part of every protocol, so it has to be that of these bytes.
         found = file_sha256(file)
         if found != digest:
             raise UserError(

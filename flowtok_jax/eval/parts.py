@@ -106,6 +106,7 @@ class PartMaker:
             net = load_metric_net(name, self._config.eval.weights)
         except UserError as error:
             return str(error)
+        # Networks stay on the devices for the whole evaluation:
         # Once, not with every chunk.
         return net._replace(params=jax.device_put(net.params))
 
@@ -113,6 +114,7 @@ class PartMaker:
         net = self._net("clip")
         if isinstance(net, str):
             return net
+        # The random tower knows the ids of any vocabulary up to CLIP's own size.
         if net.sha256 == RANDOM:
             return net, self._flowtok.vocabulary
         path = to_place(self._config.eval.weights) / VOCABULARY
@@ -140,8 +142,10 @@ class PartMaker:
         made = {**self._data(), "images": count, "resize": extract.resize}
         made["inception"] = extract.net_sha256
         path = self._folder / f"reference_{short_digest(made)}.npz"
+        # All processes decide alike, though only the first one may see its own disk.
         is_there = np.array([processes.is_first() and path.is_file()])
         if not processes.total(is_there).any():
+            # KID, precision and recall need the features themselves.
             found = make_reference(extract, count, real.pixels, keeps_features=True)
             processes.first_does(lambda: write_reference(path, found))
             return found, path.name
@@ -150,6 +154,7 @@ class PartMaker:
     def _features(self, protocol: str, count: int) -> FeatureMetrics:
         """Makes the metrics of Inception on the first ones of `count` images."""
         reference, name = self._reference
+        # A file from elsewhere may be of another network, size or resizing.
         check_fits(reference, name, self._extract)
         return FeatureMetrics(
             self._extract,
@@ -178,6 +183,7 @@ class PartMaker:
             weights = {"kind": "ema", "steps": {g: s[0] for g, s in steps.items() if s}}
         for group in groups:
             if group not in self._digests:
+                # Digests take seconds at full size, and parts share groups.
                 params = self._flowtok.params[group]
                 self._digests[group] = params_sha256(params)
         digests = {group: self._digests[group] for group in groups}
@@ -186,6 +192,7 @@ class PartMaker:
 
     def _sampler(self, section: str) -> dict[str, Any]:
         options = self._config[section].to_dict()
+        # Batches do not change what is sampled: noise depends on a row's number.
         return {k: v for k, v in options.items() if k != "batch_size"}
 
     def _t2i(self) -> Part:
@@ -193,11 +200,13 @@ class PartMaker:
         config = self._config
         shown = []
         if name := config.eval.protocol:
+            # A protocol's captions are drawn; the reference stands for its images.
             prompts = read_prompts(name, config.eval.captions, config.eval.samples)
             origin: dict[str, Any] = {"protocol": name}
         else:
             prompts = self.real.prompts()
             origin = self._data()
+            # An oracle reads off generated scenes whether the caption was drawn.
             if self.real.are_scenes:
                 shown = [self.real.scene(i) for i in range(len(prompts))]
         features = self._features(config.eval.protocol, len(prompts))
@@ -221,6 +230,7 @@ class PartMaker:
         centre = CentreReader(config.tokenizer.image_size)
         real = self._open(self.real.spec, centre, needs_all=True)
         sampler = {"sampler": self._sampler("caption")}
+        # The digest of a protocol has what matters, and nothing more:
         data = {k: v for k, v in self._data().items() if k != "filters"}
         scale = {"text_scale": config.loss.i2t.text_scale}
         return ImageToText(

@@ -13,12 +13,15 @@ MARGIN = 8  # pixels
 FONT_SIZE = 13
 LINE = 16
 CHAR = 7  # about a character's width
-INK, FAINT, PAPER = "#202020", "#707070", "#ffffff"
-RIGHT, WRONG = "#1a7f37", "#c62828"
+INK = "#202020"
+FAINT = "#707070"
+PAPER = "#ffffff"
+RIGHT = "#1a7f37"
+WRONG = "#c62828"
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1], clamped and rounded."""
+    """Rounds images in [0, 1], clamped, to bytes."""
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
@@ -49,8 +52,10 @@ def grid(
     """
     font = ImageFont.load_default(FONT_SIZE)
     chars = max(8, side // CHAR)
+    # By characters of average width, which is near enough for a preview.
     wrapped = [[textwrap.wrap(c, chars) for c in row] for row in captions or []]
     heights = [max((len(c) for c in row), default=0) * LINE for row in wrapped]
+    # Without captions the rows stand one below the other.
     heights = heights or [0] * len(rows)
     left = max((font.getlength(label) for label in labels or [""]), default=0)
     left = int(left) + (2 * MARGIN if labels else MARGIN)
@@ -67,6 +72,7 @@ def grid(
         for c, image in enumerate(row):
             x = left + c * (side + MARGIN)
             tile = Image.fromarray(image)
+            # Small images are shown pixel by pixel: a smooth one would flatter.
             scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
             picture.paste(tile.resize((side, side), scaling), (x, top))
             ink = INK if right is None else (RIGHT if right[r][c] else WRONG)

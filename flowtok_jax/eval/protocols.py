@@ -55,6 +55,7 @@ CATEGORIES = (
 
 
 def _rank(prompt: Prompt) -> str:
+    # A hash, as random generators differ between versions of NumPy.
     return hashlib.sha256(f"{SEED}/{prompt.id}".encode()).hexdigest()
 
 
@@ -71,6 +72,7 @@ def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
         raise UserError(
             f"captions {path} has no annotations; expected COCO's captions_val2014.json"
         )
+    # COCO has five captions an image; one of them is drawn, by rank.
     images = {}
     for number, row in enumerate(rows):
         if lacking := _lacking(row, "id", "image_id", "caption"):
@@ -78,6 +80,7 @@ def _read_coco(path: str, content: Any) -> Iterable[Prompt]:
                 f"captions {path}: annotation {number} has no {', '.join(lacking)}; "
                 "expected COCO's captions_val2014.json"
             )
+        # Some of COCO's captions have line breaks at their end.
         prompt = Prompt(str(row["id"]), " ".join(str(row["caption"]).split()))
         drawn = images.get(row["image_id"], prompt)
         images[row["image_id"]] = min(drawn, prompt, key=_rank)
@@ -139,6 +142,7 @@ def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
         raise UserError(
             f"captions {path} cannot be read ({error}); expected {protocol.file}"
         ) from error
+    # By rank: fewer samples are the first ones of the whole draw.
     found = sorted(protocol.read(path, content), key=_rank)
     if len(found) < samples:
         raise UserError(

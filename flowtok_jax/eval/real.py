@@ -20,6 +20,7 @@ def image_id(metadata: Mapping[str, Any], index: int) -> int:
 
     Karpathy's files of Flickr images have no `cocoid`.
     """
+    # The most specific one first: `imgid` counts images of one JSON file.
     for key in ("cocoid", "image_id", "imgid"):
         if isinstance(metadata.get(key), int):
             return metadata[key]
@@ -73,6 +74,7 @@ class RealImages:
         self._centre = centre
         self._threads = threads
         self._needs_all = needs_all
+        # Records can be asked what they show if all are scenes of one split.
         self._shapes = None
         if [part.kind for part in parts] == ["shapes"]:
             split = parts[0].arguments or "train"
@@ -86,7 +88,7 @@ class RealImages:
 
     @property
     def are_scenes(self) -> bool:
-        """Whether it is known exactly what each image shows."""
+        """True of generated scenes: it is known exactly what each image shows."""
         return self._shapes is not None
 
     def scene(self, number: int) -> scenes.Scene:
@@ -101,6 +103,7 @@ class RealImages:
             image = self._centre(record)
         except BadRecord as bad:
             return bad
+        # The file's bytes would keep megabytes alive for each image.
         return RealImage(number, image, record._replace(image=None))
 
     def pixels(self, number: int) -> Square | None:
@@ -148,6 +151,7 @@ class RealImages:
         good = []
         for start in range(0, self.count, BLOCK):
             rows = range(start, min(start + BLOCK, self.count))
+            # Without decoding: a broken image costs its prompt nothing.
             found = self._records.read_many(rows)
             good += [
                 Prompt(r.name, r.captions[0])

@@ -1,4 +1,4 @@
-"""How close decoded images are to the encoded ones, and what the latents are like.
+"""Distances of decoded images from the encoded ones, and statistics of latents.
 
     PSNR   -10 log10 of the mean squared error of an image in [0, 1]
     SSIM   Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5, K1 0.01, K2 0.03,
@@ -25,8 +25,10 @@ from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
 
-WINDOW, SIGMA = 11, 1.5  # pixels
-K1, K2 = 0.01, 0.03
+WINDOW = 11  # pixels
+SIGMA = 1.5  # pixels
+K1 = 0.01
+K2 = 0.03
 BATCH = 32  # images that LPIPS and SSIM take at a time
 
 Values = Float64[np.ndarray, " b"]
@@ -72,7 +74,7 @@ def lpips(
     return _in_batches(distance, images, targets)
 
 
-def measure(
+def measure_images(
     images: Float[np.ndarray, "b h w 3"],
     targets: Float[np.ndarray, "b h w 3"],
     net: MetricNet | None = None,

@@ -76,6 +76,7 @@ def make_reference(
     whole = Moments()
     groups: dict[str, Moments] = {}
     features = []
+    # Features of a million images would not fit: moments are kept, block by block.
     for start in range(0, count, BLOCK):
         found = extract(min(BLOCK, count - start), lambda i, s=start: load(s + i))
         whole = whole.add(found.pool)
@@ -157,6 +158,7 @@ def read_reference(place: Place) -> Reference:
         raise UserError(f"reference {place} does not exist; make it by `{COMMAND}`")
     try:
         data = io.BytesIO(place.read_bytes())
+        # np.load takes a lone array and a pickle as well, and names neither.
         if not zipfile.is_zipfile(data):
             raise zipfile.BadZipFile("File is not a zip file")
         with np.load(data, allow_pickle=False) as file:
@@ -171,6 +173,7 @@ def read_reference(place: Place) -> Reference:
             f"reference {place} holds {', '.join(arrays) or 'nothing'}; expected mu "
             f"and sigma, as `{COMMAND}`, pytorch-fid and clean-fid write them"
         )
+    # "mu/G" names a group; what follows `mu` is the same for all its arrays.
     ends = [name.removeprefix("mu") for name in arrays if name.startswith("mu/")]
     texts = {name: str(arrays[name]) for name in ("resize", "net") if name in arrays}
     whole = _gaussian(place, arrays, "")
@@ -201,6 +204,7 @@ def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
             f"reference {name} is of {reference.resize} resizing, eval.fid.resize is "
             f"{extract.resize}; make one of them the other"
         )
+    # A file of others does not name its network, and is taken for the published one.
     if (reference.net or "another") != extract.net_sha256 and (
         reference.net is not None or extract.net_sha256 == "random"
     ):
@@ -212,8 +216,7 @@ def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
         )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command's flags."""
+def _make_parser() -> argparse.ArgumentParser:
     parser = cli.make_command_parser("flowtok_jax.eval.reference", __doc__)
     add = parser.add_argument
     add("--images", metavar="IMAGES", help="folder, quoted glob, or source of data")
@@ -258,6 +261,7 @@ def find_images(where: str, size: int) -> Records:
     Raises:
         UserError: if there are none.
     """
+    # A folder may be called "shapes": what exists wins over a source's name.
     root = pathlib.Path(where)
     if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
         return open_images(where, key="--images", image_size=size or 32, seed=0)
@@ -304,7 +308,6 @@ def _whole(record: Record) -> Pixels:
 
 
 def _folders(records: Records, where: str) -> list[str]:
-    """Returns the first folder below IMAGES of each file, or ""."""
     if not (isinstance(records, ImageFiles) and pathlib.Path(where).is_dir()):
         raise UserError(f"--by_folder: --images={where} is no folder of images")
     inner = (path.relative_to(where).parts for path in records.paths)
@@ -329,7 +332,7 @@ def _check(flags: argparse.Namespace) -> None:
 
 
 def _check_out(out: Place) -> None:
-    """Refuses, before any image is read, a place that cannot be written."""
+    """Refuses a place that cannot be written, before any image is read."""
     if is_remote(out):
         return
     parent = next(folder for folder in out.absolute().parents if folder.exists())
@@ -382,7 +385,7 @@ def make(flags: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str]) -> int:
     """Makes the statistics; a user's mistake ends in one line."""
-    flags = make_parser().parse_args(argv)
+    flags = _make_parser().parse_args(argv)
 
     def command() -> None:
         cli.join_processes(flags)

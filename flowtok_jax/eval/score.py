@@ -31,14 +31,17 @@ def read_references(path: str | Place, split: str = "test") -> dict[int, list[st
         UserError: if the file is neither, or an image is listed twice.
     """
     content = _read(path)
+    # COCO has a row for each caption, and images in any order.
     if isinstance(content, dict) and "annotations" in content:
         pairs = [(row["image_id"], row["caption"]) for row in _rows(path, content)]
         found: dict[int, list[str]] = {}
         for image, caption in pairs:
+            # An image has five captions or so.
             found.setdefault(image, []).append(caption)
         return found
     rows = karpathy_rows(content, str(path), split)
     try:
+        # Karpathy has a row for each image, with all its captions.
         pairs = [
             (image_id(row, i), [sentence["raw"] for sentence in row["sentences"]])
             for i, row in enumerate(rows)
@@ -76,6 +79,7 @@ def read_results(path: str | Place) -> dict[int, str]:
     Raises:
         UserError: if the file is none, or an image is listed twice.
     """
+    # The server's format: a list, without anything around it.
     rows = _read(path)
     if not _are_captions(rows):
         raise UserError(
@@ -103,7 +107,7 @@ def _once(path: str | Place, pairs: Iterable[tuple[int, Any]]) -> dict[int, Any]
     return found
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command's flags."""
     parser = cli.make_command_parser("flowtok_jax.eval.score", __doc__)
     parser.add_argument("--results", required=True, metavar="FILE")
@@ -133,8 +137,10 @@ def score_files(flags: argparse.Namespace) -> Scores:
     references = read_references(flags.references, flags.split)
     if not flags.subset:
         return score_captions(captions, references)
+    # Captions of images without references are refused by the scorer.
     chosen = {image: references[image] for image in captions if image in references}
     scores = score_captions(captions, chosen)
+    # All images were captioned after all: the name says nothing then.
     if len(chosen) == len(references):
         return scores
     return scores.renamed(f"_partial_n{len(chosen)}")
@@ -150,7 +156,7 @@ def score_table(scores: Scores) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Scores the captions; a user's mistake ends in one line."""
-    flags = make_parser().parse_args(argv)
+    flags = _make_parser().parse_args(argv)
 
     def command() -> None:
         scores = score_files(flags)

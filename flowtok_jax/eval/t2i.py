@@ -54,7 +54,7 @@ class TextToImage(Part):
             self.protocol["clip"] = clip[0].sha256
 
     def compute(self, rows: range) -> Arrays:
-        """See Part.
+        """Draws the images of these rows, and judges them.
 
         Raises:
             UserError: if images are not finite; as bytes they would be black.
@@ -66,9 +66,11 @@ class TextToImage(Part):
                 f"{bad} of the images {rows.start} to {rows.stop - 1} are not finite; "
                 "expected sound weights, or --config.compute.dtype=float32"
             )
+        # Networks judge what a PNG file would hold, as other evaluations do.
         images = pictures.to_uint8(drawn)
         arrays = self._features.see(images, rows)
         if not isinstance(self._clip, str):
+            # The networks look at the first images only, the same ones for all metrics.
             seen = len(arrays["pool"])
             arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
         if self._scenes:
@@ -79,7 +81,8 @@ class TextToImage(Part):
         return arrays
 
     def measure(self, arrays: Arrays) -> Measured:
-        """See Part."""
+        """Measures the images against the reference and their captions."""
+        # `pool` has a row for each image that was judged.
         seen = self._prompts[: len(arrays["pool"])]
         found = self._features.measure(arrays, [p.group for p in seen])
         suffix = self._features.suffix
@@ -95,7 +98,7 @@ class TextToImage(Part):
         return found
 
     def picture(self, arrays: Arrays) -> np.ndarray:
-        """See Part."""
+        """Draws the first images over their prompts."""
         starts = range(0, len(arrays["shown"]), COLUMNS)
         rows = [list(arrays["shown"][i : i + COLUMNS]) for i in starts]
         captions = [[p.caption for p in self._prompts[i : i + COLUMNS]] for i in starts]

@@ -71,9 +71,11 @@ class Reconstruction(Part):
 
         def started() -> Iterator[tuple[int, Any]]:
             for start in range(0, count, size):
+                # The last batch repeats its last image, so that one program takes all.
                 rows = np.minimum(np.arange(start, start + size), count - 1)
                 posterior = self._flowtok.encode_image(images[rows])
                 texts = [captions[i] for i in rows]
+                # The mean, not a sample: reconstruction is measured without noise.
                 batch = self._flowtok.decode_image(posterior.mean, texts)
                 yield (
                     min(size, count - start),
@@ -84,19 +86,21 @@ class Reconstruction(Part):
         latents = LatentStatistics()
         for kept, (mean, logvar, batch) in one_ahead(started()):
             decoded.append(batch[:kept])
+            # Sums are merged batch by batch, as latents of all images would not fit.
             latents = latents.merge(LatentStatistics.of(mean[:kept], logvar[:kept]))
         return np.concatenate(decoded), latents
 
     def compute(self, rows: range) -> Arrays:
-        """See Part."""
+        """Encodes and decodes the images of these rows."""
         items, bad = self._real.read(rows)
         numbers = np.array([item.number for item in items])
         real = np.stack([item.image for item in items])
         targets = real.astype(np.float32) / 255
         captions = [item.record.captions[0] for item in items]
         decoded, latents = self._reconstruct(targets, captions)
-        arrays = reconstruction.measure(decoded, targets)
+        arrays = reconstruction.measure_images(decoded, targets)
         sums = latents._asdict().items()
+        # With an axis in front, along which chunks are joined.
         arrays |= {f"latents/{name}": np.asarray(x)[None] for name, x in sums}
         arrays["rejected"] = rejected_array(bad)
         if not isinstance(self._lpips, str):
@@ -106,11 +110,13 @@ class Reconstruction(Part):
         images = pictures.to_uint8(decoded)
         if self._features is not None:
             arrays |= self._features.see(images, numbers)
+        # A shown image takes two places: itself and its reconstruction.
         shown = numbers < SHOWN // 2
         return {**arrays, "shown": images[shown], "real": real[shown]}
 
     def measure(self, arrays: Arrays) -> Measured:
-        """See Part."""
+        """Averages the distances, and measures decoded images by the reference."""
+        # One row a chunk; the sums of all images are their sum.
         sums = (arrays[f"latents/{name}"].sum(0) for name in LatentStatistics._fields)
         latents = LatentStatistics(*sums)
         means = {key: float(arrays[key].mean()) for key in ("psnr_db", "ssim")}
@@ -132,6 +138,6 @@ class Reconstruction(Part):
         return found.merge(self._features.measure(arrays, fid="rfid"))
 
     def picture(self, arrays: Arrays) -> np.ndarray:
-        """See Part."""
+        """Draws the first images over what was decoded of them."""
         rows = [list(arrays["real"]), list(arrays["shown"])]
         return pictures.grid(rows, labels=["image", "decoded"])

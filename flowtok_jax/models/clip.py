@@ -1,11 +1,11 @@
-"""CLIP's towers, always frozen here (Radford et al. 2021, section 2.4).
+"""CLIP's towers, always frozen (Radford et al. 2021, section 2.4).
 
-The text tower gives one feature a token: a pre-norm Transformer with a causal mask,
-learned positions and quick-GELU; features are taken after the final LayerNorm, without
-pooling (FlowTok section 3.1). With the image tower and both projections it scores how
-well a caption fits an image:
+The text tower is a pre-norm Transformer with a causal mask, learned positions and
+quick-GELU. The flow uses its features of all tokens after the final LayerNorm, without
+pooling (FlowTok section 3.1). Both towers with their projections score how well a
+caption fits an image:
 
-    cos(image, text) = embed_image(image) . embed_text(caption)
+    cos(image, text) = embed_image(image) . embed_text(caption)             (1)
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from flowtok_jax.models.layers import (
 )
 from flowtok_jax.models.tokenizer import patchify
 
-# Of all of CLIP's training images.
+# Mean and deviation by which CLIP's own preprocessing normalises RGB values in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -41,7 +41,8 @@ class ClipBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
-        x, norm = pin_rows(x), dict(epsilon=1e-5, dtype=jnp.float32)
+        x = pin_rows(x)
+        norm = dict(epsilon=1e-5, dtype=jnp.float32)
         attend = Attention(self.heads, self.dtype, causal=self.causal, name="attention")
         mlp = Mlp(4 * x.shape[-1], quick_gelu, self.dtype, name="mlp")
         x = x + attend(nn.LayerNorm(name="norm1", **norm)(x).astype(self.dtype))
@@ -50,10 +51,10 @@ class ClipBlock(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Features [b, n, e] of caption ids; the defaults are those of ViT-L/14-336.
+    """Text tower; the default sizes are those of ViT-L/14-336.
 
-    `embedding_std`, and half of it for positions, matters only where the tower is used
-    at random initialisation.
+    `embedding_std` (halved for positions) matters only if the tower stays at its random
+    initialisation.
     """
 
     width: int = 768
@@ -82,7 +83,7 @@ class ClipText(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """One feature [b, d] an image in [0, 1], of the class token; defaults: L/14-336."""
+    """Image tower: the class token's feature; the default sizes are ViT-L/14-336's."""
 
     width: int = 1024
     depth: int = 24
@@ -93,15 +94,17 @@ class ClipVision(nn.Module):
 
     @nn.compact
     def __call__(self, images: Image) -> Float[Array, "b d"]:
-        normal, norm = nn.initializers.normal(0.02), dict(epsilon=1e-5)
+        normal = nn.initializers.normal(0.02)
+        norm = dict(epsilon=1e-5)
         mean, std = (jnp.array(x)[None, None, None] for x in (MEAN, STD))
-        x = patchify((images - mean) / std, self.patch).astype(self.dtype)
+        x = patchify((images - mean) / std, self.patch).astype(self.dtype)  # [b m f]
         embed = nn.Dense(
             self.width, use_bias=False, dtype=self.dtype, name="patch_embed"
         )
         token = self.param("class_token", normal, (self.width,))
         token = jnp.broadcast_to(token, (len(x), 1, self.width))
-        x = jnp.concatenate([token, embed(x).astype(jnp.float32)], 1)
+        # float32 from the class token to the first LayerNorm, whatever the dtype.
+        x = jnp.concatenate([token, embed(x).astype(jnp.float32)], 1)  # [b 1+m d]
         shape = (1 + (self.image_size // self.patch) ** 2, self.width)
         x = x + self.param("positions", normal, shape)[None]
         x = nn.LayerNorm(name="norm_pre", dtype=jnp.float32, **norm)(x)
@@ -109,11 +112,15 @@ class ClipVision(nn.Module):
         x, _ = blocks(self.heads, self.dtype, causal=False, name="blocks")(
             x.astype(self.dtype)
         )
-        return nn.LayerNorm(name="norm", dtype=jnp.float32, **norm)(x[:, 0])
+        # Only the class token is scored, so only its feature is normalised.
+        return nn.LayerNorm(name="norm", dtype=jnp.float32, **norm)(x[:, 0])  # [b d]
 
 
 class ClipScorer(nn.Module):
-    """Both towers with their projections, float32 on every device if `dtype` is."""
+    """Both towers with their projections to a shared space.
+
+    With float32 towers, products are float32 on every device.
+    """
 
     text: ClipText
     vision: ClipVision
@@ -125,25 +132,30 @@ class ClipScorer(nn.Module):
 
     @property
     def image_size(self) -> int:
+        """Side of the images that `embed_image` takes, in pixels."""
         return self.vision.image_size
 
     def embed_image(self, images: Image) -> Float[Array, "b f"]:
-        """Unit vectors of images in [0, 1], which have the tower's size already."""
+        """Encodes images in [0, 1], of the tower's size, as unit vectors."""
+        # TPUs and recent GPUs round float32 products to fewer bits by default.
         with jax.default_matmul_precision("highest"):
             return _unit(self.image_projection(self.vision(images)))
 
     def embed_text(self, caption_ids: CaptionIds) -> Float[Array, "b f"]:
-        """Unit vectors of captions: the feature of the end token, the largest id."""
+        """Encodes captions as unit vectors, by the feature of the end token."""
         with jax.default_matmul_precision("highest"):
             feats = self.text(caption_ids)
+            # The end token has the largest id; where it pads too, argmax finds the
+            # first one.
             end = caption_ids.argmax(-1)[:, None, None]
-            feats = jnp.take_along_axis(feats, end, 1)[:, 0]
+            feats = jnp.take_along_axis(feats, end, 1)[:, 0]  # [b e]
             return _unit(self.text_projection(feats))
 
     def __call__(
         self, images: Image, caption_ids: CaptionIds
     ) -> tuple[Float[Array, "b f"], Float[Array, "b f"]]:
-        """Both, so that `init` makes both towers' parameters."""
+        """Encodes both; (1) is the product of the results, row by row."""
+        # `init` runs this method, and so makes the parameters of both towers.
         return self.embed_image(images), self.embed_text(caption_ids)
 
 
@@ -153,7 +165,7 @@ def make_clip_scorer(
     features: int,
     dtype: DTypeLike = jnp.float32,
 ) -> ClipScorer:
-    """The scorer of these sizes: fields of ClipText and of ClipVision."""
+    """Makes a scorer from the fields of ClipText and of ClipVision."""
     return ClipScorer(
         ClipText(**text, dtype=dtype), ClipVision(**vision, dtype=dtype), features
     )

@@ -1,14 +1,13 @@
 """The velocity field: a Diffusion Transformer with adaLN-Zero over n tokens.
 
-    k = time_mlp(t) + indicator(null)
-    x <- x + gate_a(k) * attention(LN(x) * (1 + scale_a(k)) + shift_a(k))
-    x <- x + gate_m(k) * mlp(LN(x) * (1 + scale_m(k)) + shift_m(k))
+    k = time_mlp(t) + indicator(null)                                       (1)
+    x <- x + gate_a(k) * attention(LN(x) * (1 + scale_a(k)) + shift_a(k))   (2)
+    x <- x + gate_m(k) * mlp(LN(x) * (1 + scale_m(k)) + shift_m(k))         (3)
 
-The text enters only as the start of the flow, never here (FlowTok section 3.3; release
-file `libs/model/flowtok.py`). Initialised as DiT: velocity exactly 0 at the start.
-
-Hence shifts, scales and gates do not depend on the sample: `modulations` computes those
-of all the times of a sampler at once, and the DiT takes them in the time's stead.
+Text enters only as the start of the flow, never as a condition (FlowTok section 3.3;
+release file `libs/model/flowtok.py`). Shifts, scales and gates therefore do not depend
+on the sample: `modulations` computes them once for all times of a sampler, and the DiT
+accepts them in place of the time. The init is DiT's: the velocity starts as exactly 0.
 """
 
 import functools
@@ -43,7 +42,10 @@ SIZES = {
 
 
 def _modulation(width: int, parts: int, dtype: DTypeLike) -> nn.Dense:
-    """The layer that gives shifts, scales and gates; zero, so that blocks start off."""
+    """Makes the layer that gives shifts, scales and gates.
+
+    Its zero init closes the gates, so that each block starts as the identity.
+    """
     return nn.Dense(
         parts * width,
         dtype=dtype,
@@ -53,18 +55,19 @@ def _modulation(width: int, parts: int, dtype: DTypeLike) -> nn.Dense:
 
 
 def _indicator(width: int, dtype: DTypeLike) -> nn.Embed:
-    """The table of the indicator: conditional rows, null rows."""
+    """Makes the table of the indicator: row 0 is conditional, row 1 null."""
     init = nn.initializers.normal(0.02)
     return nn.Embed(2, width, dtype=dtype, embedding_init=init, name="indicator")
 
 
 class Modulations(NamedTuple):
-    """Shifts, scales and gates at one time, or a row for each of several: of every
-    block [depth 2 6d] and of the final layer [2 2d], for conditional and null rows.
+    """Shifts, scales and gates at one time, or at several with a leading axis m.
+
+    The axis of two holds conditional rows, then null rows.
     """
 
-    blocks: Float[Array, "*m depth two parts"]
-    final: Float[Array, "*m two final_parts"]
+    blocks: Float[Array, "*m depth two parts"]  # [depth 2 6d]
+    final: Float[Array, "*m two final_parts"]  # [2 2d]
 
 
 class _LayerNorm(nn.Module):
@@ -83,7 +86,7 @@ class _LayerNorm(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP, each modulated and gated by the condition k.
 
-    Where `is_modulated`, k is the block's row of `Modulations` already.
+    If `is_modulated`, k is the block's entry of `Modulations` instead.
     """
 
     heads: int
@@ -96,7 +99,9 @@ class DiTBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], k: Float[Array, "#b k"]
     ) -> tuple[Float[Array, "b n d"], None]:
-        x, width, parts = pin_rows(x), x.shape[-1], k
+        x = pin_rows(x)
+        width = x.shape[-1]
+        parts = k  # [b 6d] where modulated already
         if not self.is_modulated:
             parts = pin_rows(_modulation(width, 6, self.dtype)(nn.silu(pin_rows(k))))
         parts = checkpoint_name(parts, "modulation")
@@ -106,9 +111,9 @@ class DiTBlock(nn.Module):
             self.heads, self.dtype, implementation=self.attention, name="attention"
         )
         mlp = Mlp(self.mlp_ratio * width, gelu_tanh, self.dtype, name="mlp")
-        x = x + gate_a[:, None] * attend(modulate(norm(x), shift_a, scale_a))
-        x = x + gate_m[:, None] * mlp(modulate(norm(x), shift_m, scale_m))
-        return x, None
+        x = x + gate_a[:, None] * attend(modulate(norm(x), shift_a, scale_a))  # (2)
+        x = x + gate_m[:, None] * mlp(modulate(norm(x), shift_m, scale_m))  # (3)
+        return x, None  # (carry, output a block) of nn.scan
 
 
 class FinalLayer(nn.Module):
@@ -120,7 +125,8 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], k: Float[Array, "#b k"]) -> Tokens:
-        width, parts = x.shape[-1], k
+        width = x.shape[-1]
+        parts = k  # [b 2d] where modulated already
         if not self.is_modulated:
             parts = pin_rows(_modulation(width, 2, self.dtype)(nn.silu(pin_rows(k))))
         shift, scale = jnp.split(parts, 2, -1)
@@ -128,17 +134,17 @@ class FinalLayer(nn.Module):
         out = nn.Dense(
             self.channels,
             dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
+            kernel_init=nn.initializers.zeros,  # the first velocity is exactly 0
             name="out",
         )
         return out(x)
 
 
 class DiT(nn.Module):
-    """Velocity of n tokens at time t, or at what `modulations` made of a time.
+    """Velocity of n tokens at time t, or at an entry of `modulations`.
 
     `t` and `null` may have one row for a batch that shares them, as in sampling.
-    The result is float32, because it is summed up by the ODE solver.
+    The result is float32, because the ODE solver sums it up.
     """
 
     width: int
@@ -165,12 +171,15 @@ class DiT(nn.Module):
             pin_rows(x)
             + jnp.asarray(sincos_positions(self.tokens, self.width), x.dtype)[None]
         )
-        known, rows = isinstance(t, Modulations), null.astype(jnp.int32)
+        known = isinstance(t, Modulations)
+        rows = null.astype(jnp.int32)
         if known:
-            of_blocks, of_final = t.blocks[:, rows], t.final[rows]
+            of_blocks = t.blocks[:, rows]  # [depth b 6d]
+            of_final = t.final[rows]  # [b 2d]
         else:
             k = TimeEmbedding(self.width, self.dtype, name="time")(t)
-            of_blocks = of_final = k + _indicator(self.width, self.dtype)(rows)
+            of_blocks = of_final = k + _indicator(self.width, self.dtype)(rows)  # (1)
+        # The scan gives each block its own modulation, or all the same condition.
         in_axes = 0 if known else nn.broadcast
         blocks = scan_blocks(DiTBlock, self.depth, self.remat, in_axes)(
             self.heads, self.mlp_ratio, self.dtype, self.attention, known, name="blocks"
@@ -181,12 +190,12 @@ class DiT(nn.Module):
 
 
 def modulations(net: DiT, params: Params, t: Time) -> Modulations:
-    """Those of a DiT with these parameters at every time, a row each."""
-    with jax.named_scope("DiT/modulation"):  # for its name in profiles
+    """Computes the modulations of a DiT at each time in `t`, one row per time."""
+    with jax.named_scope("DiT/modulation"):  # profiles group operations by this name
         embed = TimeEmbedding(net.width, net.dtype)
-        k = embed.apply({"params": params["time"]}, t)[:, None]
+        k = embed.apply({"params": params["time"]}, t)[:, None]  # [m 1 d]
         table = {"params": params["indicator"]}
-        rows = _indicator(net.width, net.dtype).apply(table, jnp.arange(2))
+        rows = _indicator(net.width, net.dtype).apply(table, jnp.arange(2))  # [2 d]
         k = nn.silu(k + rows[None])  # [m 2 d]
 
         def layer(parts, params):
@@ -196,6 +205,6 @@ def modulations(net: DiT, params: Params, t: Time) -> Modulations:
         # Block by block: a product over all of them would copy all their weights.
         of_blocks = jax.lax.map(
             functools.partial(layer, 6), params["blocks"]["modulation"]
-        )
+        )  # [depth m 2 6d]
         of_blocks = jnp.moveaxis(of_blocks, 0, 1)  # [m depth 2 6d]
         return Modulations(of_blocks, layer(2, params["final"]["modulation"]))

@@ -1,10 +1,10 @@
 """InceptionV3 of `pt_inception-2015-12-05`, the network behind FID.
 
-It is the graph that TensorFlow published in 2015 (Szegedy et al. 2015; FID: Heusel et
-al. 2017), which differs from later InceptionV3s: average pools leave their padding out
-of the mean, the pool of the last block takes the maximum, and there are 1008 logits.
-Images come in at 299 px; how they got there is the largest difference between published
-FIDs, so that it is a choice of its own (`resize_legacy` is the graph's way).
+The graph is the one that TensorFlow published in 2015 (Szegedy et al. 2015; FID: Heusel
+et al. 2017). It differs from later InceptionV3s: average pools leave padding out of the
+mean, the last block pools the maximum, and there are 1008 logits. Images come in at
+299 px. Published FIDs differ most in how images are resized, so the network leaves
+resizing to its caller (`resize_legacy` is the graph's own way).
 """
 
 import functools
@@ -15,15 +15,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-SIDE, FEATURES, LOGITS = 299, 2048, 1008
+from flowtok_jax.models.layers import Maps
 
-Maps = Float[Array, "b _ _ _"]  # [b h w c]; all but the batch change
+SIDE = 299  # pixels
+LOGITS = 1008
 
 
 def resize_legacy(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
-    """TensorFlow 1's bilinear resize: corners of pixels as their places, no antialias.
+    """Resizes bilinearly as TensorFlow 1 does, without antialiasing or rounding.
 
-    Output pixel i lies at i * (input side / 299) of the input. Not rounded.
+    Output pixel i lies at i * (input side / 299) of the input: places are the corners
+    of pixels, not their centres.
     """
     images = images.astype(jnp.float32)
     for axis in (1, 2):
@@ -36,6 +38,7 @@ def _interpolate(images: Maps, axis: int) -> Maps:
     place = jnp.arange(SIDE, dtype=jnp.float32) * jnp.float32(side / SIDE)
     low = jnp.floor(place).astype(jnp.int32)
     weight = jnp.expand_dims(place - low, [i for i in range(4) if i != axis])
+    # low + 1 may lie outside; its weight is not 0 there, so the edge is repeated.
     below, above = (
         jnp.take(images, jnp.minimum(index, side - 1), axis) for index in (low, low + 1)
     )
@@ -57,9 +60,9 @@ def _halve(x: Maps) -> Maps:
 class ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation by stored statistics, ReLU.
 
-    The four vectors stay apart, as in the file, and not folded into the kernel: every
-    array of ours is one of the file's, bit for bit, and XLA fuses scale and offset
-    into the ReLU anyway.
+    The four vectors of the normalisation are not folded into the kernel: each array is
+    one of the released file's, bit for bit, and XLA fuses scale and offset into the
+    ReLU anyway.
     """
 
     features: int
@@ -77,11 +80,12 @@ class ConvNorm(nn.Module):
             padding=self.padding,
             use_bias=False,
             dtype=self.dtype,
-            # Keeps the size of activations where the network is used untrained.
+            # Keeps the scale of activations if the network is used untrained.
             kernel_init=nn.initializers.he_normal(),
             name="conv",
         )(x)
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        ones = nn.initializers.ones
+        zeros = nn.initializers.zeros
         inits = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
         scale, bias, mean, var = (
             self.param(name, init, (self.features,))[None, None, None]
@@ -92,11 +96,12 @@ class ConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches over one input, joined along the channels."""
+    """Base of the mixed blocks: branches over one input, joined along the channels."""
 
     dtype: DTypeLike = jnp.float32
 
     def conv(self, name: str, features: int, *kernel: int, **options) -> ConvNorm:
+        """Makes a convolution; names are those of the released file."""
         return ConvNorm(features, kernel, dtype=self.dtype, name=name, **options)
 
 
@@ -107,7 +112,7 @@ def _chain(x: Maps, *layers: ConvNorm) -> Maps:
 
 
 class MixedA(_Block):
-    """35 x 35: 1x1, 5x5, two 3x3, and a pool."""
+    """Block at 35 x 35: branches of 1x1, 5x5, two 3x3, and a pool."""
 
     pool_features: int = 32
 
@@ -130,11 +135,12 @@ class MixedA(_Block):
 
 
 class ReduceA(_Block):
-    """35 x 35 to 17 x 17."""
+    """Block from 35 x 35 to 17 x 17."""
 
     @nn.compact
     def __call__(self, x: Maps) -> Maps:
-        conv, half = self.conv, dict(stride=2, padding="VALID")
+        conv = self.conv
+        half = dict(stride=2, padding="VALID")
         three = (
             conv("branch3x3dbl_1", 64, 1, 1),
             conv("branch3x3dbl_2", 96, 3, 3),
@@ -149,13 +155,14 @@ class ReduceA(_Block):
 
 
 class MixedC(_Block):
-    """17 x 17: 7x7 as 1x7 and 7x1, once and twice."""
+    """Block at 17 x 17: 7x7 convolutions factored into 1x7 and 7x1."""
 
     width: int = 128
 
     @nn.compact
     def __call__(self, x: Maps) -> Maps:
-        conv, width = self.conv, self.width
+        conv = self.conv
+        width = self.width
         seven = (
             conv("branch7x7_1", width, 1, 1),
             conv("branch7x7_2", width, 1, 7),
@@ -178,11 +185,12 @@ class MixedC(_Block):
 
 
 class ReduceC(_Block):
-    """17 x 17 to 8 x 8."""
+    """Block from 17 x 17 to 8 x 8."""
 
     @nn.compact
     def __call__(self, x: Maps) -> Maps:
-        conv, half = self.conv, dict(stride=2, padding="VALID")
+        conv = self.conv
+        half = dict(stride=2, padding="VALID")
         three = conv("branch3x3_1", 192, 1, 1), conv("branch3x3_2", 320, 3, 3, **half)
         seven = (
             conv("branch7x7x3_1", 192, 1, 1),
@@ -195,9 +203,9 @@ class ReduceC(_Block):
 
 
 class MixedE(_Block):
-    """8 x 8: 3x3 as 1x3 beside 3x1. The graph's last block pools the maximum."""
+    """Block at 8 x 8: 3x3 convolutions as 1x3 beside 3x1."""
 
-    pools_maximum: bool = False
+    pools_maximum: bool = False  # the graph's last block
 
     @nn.compact
     def __call__(self, x: Maps) -> Maps:
@@ -218,10 +226,7 @@ class MixedE(_Block):
 
 
 class Inception(nn.Module):
-    """Pooled features of images in [0, 255], and logits without their bias.
-
-    float32 is float32 on every device: a TPU's default would round to bfloat16.
-    """
+    """Pooled features of images in [0, 255], and logits without their bias."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -229,15 +234,17 @@ class Inception(nn.Module):
     def __call__(
         self, images: Float[Array, "b 299 299 3"]
     ) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
+        # By default a TPU would round float32 products to bfloat16.
         with jax.default_matmul_precision("highest"):
+            # The graph's own scaling; later InceptionV3s take (x - 127.5) / 127.5.
             x = ((images.astype(jnp.float32) - 128) / 128).astype(self.dtype)
             x = self._mix(self._stem(x))
-            features = x.astype(jnp.float32).mean((1, 2))
+            features = x.astype(jnp.float32).mean((1, 2))  # [b 2048]
             logits = nn.Dense(LOGITS, use_bias=False, name="fc")(features)
         return features, logits
 
     def _stem(self, x: Maps) -> Maps:
-        """299 x 299 to 35 x 35."""
+        """Applies the convolutions before the blocks: 299 x 299 to 35 x 35."""
         conv = functools.partial(ConvNorm, dtype=self.dtype)
         x = conv(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
         x = conv(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
@@ -246,7 +253,7 @@ class Inception(nn.Module):
         return _halve(conv(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x))
 
     def _mix(self, x: Maps) -> Maps:
-        """The mixed blocks, to 8 x 8."""
+        """Applies the mixed blocks: 35 x 35 to 8 x 8."""
         dtype = dict(dtype=self.dtype)
         for name, features in (("5b", 32), ("5c", 64), ("5d", 64)):
             x = MixedA(pool_features=features, name=f"Mixed_{name}", **dtype)(x)

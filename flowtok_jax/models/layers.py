@@ -1,12 +1,14 @@
 """Building blocks shared by all the networks.
 
 Rotary positions turn channel pairs (2i, 2i+1) of a query or key by the angle
-m * theta^(-2i / (k/2)), where m is the row of a patch for the first half of the head's
-channels and its column for the second (FlowTok section 3.2; release file
-`modeling/modules/rope.py`).
 
-Activations that a backward pass may keep have names (`checkpoint_name`), those of the
-layers that make them; REMAT says which of them each policy keeps.
+    m * 10000^(-2i / (k/2))                                         (1)
+
+where m is the row of a patch for the first half of the head's channels and its column
+for the second (FlowTok section 3.2; release file `modeling/modules/rope.py`).
+
+An activation that a backward pass may keep carries the name of the layer that makes it
+(`checkpoint_name`); REMAT lists the names that each policy keeps.
 """
 
 import math
@@ -27,13 +29,15 @@ from flowtok_jax.runtime.errors import UserError
 
 Initializer = jax.nn.initializers.Initializer
 Heads = Float[Array, "b m h k"]
+Maps = Float[Array, "b _ _ _"]  # [b h w c] of a convolutional network
 ATTENTION = ("xla", "cudnn")
 
-_RESIDUAL = ("modulation", "proj", "fc2", "w3")  # what is added, and its scales
+# Summands of the residual stream, and the modulation that scales them.
+_RESIDUAL = ("modulation", "proj", "fc2", "w3")
 
-# policy -> what of a block's activations is kept for the backward pass beside its
-# input; the rest is computed again. None keeps everything that is needed. "attention"
-# is its weighted values; no policy keeps its weights, which are [b h m m].
+# Policy -> names of the activations that a block keeps for the backward pass beside its
+# input; all others are computed again. None keeps everything. "attention" names the
+# weighted values; no policy keeps the attention weights, which are [b h m m].
 REMAT = {
     "none": None,
     "dense": (*_RESIDUAL, "attention", "fc1", "w12", "qkv"),
@@ -44,7 +48,8 @@ REMAT = {
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """PyTorch's default for a dense layer, weight and bias: +-1/sqrt(fan_in)."""
+    """Returns PyTorch's default init of dense weights and biases: +-1/sqrt(fan_in)."""
+    # torch.nn.Linear: kaiming_uniform with a = sqrt(5), which reduces to this bound.
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -54,35 +59,40 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 def torch_dense(features: int, fan_in: int, **kwargs) -> nn.Dense:
-    """A dense layer that starts as PyTorch's default does."""
+    """Makes a dense layer that starts as PyTorch's default does."""
     init = torch_uniform(fan_in)
     return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
 
 
 def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    """Computes x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def gelu_tanh(x: Array) -> Array:
-    """GELU by its tanh approximation, the activation of DiT."""
+    """Computes GELU by its tanh approximation, the activation of DiT."""
     return jax.nn.gelu(x, approximate=True)
 
 
 def sincos_positions(tokens: int, width: int) -> np.ndarray:
-    """Fixed positions [tokens, width] = [sin | cos], omega_i = 10000^(-i/(width/2))."""
+    """Returns fixed positions [sin | cos] of shape [tokens, width].
+
+    Frequencies are omega_i = 10000^(-i/(width/2)).
+    """
+    # float64 until the end: at float32 the angles of late tokens lose digits.
     omega = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
     angles = np.outer(np.arange(tokens, dtype=np.float64), omega)
     return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
 
 
 def rope_tables(grid: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [grid * grid, head_dim] of axial rotary positions.
+    """Returns cosines and sines [grid * grid, head_dim] of axial rotary positions.
 
     Positions are 0..grid-1 and not rescaled at higher resolutions.
     """
     half = head_dim // 2
-    frequency = 10000.0 ** (-np.arange(0, half, 2, dtype=np.float64) / half)
+    frequency = 10000.0 ** (-np.arange(0, half, 2, dtype=np.float64) / half)  # (1)
+    # Both channels of a pair turn by the same angle.
     angles = np.repeat(np.outer(np.arange(grid), frequency), 2, axis=1)  # [g k/2]
     rows = np.repeat(angles, grid, axis=0)  # [g*g k/2]
     columns = np.tile(angles, (grid, 1))  # [g*g k/2]
@@ -92,8 +102,10 @@ def rope_tables(grid: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 def apply_rope(x: Heads, cos: Float[Array, "r k"], sin: Float[Array, "r k"]) -> Heads:
     """Rotates the first r positions of x and leaves the rest as they are."""
-    rotated, rest = x[:, : cos.shape[0]], x[:, cos.shape[0] :]
+    rotated = x[:, : cos.shape[0]]
+    rest = x[:, cos.shape[0] :]
     pairs = rotated.reshape(*rotated.shape[:-1], -1, 2)  # [b r h k/2 2]
+    # (a, b) -> (-b, a) is a quarter turn; with it, x cos + turned sin is the rotation.
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(rotated.shape)
     cos, sin = (jnp.asarray(a, x.dtype)[None, :, None, :] for a in (cos, sin))
     return jnp.concatenate([rotated * cos + turned * sin, rest], axis=1)
@@ -102,8 +114,8 @@ def apply_rope(x: Heads, cos: Float[Array, "r k"], sin: Float[Array, "r k"]) -> 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to queries, keys, values.
 
-    `dropout` acts on the attention weights where `deterministic` is false; softmax is
-    float32 whatever `dtype`.
+    `dropout` acts on the attention weights unless `deterministic`. The softmax is
+    float32, whatever `dtype`.
     """
 
     heads: int
@@ -124,34 +136,37 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         if width % self.heads:
             raise UserError(
-                f"width is {width} and heads {self.heads}; wanted heads that divide it"
+                f"width is {width} and heads {self.heads}; expected heads that divide "
+                "the width"
             )
         if self.implementation not in ATTENTION:
             raise UserError(
-                f"compute.attention is {self.implementation!r}; wanted one of "
+                f"compute.attention is {self.implementation!r}; expected one of "
                 f"{ATTENTION}"
             )
         dense = dict(
             dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
         )
         qkv = checkpoint_name(nn.Dense(3 * width, name="qkv", **dense)(x), "qkv")
+        # Fused channels are ordered (q k v), heads, k, as in timm and the release.
         qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))  # [b m h k]
         if rope is not None:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            q = apply_rope(q, *rope)
+            k = apply_rope(k, *rope)
         if self.dropout and not self.deterministic:
             out = self._attend_dropping(q, k, v)
         else:
             out = jax.nn.dot_product_attention(
                 q, k, v, is_causal=self.causal, implementation=self.implementation
             )
-        out = checkpoint_name(out.reshape(x.shape), "attention")
+        out = checkpoint_name(out.reshape(x.shape), "attention")  # [b m d]
         return checkpoint_name(nn.Dense(width, name="proj", **dense)(out), "proj")
 
     def _attend_dropping(self, q: Heads, k: Heads, v: Heads) -> Heads:
-        """The same with dropout, which jax.nn's function does not have; Flax's
-        multiplies weights and values in float32.
-        """
+        """Attends with dropout on the weights."""
+        # jax.nn.dot_product_attention has no dropout, and Flax's attention multiplies
+        # weights and values in float32.
         scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type="float32")
         weights = scores * q.shape[-1] ** -0.5  # [b h m m], float32
         if self.causal:
@@ -159,12 +174,13 @@ class Attention(nn.Module):
             weights = jnp.where(seen, weights, jnp.finfo(weights.dtype).min)
         kept = 1 - self.dropout
         keep = jax.random.bernoulli(self.make_rng("dropout"), kept, weights.shape)
+        # Inverted dropout: dividing by the kept share leaves the mean unchanged.
         weights = jnp.where(keep, jax.nn.softmax(weights) / kept, 0)
         return jnp.einsum("bhqs,bshk->bqhk", weights.astype(v.dtype), v)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation, and dropout, between."""
+    """Two dense layers with an activation in between."""
 
     hidden: int
     activation: Callable[[Array], Array]
@@ -183,12 +199,12 @@ class Mlp(nn.Module):
 
 
 def swiglu_width(width: int) -> int:
-    """Hidden channels of SwiGLU: two thirds of those of an MLP of ratio 4."""
-    return int(2 / 3 * 4 * width)
+    """Returns the hidden channels of SwiGLU: 2/3 of those of an MLP of ratio 4."""
+    return int(2 / 3 * 4 * width)  # its three matrices then weigh as much as two
 
 
 class SwiGLU(nn.Module):
-    """silu(first half) * second half of one dense layer, then back; hidden 8/3 d."""
+    """Gated MLP: silu(first half) * second half of one dense layer, then another."""
 
     dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
@@ -205,7 +221,7 @@ class SwiGLU(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """256 Fourier features [cos | sin] of t in [0, 1], through a two-layer MLP."""
+    """Two-layer MLP on 256 Fourier features [cos | sin] of t in [0, 1]."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -213,6 +229,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Time) -> Float[Array, "b d"]:
         frequency = jnp.exp(-np.log(10000.0) * jnp.arange(128) / 128)
+        # t is in [0, 1], unlike DiT's 0 to 1000. Angles are float32, because bfloat16
+        # would leave t 8 significant bits.
         angles = t[:, None].astype(jnp.float32) * frequency[None]  # [b 128]
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
         dense = dict(dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
@@ -225,19 +243,20 @@ def modulate(
     shift: Float[Array, "#b d"],
     scale: Float[Array, "#b d"],
 ) -> Float[Array, "b n d"]:
-    """Adaptive normalisation: x * (1 + scale) + shift, the same for every token."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """Computes x * (1 + scale) + shift, with the same modulation for every token."""
+    return x * (1 + scale[:, None]) + shift[:, None]  # [b n d] and [b 1 d]
 
 
 def pin_rows(x: Array) -> Array:
-    """Holds rows where the batch's are, if the surrounding mesh can split them evenly.
+    """Constrains rows to the batch's sharding, if the mesh splits them evenly.
 
-    Without it XLA may move activations instead of the parameters that fsdp splits.
+    Without the constraint XLA may move activations instead of the parameters that fsdp
+    splits.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = mesh.shape
     parts = math.prod(sizes.get(axis, 0) for axis in ROW_AXES)
-    if not parts or x.shape[0] % parts:
+    if not parts or x.shape[0] % parts:  # no mesh, or e.g. one row for the whole batch
         return x
     # Named with its mesh: before jax 0.8 a bare PartitionSpec needs a concrete mesh.
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
@@ -246,20 +265,27 @@ def pin_rows(x: Array) -> Array:
 def scan_blocks(
     block: type[nn.Module], depth: int, remat: str, in_axes: Any = nn.broadcast
 ) -> type[nn.Module]:
-    """`depth` blocks as one scanned module: parameters stacked on a leading axis.
+    """Returns `depth` blocks as one scanned module with stacked parameters.
 
-    A block maps (x, *others) to (x, None). `remat` is a policy of REMAT. `in_axes` says
-    whether all blocks share the others, or along which axis each has its own.
+    Args:
+        block: maps (x, *others) to (x, None).
+        remat: a policy of REMAT.
+        in_axes: `nn.broadcast` where all blocks share the others; the axis of the
+            others where each block has its own.
     """
     if remat not in REMAT:
-        raise UserError(f"compute.remat is {remat!r}; wanted one of {', '.join(REMAT)}")
+        raise UserError(
+            f"compute.remat is {remat!r}; expected one of {', '.join(REMAT)}"
+        )
     kept = REMAT[remat]
     if kept is not None:
         policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        # Within a scan XLA cannot merge the two computations of a block, so the
+        # barriers of prevent_cse would only cost time.
         block = nn.remat(block, prevent_cse=False, policy=policy)
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0},  # a leading axis of length `depth`
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=depth,

@@ -1,4 +1,4 @@
-"""A diagonal Gaussian over tokens: what both the image and the text encoder give."""
+"""Diagonal Gaussian over tokens, the output of the image and the text encoder."""
 
 import flax.struct
 import jax
@@ -8,25 +8,27 @@ from flowtok_jax.array_types import Key, Moments, Tokens
 
 
 class Posterior(flax.struct.PyTreeNode):
-    """N(mean, exp(logvar)), each token and channel on its own; float32."""
+    """Normal distribution N(mean, exp(logvar)) of each token and channel; float32."""
 
     mean: Tokens
     logvar: Tokens
 
     @classmethod
     def from_moments(cls, moments: Moments, clip: bool = False) -> "Posterior":
-        """Splits [mean | logvar]; `clip` holds logvar in [-30, 20] (the tokenizer)."""
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        """Splits [mean | logvar]; `clip` limits logvar to [-30, 20]."""
+        # Only the tokenizer clips: its release inherits it from latent diffusion.
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)  # [b n c]
         return cls(mean, jnp.clip(logvar, -30.0, 20.0) if clip else logvar)
 
     @property
     def std(self) -> Tokens:
+        """Standard deviation."""
         return jnp.exp(0.5 * self.logvar)
 
     def at(self, noise: Tokens) -> Tokens:
-        """mean + std * noise: a sample, where the noise is one of N(0, 1)."""
+        """Returns mean + std * noise, which is a sample if the noise is N(0, 1)."""
         return self.mean + self.std * noise
 
     def sample(self, key: Key) -> Tokens:
-        """mean + std * noise, by reparameterisation."""
+        """Draws a sample by reparameterisation: gradients reach mean and std."""
         return self.at(jax.random.normal(key, self.mean.shape))

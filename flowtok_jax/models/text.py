@@ -1,11 +1,12 @@
-"""Text tokens: the projector from CLIP features, its align head, and the way back.
+"""Text tokens: the projector from CLIP features, its align head, and the decoder.
 
-    projector   [b, n, e] -> mean and logvar [b, n, c] of the source tokens z_txt
-    align head  [b, n, e] -> [b, n, c], what z_txt is aligned with
+    projector   [b, n, e] -> mean and logvar [b, n, c] of the text tokens z_txt
+    align head  [b, n, e] -> [b, n, c], the target that z_txt is aligned with
     decoder     [b, n, c] -> logits [b, n, v] of caption ids
 
 Blocks are post-norm with ReLU (FlowTok section 3.2; release file
-`libs/model/trans_autoencoder.py`; the decoder only in the paper, section 3.4).
+`libs/model/trans_autoencoder.py`). The decoder is described in the paper only, in
+section 3.4.
 """
 
 import flax.linen as nn
@@ -30,16 +31,17 @@ ALIGN_TARGETS = ("mlp", "average_pool")
 
 
 class UnbiasedLayerNorm(nn.Module):
-    """The release's LayerNorm: divides by std + 1e-5 with the unbiased (n - 1) std."""
+    """LayerNorm of the release, with the unbiased (n - 1) standard deviation."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> Float[Array, "b n e"]:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        x32 = x.astype(jnp.float32)
+        x32 = x.astype(jnp.float32)  # statistics in float32, whatever the dtype
         centred = x32 - x32.mean(-1, keepdims=True)
         std = x32.std(-1, keepdims=True, ddof=1)
+        # Epsilon is added to the std, not to the variance under the root.
         y = scale[None, None] * centred / (std + 1e-5) + bias[None, None]
         return y.astype(x.dtype)
 
@@ -55,7 +57,8 @@ class PostNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
-        x, width = pin_rows(x), x.shape[-1]
+        x = pin_rows(x)
+        width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         attend = Attention(
             self.heads,
@@ -71,13 +74,14 @@ class PostNormBlock(nn.Module):
         hidden = drop(nn.relu(checkpoint_name(hidden, "fc1")))
         out = torch_dense(width, self.mlp_width, dtype=self.dtype, name="fc2")(hidden)
         out = checkpoint_name(out, "fc2")
+        # (carry, output a block) of nn.scan
         return UnbiasedLayerNorm(name="norm2")(x + drop(out)), None
 
 
 class TextProjector(nn.Module):
-    """Text features to the posterior of the source tokens.
+    """Transformer from text features to the posterior of the text tokens.
 
-    Dropout acts where `deterministic` is false and needs a "dropout" key.
+    Dropout acts unless `deterministic`, and needs a "dropout" key.
     """
 
     depth: int = 6
@@ -103,14 +107,14 @@ class TextProjector(nn.Module):
         )(text_feats.astype(self.dtype))
         width = text_feats.shape[-1]
         x = torch_dense(2 * self.channels, width, dtype=self.dtype, name="out")(x)
-        return Posterior.from_moments(x)
+        return Posterior.from_moments(x)  # [b n 2c] to two [b n c]
 
 
 class AlignHead(nn.Module):
-    """What z_txt is aligned with, and the logit scale tau = log(1 / temperature).
+    """Alignment target of z_txt, and the logit scale tau = log(1 / temperature).
 
-    `target` is "mlp" (learned, the release) or "average_pool" (each of the c channels
-    the mean of e / c neighbouring features; FlowTok Tab. 4).
+    `target` is "mlp" (learned, as in the release) or "average_pool" (each of the c
+    channels is the mean of e / c neighbouring features; FlowTok Tab. 4).
     """
 
     width: int = 512
@@ -120,14 +124,15 @@ class AlignHead(nn.Module):
 
     @nn.compact
     def __call__(self, text_feats: TextFeatures) -> tuple[Tokens, Float[Array, ""]]:
+        # CLIP's initial logit scale; the release trains it as `t2t_temperature`.
         tau = self.param("tau", nn.initializers.constant(np.log(1 / 0.07)), ())
         b, n, e = text_feats.shape
         if self.target == "average_pool":
             pooled = text_feats.reshape(b, n, self.channels, e // self.channels)
-            return pooled.mean(-1), tau
+            return pooled.mean(-1), tau  # [b n c]
         if self.target != "mlp":
             raise UserError(
-                f"align_head.target is {self.target!r}; wanted one of {ALIGN_TARGETS}"
+                f"align_head.target is {self.target!r}; expected one of {ALIGN_TARGETS}"
             )
         dense = dict(dtype=self.dtype)
         x = nn.silu(torch_dense(self.width, e, name="fc1", **dense)(text_feats))
@@ -137,7 +142,7 @@ class AlignHead(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Text tokens to logits over the vocabulary, all positions at once."""
+    """Transformer from text tokens to logits of all positions at once."""
 
     vocab_size: int = 49408
     width: int = 768

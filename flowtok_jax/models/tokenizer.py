@@ -1,10 +1,11 @@
-"""The image tokenizer: an image to n tokens of c channels, and back.
+"""Image tokenizer: an image to n tokens of c channels, and back.
 
     encode  [patches, n latent tokens] -> Transformer -> latents -> mean and logvar
     decode  [g*g mask tokens, n tokens, n text features] -> Transformer -> pixels
 
-Rotary positions on the g*g image places only, SwiGLU MLPs, a caption as guide of the
-decoder (FlowTok section 3.2; release file `modeling/modules/blocks.py`).
+Rotary positions apply to the g*g image places only, MLPs are SwiGLU, and the caption's
+features guide the decoder (FlowTok section 3.2; release file
+`modeling/modules/blocks.py`).
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ SIZES = {
 
 
 def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:
-    """A truncated normal start, as TA-TiTok's (its `modeling/modules/blocks.py`)."""
+    """Makes a dense layer with TA-TiTok's truncated normal init."""
+    # Source: TA-TiTok's release, `modeling/modules/blocks.py`.
     init = nn.initializers.truncated_normal(std)
     return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
@@ -43,15 +45,18 @@ def patchify(image: Image, patch: int) -> Float[Array, "b m f"]:
     b, s, _, c = image.shape
     g = s // patch
     x = image.reshape(b, g, patch, g, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, g * g, patch * patch * c)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [b g g p p c]
+    return x.reshape(b, g * g, patch * patch * c)
 
 
 def unpatchify(patches: Float[Array, "b m f"], patch: int) -> Image:
-    """The inverse of `patchify`."""
+    """Joins patches into images; the inverse of `patchify`."""
     b, m, f = patches.shape
-    g, c = round(m**0.5), f // patch**2
+    g = round(m**0.5)
+    c = f // patch**2
     x = patches.reshape(b, g, g, patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, g * patch, g * patch, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [b g p g p c]
+    return x.reshape(b, g * patch, g * patch, c)
 
 
 class TokenizerBlock(nn.Module):
@@ -68,7 +73,8 @@ class TokenizerBlock(nn.Module):
         x: Float[Array, "b m d"],
         rope: tuple[Float[Array, "r k"], Float[Array, "r k"]],
     ) -> tuple[Float[Array, "b m d"], None]:
-        x, norm = pin_rows(x), dict(epsilon=1e-5, dtype=jnp.float32)
+        x = pin_rows(x)
+        norm = dict(epsilon=1e-5, dtype=jnp.float32)  # PyTorch's default epsilon
         init = nn.initializers.truncated_normal(self.kernel_std)
         attend = Attention(
             self.heads,
@@ -84,7 +90,7 @@ class TokenizerBlock(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """LayerNorm and rotary blocks over [image places, everything else]."""
+    """LayerNorm and rotary blocks over the sequence [image places, other tokens]."""
 
     width: int
     depth: int
@@ -98,6 +104,8 @@ class _Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_pre")
+        # Image places come first in the sequence, because rotary positions turn the
+        # first g*g places.
         rope = tuple(map(jnp.asarray, rope_tables(self.grid, self.width // self.heads)))
         blocks = scan_blocks(TokenizerBlock, self.depth, self.remat)
         x, _ = blocks(
@@ -107,7 +115,7 @@ class _Transformer(nn.Module):
 
 
 class _Side(nn.Module):
-    """What encoder and decoder share: their sizes, and the Transformer between."""
+    """Base of encoder and decoder: their sizes and their Transformer."""
 
     width: int
     depth: int
@@ -123,7 +131,7 @@ class _Side(nn.Module):
     attention: str = "xla"
 
     def transform(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
-        """The Transformer over [image places, everything else]."""
+        """Applies the Transformer to the sequence [image places, other tokens]."""
         transformer = _Transformer(
             self.width,
             self.depth,
@@ -139,40 +147,46 @@ class _Side(nn.Module):
 
 
 class Encoder(_Side):
-    """Images to the moments [mean | logvar] of n tokens."""
+    """Encoder from images to the moments [mean | logvar] of n tokens."""
 
     @nn.compact
     def __call__(self, image: Image) -> Moments:
         dense = dict(std=self.kernel_std, dtype=self.dtype)
-        patches = patchify(image, self.patch)
+        patches = patchify(image, self.patch)  # [b g*g p*p*3]
+        # Equals the release's convolution of stride p.
         patches = _dense(self.width, name="patch_embed", **dense)(patches)
-        init, shape = nn.initializers.normal(self.token_std), (self.tokens, self.width)
+        init = nn.initializers.normal(self.token_std)
+        shape = (self.tokens, self.width)
         latents = self.param("latent_tokens", init, shape)
         latents = latents + self.param("latent_positions", init, shape)
         latents = jnp.broadcast_to(latents, (image.shape[0], *shape))
-        x = jnp.concatenate([patches, latents.astype(self.dtype)], axis=1)
-        x = self.transform(x)[:, self.grid**2 :]
+        latents = latents.astype(self.dtype)
+        x = jnp.concatenate([patches, latents], axis=1)  # [b g*g+n d]
+        x = self.transform(x)[:, self.grid**2 :]  # [b n d], the latent tokens
         x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
         return _dense(2 * self.channels, name="out", **dense)(x.astype(self.dtype))
 
 
 class Decoder(_Side):
-    """Raw tokens, guided by text features, to images (not clamped)."""
+    """Decoder from raw tokens, guided by text features, to images (not clamped)."""
 
     @nn.compact
     def __call__(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
         dense = dict(std=self.kernel_std, dtype=self.dtype)
-        init, shape = nn.initializers.normal(self.token_std), (self.tokens, self.width)
+        init = nn.initializers.normal(self.token_std)
+        shape = (self.tokens, self.width)
         mask = self.param("mask_token", init, (self.width,)).astype(self.dtype)
         x = _dense(self.width, name="embed", **dense)(tokens)
         x = x + self.param("latent_positions", init, shape).astype(self.dtype)[None]
         text = _dense(self.width, name="text_embed", **dense)(text_feats)
         text = text + self.param("text_positions", init, shape).astype(text.dtype)[None]
         masks = jnp.broadcast_to(mask, (x.shape[0], self.grid**2, self.width))
-        x = self.transform(jnp.concatenate([masks, x, text], axis=1))[:, : self.grid**2]
+        x = jnp.concatenate([masks, x, text], axis=1)  # [b g*g+n+n d]
+        x = self.transform(x)[:, : self.grid**2]  # [b g*g d], the image places
         x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_post")(x)
         x = _dense(3 * self.patch**2, name="pixels", **dense)(x.astype(self.dtype))
         x = unpatchify(x, self.patch)
+        # The release's `conv_out`, which works across the seams between patches.
         smooth = nn.Conv(3, (3, 3), dtype=self.dtype, name="smooth")
         return smooth(x).astype(jnp.float32)
 
@@ -180,8 +194,8 @@ class Decoder(_Side):
 class Tokenizer(nn.Module):
     """Encoder and decoder; the flow's tokens are raw tokens * latent_scale.
 
-    `encoder` and `decoder` give width, depth and heads. `token_std` is the initial
-    spread of the learned tokens and positions, `kernel_std` of the dense layers.
+    `encoder` and `decoder` hold width, depth and heads. `token_std` is the initial
+    deviation of the learned tokens and positions, `kernel_std` of the dense layers.
     """
 
     encoder: Mapping[str, int]
@@ -200,7 +214,7 @@ class Tokenizer(nn.Module):
     def setup(self):
         if self.image_size % self.patch:
             raise UserError(
-                f"tokenizer.image_size is {self.image_size}; wanted a multiple of "
+                f"tokenizer.image_size is {self.image_size}; expected a multiple of "
                 f"tokenizer.patch = {self.patch}"
             )
         shared = dict(
@@ -218,13 +232,13 @@ class Tokenizer(nn.Module):
         self._decoder = Decoder(**self.decoder, **shared, name="decoder")
 
     def encode(self, image: Image) -> Posterior:
-        """The posterior of the raw tokens of an image in [0, 1]."""
+        """Returns the posterior of the raw tokens of an image in [0, 1]."""
         return Posterior.from_moments(self._encoder(image), clip=True)
 
     def decode(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
-        """The image of raw tokens, guided by its caption; may leave [0, 1]."""
+        """Decodes raw tokens, guided by their caption; values may leave [0, 1]."""
         return self._decoder(tokens, text_feats)
 
     def __call__(self, image: Image, text_feats: TextFeatures) -> Image:
-        """Reconstruction from the posterior mean."""
+        """Reconstructs images from the posterior mean."""
         return self.decode(self.encode(image).mean, text_feats)

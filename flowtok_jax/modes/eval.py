@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.eval.evaluate import run_part, show
+from flowtok_jax.eval.evaluate import run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
 from flowtok_jax.eval.protocols import PROTOCOLS
@@ -72,7 +72,7 @@ def evaluate(config: ConfigDict, place: Place, workdir: Place) -> list[dict[str,
     parts = [maker.make(name) for name in chosen]  # all mistakes show before the work
     results = [run_part(p, workdir / EVAL, config.eval.chunk) for p in parts]
     if processes.is_first():
-        show(results, workdir / EVAL)
+        show_results(results, workdir / EVAL)
     return results if processes.is_first() else []
 
 
@@ -118,5 +118,6 @@ def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
             raise UserError(
                 f"eval.parts has {name}, the weights have {', '.join(there)} only"
             )
+    # A protocol names captions, without images to caption or encode.
     default = ["t2i"] if config.eval.protocol else there
     return [name for name in PARTS if name in (asked or default)]

@@ -7,19 +7,15 @@ Each process encodes whole shards on its own devices and meets the others only a
 end. data/shard_folder.py names the files in OUT.
 """
 
-import functools
 import json
 import logging
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float16, UInt8
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
@@ -34,7 +30,7 @@ from flowtok_jax.runtime.batches import compile_rows
 from flowtok_jax.runtime.cli import join_processes, say
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, to_place
+from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import Programs
 from flowtok_jax.tasks import abstract_group
@@ -62,13 +58,14 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
 
     Returns:
         What `ShardWriter.run` does, and the `seconds` of all.
-
-    Raises:
-        UserError: if something does not fit; if OUT is another config's; if more
-            records are broken than data.max_rejected allows.
     """
     begun = time.monotonic()
-    _check(config, out)
+    if (rows := config.pretokenize.batch_size) < 1:
+        raise UserError(f"pretokenize.batch_size is {rows}; expected at least 1")
+    if config.data.transform.crop != "center" or config.data.transform.flip:
+        logging.warning(
+            "data.transform.crop and flip play no part: what is stored is of the centre"
+        )
     nets = make_nets(config)
     records = open_images(
         config.data.train,
@@ -77,9 +74,10 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
         seed=config.train.seed,
         cache=config.data.cache,
     )
-    writer = make_writer(config, pathlib.Path(out), records)
+    writer = make_writer(config, out, records)
     params = _read_tokenizer(config, nets)
-    batch_size = config.pretokenize.batch_size * jax.local_device_count()
+    # The key counts rows of a device, so that bits do not depend on their number.
+    batch_size = rows * jax.local_device_count()
     result = writer.run(
         _describe(config, len(records), params_sha256(params)),
         lambda: make_encode(nets, params, batch_size),
@@ -90,21 +88,7 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def _check(config: ConfigDict, out: Place) -> None:
-    if is_remote(out):
-        raise UserError(
-            f"--workdir={out}: shards are written to local disks; give a local "
-            "directory, and copy it when it is whole"
-        )
-    if (rows := config.pretokenize.batch_size) < 1:
-        raise UserError(f"pretokenize.batch_size is {rows}; expected at least 1")
-    if config.data.transform.crop != "center" or config.data.transform.flip:
-        logging.warning(
-            "data.transform.crop and flip play no part: what is stored is of the centre"
-        )
-
-
-def make_writer(config: ConfigDict, out: pathlib.Path, records: Records) -> ShardWriter:
+def make_writer(config: ConfigDict, out: Place, records: Records) -> ShardWriter:
     """Makes the writer of this config's shards."""
     centre = CentreReader(
         config.tokenizer.image_size,
@@ -136,12 +120,7 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
 
 
 def _describe(config: ConfigDict, records: int, digest: str) -> dict[str, Any]:
-    """Returns what the bytes of the shards depend on.
-
-    Args:
-        records: number of records of the source.
-        digest: SHA-256 of the tokenizer's parameters.
-    """
+    """Returns what the bytes of shards of so many records depend on."""
     return {
         "source": config.data.train,
         "records": records,
@@ -157,15 +136,6 @@ def _describe(config: ConfigDict, records: int, digest: str) -> dict[str, Any]:
     }
 
 
-def moments_of(
-    programs: Programs, params: Params, pixels: UInt8[Array, "b s s 3"]
-) -> Float16[Array, "b n cc"]:
-    """Computes [mean | logvar] of images."""
-    posterior = programs.encode(params, pixels.astype(jnp.float32) / 255)
-    moments = jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
-    return moments.astype(jnp.float16)
-
-
 def make_encode(
     nets: Nets, params: Params, batch_size: int
 ) -> Callable[[Sequence[Square]], jax.Array]:
@@ -173,6 +143,6 @@ def make_encode(
     mesh = make_mesh(data=-1, fsdp=1, tensor=1, devices=jax.local_devices())
     side = nets.tokenizer.image_size
     empty = np.zeros((batch_size, side, side, 3), np.uint8)
-    function = functools.partial(moments_of, Programs(nets))
-    start = compile_rows(mesh, function, {"tokenizer": params}, empty)
+    program = Programs(nets).moments
+    start = compile_rows(mesh, program, {"tokenizer": params}, empty)
     return lambda pixels: start(np.stack(pixels))

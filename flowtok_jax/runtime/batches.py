@@ -28,6 +28,7 @@ def put_rows(mesh: Mesh | None, rows: np.ndarray) -> jax.Array:
     """Puts an input on the device, or splits its rows over the mesh if they divide."""
     if mesh is None:
         return jnp.asarray(rows)
+    # Every device computes the whole of a batch that does not divide.
     splits = len(rows) % row_parts(mesh) == 0
     return put(rows, NamedSharding(mesh, ROWS if splits else PartitionSpec()))
 
@@ -44,6 +45,7 @@ def one_ahead(started: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
         started: pairs of anything and of arrays that a program computes meanwhile; the
             next pair is taken before the arrays of the last one are waited for.
     """
+    # Dispatch is asynchronous: while one batch runs, the next one is loaded.
     running: tuple[T, Any] | None = None
     for pair in started:
         if running is not None:
@@ -72,6 +74,7 @@ def compile_rows(
     rows = NamedSharding(mesh, ROWS)
     batch = jax.ShapeDtypeStruct(empty.shape, empty.dtype, sharding=rows)
     program = jax.jit(in_mesh(mesh, function), out_shardings=rows)
+    # Compiled here and now, so that speed can be measured without it.
     compiled = program.lower(on_devices, batch).compile()
 
     def start(values: np.ndarray) -> jax.Array:
@@ -87,6 +90,7 @@ def run_rows(start: Callable[[np.ndarray], Any], count: int, size: int) -> Any:
         start: starts the program on the rows of `size` numbers; numbers from `count` on
             fill the last batch, and their results are dropped.
     """
+    # Rounded up to whole batches: [batches, size].
     batches = np.arange(-(-count // size) * size).reshape(-1, size)
     found = [result for _, result in one_ahead((None, start(b)) for b in batches)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
@@ -102,6 +106,7 @@ def map_ahead(
     """
     waiting: collections.deque = collections.deque()
     for item in items:
+        # In order, however long each one takes.
         waiting.append((item, pool.submit(function, item)))
         if len(waiting) > ahead:
             first, future = waiting.popleft()

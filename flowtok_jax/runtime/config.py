@@ -68,7 +68,7 @@ def _make_importable(path: str) -> None:
 
 
 def named_config(argv: list[str]) -> str:
-    """The value of --config, the last one; empty where there is none."""
+    """Returns the value of the last --config; "" where there is none."""
     named = ""
     for argument, after in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = argument.partition("=")

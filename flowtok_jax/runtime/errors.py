@@ -43,4 +43,7 @@ def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> Non
     if found:
         width = max(map(len, found))
         lines = [f"  {subject:<{width}}  {error}" for subject, error in found.items()]
-        raise UserError("\n".join([f"{what}; {len(lines)} things are wrong:", *lines]))
+        # Another try helps only where nothing but a store stands in the way.
+        stores = all(isinstance(error, StoreError) for error in found.values())
+        kind = StoreError if stores else UserError
+        raise kind("\n".join([f"{what}; {len(lines)} things are wrong:", *lines]))

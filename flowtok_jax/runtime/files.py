@@ -31,6 +31,7 @@ def to_place(path: str | Place) -> Place:
     Raises:
         UserError: if the path is of another store, or the store cannot be reached.
     """
+    # A drive letter of Windows is one letter, a scheme has more.
     text = str(path)
     if not re.match(r"\w{2,}:/", text):
         return pathlib.Path(text)
@@ -104,6 +105,7 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     part = _part_of(path)
     try:
         yield part
+        # Within one folder, so that it is a rename and atomic.
         part.replace(path)
     finally:
         with contextlib.suppress(OSError):
@@ -140,6 +142,7 @@ def new_directory(directory: Place) -> Iterator[pathlib.Path]:
     """
     check_new_directory(directory)
     directory = directory.absolute()
+    # To be removed again if nothing comes of it.
     made = [parent for parent in directory.parents if not parent.exists()]
     part = _part_of(directory)
     try:
@@ -236,6 +239,7 @@ def check_claim(
     """
     if not marker.is_file():
         return
+    # Through JSON, which has lists for tuples and texts for keys.
     there = flatten(read_json(marker))
     here = flatten(json.loads(json.dumps(made_by)))
     differing = [
@@ -268,6 +272,7 @@ def claim(
     if marker.is_file():
         return
     folder = marker.parent
+    # An empty folder may be claimed.
     is_taken = must_be_new and folder.exists()
     if is_taken and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already and has no {marker.name}; {cure}")

@@ -34,6 +34,7 @@ def make_mesh(
     sizes = [data, fsdp, tensor]
     count = len(devices)
     named = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+    # -1 stands for what is left of the devices, as in a reshape.
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -50,11 +51,13 @@ def make_mesh(
 def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Arranges the devices, neighbours near one another; `data` goes over slices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Axes of TPU tori may be split where sizes do not match theirs.
     split = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, **split)
     if sizes[0] % slices:  # a grid like any other, but for its speed
         return np.asarray(devices).reshape(sizes)
+    # Slices of TPUs are joined by a slow network: only `data` may cross it.
     inner = (sizes[0] // slices, *sizes[1:])
     outer = (slices, 1, 1)
     return mesh_utils.create_hybrid_device_mesh(inner, outer, **split)
@@ -67,6 +70,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of a global batch on this process's devices, ascending."""
+    # Several devices hold the same rows where `tensor` is more than 1.
     place = NamedSharding(mesh, ROWS)
     slices = place.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices]))
@@ -97,6 +101,7 @@ def put(tree: Any, places: Any) -> Any:
     def one(array, place):
         if place.is_fully_addressable:
             return jax.device_put(array, place)
+        # device_put wants all devices of a sharding to be this process's own.
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, place, lambda i: array[i])
 

@@ -190,6 +190,7 @@ def first_does(function: Callable[[], object]) -> None:
         except Exception as error:  # the others have to hear of it, whatever it is
             failure = error
     message = _pack_failure(failure).ljust(MESSAGE_BYTES, b"\0")
+    # Arrays of one size and type are all that can be broadcast.
     padded = np.frombuffer(message, np.uint8)
     heard = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
     if failure is not None:
@@ -207,6 +208,7 @@ def _pack_failure(failure: Exception | None) -> bytes:
     if isinstance(failure, OSError) and failure.errno is not None:
         number = str(failure.errno)
         text = f"{failure.strerror} (process 0: {failure.filename})"
+    # A kind that others do not know is told by its nearest parent.
     names = (kind.__name__ for kind in type(failure).__mro__)
     name = next((n for n in names if n in SHARED_FAILURES), type(failure).__name__)
     return "\0".join((name, number, text)).encode()[:MESSAGE_BYTES]

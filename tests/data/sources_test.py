@@ -5,7 +5,7 @@ import grain
 import numpy as np
 import pytest
 
-from flowtok_jax.data.examples import Examples, Mixture, collate
+from flowtok_jax.data.examples import Mixture, RecordSource, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.sources import Shapes, make_source, parse
 from flowtok_jax.data.transforms import ImageTransform
@@ -31,7 +31,7 @@ class Memory(Records):
 
 
 def examples(length, broken=(), name="r", seed=0, **options):
-    return Examples(
+    return RecordSource(
         Memory(length, broken, name),
         ImageTransform(8),
         content="image",
@@ -60,7 +60,7 @@ def test_weights_that_cannot_be(weight):
 
 @pytest.mark.parametrize("spec", ["", "webdata:x", "shapes,", "shape"])
 def test_kinds_that_are_not_known(spec):
-    with pytest.raises(UserError, match="wanted one of shapes, folder, tars"):
+    with pytest.raises(UserError, match="expected one of shapes, folder, tars"):
         parse(spec)
 
 

@@ -91,7 +91,7 @@ def test_what_cannot_be_opened_says_how_to_prepare_it(tiny):
         Tfds(f"{tiny}:trian")
     with pytest.raises(UserError, match=r"DatasetNotFoundError.*tfds build no_such"):
         Tfds("no_such_set:train")
-    with pytest.raises(UserError, match="wanted tfds:NAME:SPLIT"):
+    with pytest.raises(UserError, match="expected tfds:NAME:SPLIT"):
         Tfds("coco_captions")
 
 

@@ -93,7 +93,7 @@ def test_discriminator_pools_larger_images_to_its_grid():
     judge = jax.jit(lambda x: SMALL.apply({"params": params}, x))
     assert judge(images(2, 8, 8)).shape == (2, 2, 2)
     assert judge(images(2, 24, 24)).shape == (2, 2, 2)
-    with pytest.raises(UserError, match="images of 12 px; wanted a multiple of 8"):
+    with pytest.raises(UserError, match="images of 12 px; expected a multiple of 8"):
         judge(images(2, 12, 12))
 
 

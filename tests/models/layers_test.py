@@ -164,5 +164,5 @@ def test_modulate_shifts_and_scales_every_token_alike():
 
 
 def test_an_unknown_remat_is_refused():
-    with pytest.raises(ValueError, match="'half'; wanted one of"):
+    with pytest.raises(ValueError, match="'half'; expected one of"):
         layers.scan_blocks(layers.Mlp, 2, "half")

@@ -118,7 +118,7 @@ def test_align_target_average_pool_is_the_mean_of_neighbouring_features():
 
 
 def test_align_target_unknown_is_refused():
-    with pytest.raises(ValueError, match="'pool'; wanted one of"):
+    with pytest.raises(ValueError, match="'pool'; expected one of"):
         AlignHead(target="pool").init(jax.random.key(0), jnp.zeros((1, 2, 16)))
 
 

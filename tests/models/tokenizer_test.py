@@ -122,5 +122,5 @@ def test_logvar_of_an_image_is_clipped():
 
 def test_an_image_size_that_patches_do_not_fill_is_refused():
     tokenizer = Tokenizer(SIZES["small"], SIZES["small"], image_size=250)
-    with pytest.raises(ValueError, match="image_size is 250; wanted a multiple"):
+    with pytest.raises(ValueError, match="image_size is 250; expected a multiple"):
         abstract_params(tokenizer)

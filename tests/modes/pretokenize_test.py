@@ -304,6 +304,7 @@ def test_weights_that_are_not_there_are_asked_for(cli, demo, photos, tmp_path):
 
 def test_remote_shards_are_refused(photos):
     config = finetune.get_config()
+    config.data.train = f"folder:{photos}"
     with pytest.raises(UserError, match="written to local disks"):
         pretokenize(config, epath.Path("gs://bucket/out"))
 

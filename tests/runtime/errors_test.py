@@ -36,6 +36,14 @@ def test_several_errors_are_listed_with_their_subjects():
     ]
 
 
+@pytest.mark.parametrize("other", [StoreError, UserError])
+def test_another_try_helps_only_where_all_that_fails_is_a_store(other):
+    checks = {"data": fails("503", StoreError), "weights": fails("none", other)}
+    with pytest.raises(UserError) as error:
+        raise_together(checks, "it cannot start")
+    assert type(error.value) is other
+
+
 def test_a_bug_is_no_users_mistake():
     with pytest.raises(KeyError):
         raise_together({"a": lambda: {}["x"], "b": fails("none")}, "it cannot start")
