@@ -25,7 +25,7 @@ import tqdm
 
 from flowtok_jax.data import images, shards, sources
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.data.report import Report
+from flowtok_jax.data.report import DataReport
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
@@ -96,7 +96,7 @@ def check(records: Records, index: int, filters: Filters, pixels: int) -> Checke
 
 
 def wanted_records(
-    found: Iterable[Checked | BadRecord], report: Report, dedupe: bool
+    found: Iterable[Checked | BadRecord], report: DataReport, dedupe: bool
 ) -> Iterator[Record]:
     """Records that are kept; the report hears of all."""
     seen: set[bytes] = set()
@@ -158,7 +158,7 @@ def write_shards(
     return written
 
 
-def prepare(flags: argparse.Namespace) -> Report:
+def prepare(flags: argparse.Namespace) -> DataReport:
     """Reads the source and writes the directory.
 
     Raises:
@@ -184,7 +184,7 @@ def prepare(flags: argparse.Namespace) -> Report:
         )
         for part in parts
     ]
-    report = Report()
+    report = DataReport()
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = wanted_records(found, report, flags.dedupe)
     with new_directory(out) as part:

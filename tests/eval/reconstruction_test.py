@@ -8,7 +8,7 @@ from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.eval.reconstruction import (
     LatentStatistics,
     lpips,
-    measure,
+    measure_images,
     psnr_db,
     ssim,
 )
@@ -108,18 +108,19 @@ def test_images_are_measured_one_by_one_whatever_the_chunk(monkeypatch):
     monkeypatch.setattr(reconstruction, "BATCH", 2)
     targets = pictures(5)
     images = np.stack([noisy(t, 0.02 * i, i) for i, t in enumerate(targets, 1)])
-    whole = measure(images, targets, NET)
+    whole = measure_images(images, targets, NET)
     assert set(whole) == {"psnr_db", "ssim", "lpips"}
     assert (np.diff(whole["psnr_db"]) < 0).all()
     assert (np.diff(whole["ssim"]) < 0).all()
     assert (np.diff(whole["lpips"]) > 0).all()
     parts = [
-        measure(images[rows], targets[rows], NET) for rows in (slice(3), slice(3, 5))
+        measure_images(images[rows], targets[rows], NET)
+        for rows in (slice(3), slice(3, 5))
     ]
     for name, values in whole.items():
         joined = np.concatenate([part[name] for part in parts])
         assert joined == pytest.approx(values, rel=1e-5)
-    assert set(measure(images, targets)) == {"psnr_db", "ssim"}
+    assert set(measure_images(images, targets)) == {"psnr_db", "ssim"}
 
 
 def statistics(codes: Posterior) -> LatentStatistics:
