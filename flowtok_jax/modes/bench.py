@@ -104,9 +104,7 @@ def bench(
     finally:  # what was measured stays, where the next program is too large
         if results:
             report = {
-                "command": shlex.join(
-                    ["python", "-m", "flowtok_jax.main"] + sys.argv[1:]
-                ),
+                "command": shlex.join([*COMMAND, *sys.argv[1:]]),
                 "machine": describe_machine(jax.devices()),
                 "precision": config.compute.dtype,
                 "attention": config.compute.attention,

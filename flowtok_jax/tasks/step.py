@@ -85,7 +85,7 @@ def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
     return Trainer(start, step, lambda count: {"lr": float(schedule(count))})
 
 
-def scan_steps(
+def train_steps(
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, Scalars]],
     state: TrainState,
     frozen: Params,

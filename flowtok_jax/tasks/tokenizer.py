@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Key, Params
@@ -77,7 +78,7 @@ def tokenizer_loss(
 def preview(model: Model, examples) -> Preview:
     """Encodes and decodes the examples' images."""
     tokens = model.encode_image(examples.floats).mean
-    images = model.decode_image(tokens, examples.captions)
+    images = np.asarray(model.decode_image(tokens, examples.captions))
     return Preview("reconstructions", images=images, are_copies=True)
 
 

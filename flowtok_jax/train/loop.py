@@ -26,7 +26,7 @@ from flowtok_jax.runtime.mesh import (
 from flowtok_jax.runtime.processes import Preemption, is_first
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.state import TrainState
-from flowtok_jax.tasks.step import make_trainer, scan_steps
+from flowtok_jax.tasks.step import make_trainer, train_steps
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from flowtok_jax.train.log import (
@@ -122,7 +122,7 @@ def plan_program(
     return TrainProgram(
         start=start,
         step=jax.jit(
-            in_mesh(mesh, functools.partial(scan_steps, trainer.step)),
+            in_mesh(mesh, functools.partial(train_steps, trainer.step)),
             donate_argnums=0,
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),

@@ -13,7 +13,7 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS, init_group
 from flowtok_jax.tasks.state import make_state
-from flowtok_jax.tasks.step import scan_steps, train_step
+from flowtok_jax.tasks.step import train_steps, train_step
 from flowtok_jax.train import sharding
 from tests import tiny
 
@@ -103,7 +103,7 @@ def test_steps_of_one_call_are_those_of_single_calls():
     for one in batches:
         single, scalars = jax.jit(step)(single, frozen, one)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    scan = jax.jit(functools.partial(scan_steps, step))
+    scan = jax.jit(functools.partial(train_steps, step))
     together, last = scan(state, frozen, stacked)
     assert int(together.step) == 3
     jax.tree.map(
