@@ -45,11 +45,7 @@ class BenchOptions(NamedTuple):
     profile: bool
 
     def check(self) -> "BenchOptions":
-        """Returns the options unchanged.
-
-        Raises:
-            UserError: naming the first one that cannot be.
-        """
+        """Returns the options unchanged, or raises a UserError naming what is wrong."""
         for name in LISTS:
             if not getattr(self, name):
                 raise UserError(f"bench.{name} is empty; expected at least one value")

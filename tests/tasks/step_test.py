@@ -13,7 +13,7 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS, init_group
 from flowtok_jax.tasks.state import make_state
-from flowtok_jax.tasks.step import train_steps, train_step
+from flowtok_jax.tasks.step import train_step, train_steps
 from flowtok_jax.train import sharding
 from tests import tiny
 
