@@ -27,7 +27,7 @@ from flowtok_jax.sampling import DIRECTIONS
 TEXT_TOWER = "clip"  # a group that no stage trains
 
 
-def summarize(
+def summarize_demo(
     config: ConfigDict, workdir: Place, trained: Collection[str]
 ) -> tuple[dict[str, Any], Pictures]:
     """Measures a run on generated scenes, once both directions are trained.

@@ -68,7 +68,10 @@ def load_examples(source: Source, count: int) -> PreviewExamples:
 
     Warns where the source has fewer.
     """
-    records, indices, seen = [], [], set()
+    records = []
+    indices = []
+    seen = set()
+    # Small sources repeat captions: looking further than 50 times is of no use.
     for index in range(min(len(source), 50 * count)):
         record = source[index]
         if record["caption"] not in seen:

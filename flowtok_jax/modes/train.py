@@ -140,7 +140,7 @@ def _summarize(
     stored = read_json(path) if path.is_file() else {}
     summary = merge_summary(stored, results)
     if summary["params_sha256"] != stored.get("params_sha256"):
-        values, grids = demo.summarize(config, workdir, summary["params_sha256"])
+        values, grids = demo.summarize_demo(config, workdir, summary["params_sha256"])
         if is_first():
             for name, grid in grids.items():
                 pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
