@@ -256,7 +256,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     ablations = Ablations(flags)
     report = {
         "command": " ".join(["python", "benchmarks/ablations.py", *argv]),
-        "machine": machine.describe(jax.devices()),
+        "machine": machine.describe_machine(jax.devices()),
         "steps": ablations.steps,
         "samples": len(ablations.held_out.captions),
         "variants": [ablations.variant(n, s) for s in flags.seeds for n in wanted],

@@ -1,6 +1,10 @@
-"""Everything that the demo claims of its weights, measured on generated scenes."""
+"""Numbers and pictures that the demo claims, measured on generated scenes."""
+
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.sources import make_source
@@ -16,6 +20,34 @@ from flowtok_jax.eval.previews import (
     mean_psnr_db,
 )
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.mesh import make_mesh
+from flowtok_jax.sampling import DIRECTIONS
+from flowtok_jax.weights.place import open_weights
+
+TEXT_TOWER = "clip"  # a group that no stage trains
+
+
+def summarize_demo(
+    config: ConfigDict, workdir: Place, trained: Collection[str]
+) -> tuple[dict[str, Any], Pictures]:
+    """Measures a run on generated scenes, once both directions are trained.
+
+    Args:
+        trained: the run's finished stages.
+
+    Returns:
+        Nothing for a run on other data, or with a stage still to train.
+    """
+    needed = {group for way in DIRECTIONS.values() for group in way.groups}
+    is_whole = needed - {TEXT_TOWER} <= set(trained)
+    if not (is_whole and config.data.eval.startswith("shapes")):
+        return {}, {}
+    flowtok = FlowTok.from_weights(
+        open_weights(workdir), config, make_mesh(**config.mesh)
+    )
+    samples = config.eval.samples
+    return summarize_scenes(flowtok, samples=samples, seed=config.train.seed)
 
 
 def summarize_scenes(

@@ -68,7 +68,10 @@ def load_examples(source: Source, count: int) -> PreviewExamples:
 
     Warns where the source has fewer.
     """
-    records, indices, seen = [], [], set()
+    records = []
+    indices = []
+    seen = set()
+    # Small sources repeat captions: looking further than 50 times is of no use.
     for index in range(min(len(source), 50 * count)):
         record = source[index]
         if record["caption"] not in seen:
@@ -235,7 +238,7 @@ def mean_psnr_db(images: np.ndarray, examples: PreviewExamples) -> float:
     return float(psnr_db(images, examples.floats).mean())
 
 
-def grid_rows(items: Sequence[Any], rows: int = 2) -> list[list[Any]]:
+def grid_rows(items: Sequence[Any] | np.ndarray, rows: int = 2) -> list[list[Any]]:
     """Splits the first items into rows of a grid."""
     columns = PREVIEW_COLUMNS
     return [list(items[i * columns : (i + 1) * columns]) for i in range(rows)]

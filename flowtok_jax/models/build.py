@@ -4,7 +4,6 @@ Parameters live elsewhere, in groups of networks that one task trains together; 
 and `text_tokenizer` each have a projector of their own.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -38,7 +37,8 @@ def make_nets(config: ConfigDict) -> Nets:
         raise UserError(
             f"compute.dtype is {config.compute.dtype!r}; wanted one of {DTYPES}"
         )
-    tokens, channels = config.latent.tokens, config.latent.channels
+    tokens = config.latent.tokens
+    channels = config.latent.channels
     latent = dict(tokens=tokens, channels=channels)
     dtype = dict(dtype=jnp.dtype(config.compute.dtype))
     text = dict(**dtype, remat=config.compute.remat)
@@ -78,8 +78,3 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         name: getattr(nets, name).init(k, *inputs[name])["params"]
         for name, k in zip(names, keys, strict=True)
     }
-
-
-def count_parameters(params: Params) -> int:
-    """Counts the values in a tree of arrays or of their shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

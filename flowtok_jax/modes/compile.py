@@ -1,4 +1,4 @@
-"""--mode=compile: whether a step fits on hardware that is not there, and its work.
+"""--mode=compile: the size and work of a step on hardware that is not there.
 
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
 
@@ -13,45 +13,49 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import topologies
-from flowtok_jax.perf.programs import GIB, choose_stage, measure
+from flowtok_jax.perf.machine import GIB
+from flowtok_jax.perf.programs import PLANS, choose_stage, measure_program
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.mesh import make_mesh
 
-STEPS = ("train", "sample")
+STEPS = tuple(PLANS)
 
 
 def run(arguments: Arguments) -> int:
     """Compiles the step of a config for a topology."""
-    config, flags = arguments.config(), arguments.flags
-    topologies.prepare()
+    config = arguments.config()
+    flags = arguments.flags
+    topologies.prepare_environment()  # before any backend starts
     result = report(config, flags.topology, flags.step)
-    for line in describe(result):
+    for line in report_lines(result):
         logging.info(line)
     say(json.dumps(result))
     return 0
 
 
 def report(config: ConfigDict, topology: str, step: str) -> dict[str, Any]:
-    """The measures of a config's step on a topology, and whether it fits.
+    """Measures a config's step on a topology, and whether it fits.
 
     Raises:
         UserError: where config or topology cannot be.
     """
-    kind = topologies.KINDS[topologies.parse(topology)[0]]
-    devices, stage = topologies.devices(topology), choose_stage(config)
+    kind = topologies.KINDS[topologies.parse_topology(topology)[0]]
+    devices = topologies.devices(topology)
+    stage = choose_stage(config)
     config = for_stage(config, stage)
-    measures = measure(config, stage, step, devices)
-    total, room = measures["total_gib"], kind.hbm_gib * kind.part
-    fits = measures["collectives"] is not None and total <= room
+    measures = measure_program(config, stage, step, devices)
+    # Without collectives the compiler refused the program for its size.
+    compiled = measures["collectives"] is not None
+    fits = compiled and measures["total_gib"] <= kind.hbm_gib * kind.part
     limits = {"hbm_gib": kind.hbm_gib, "fits": fits}
     mesh = make_mesh(**config.mesh, devices=devices)
     settings = {"remat": config.compute.remat, "mesh": dict(mesh.shape)}
     return {"topology": topology, **measures, **limits, **settings}
 
 
-def describe(result: dict[str, Any]) -> list[str]:
-    """A report for reading, at most 80 columns."""
+def report_lines(result: dict[str, Any]) -> list[str]:
+    """Formats a report for reading, at most 80 columns wide."""
     axes = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     fits = "fits" if result["fits"] else "DOES NOT FIT"
     total = "unknown" if result["total_gib"] is None else f"{result['total_gib']:.2f}"

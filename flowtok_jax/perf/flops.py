@@ -4,9 +4,9 @@ A multiply-add is 2 FLOPs. Dense layers, convolutions and attention (its two pro
 over all pairs also where a mask hides some) are counted; norms, activations, losses and
 the optimiser, together below one per cent at the published sizes, are not.
 
-    model FLOPs of a step = 3 * forward of what is trained + forward of what is frozen
-    recompute fraction    = FLOPs of the forward pass that the remat policy computes
-                            a second time / model FLOPs of the step
+    model FLOPs = 3 * forward of what is trained + forward of what is frozen        (1)
+    recompute fraction = FLOPs of the forward pass that the remat policy computes
+                         a second time / model FLOPs                                (2)
 
 With everything trained, inside blocks and recomputed in full the fraction is 1/3. What
 the compiler recomputes of its own accord is not in it.
@@ -24,10 +24,13 @@ from flowtok_jax.tasks.base import Task
 
 
 class Forward(NamedTuple):
-    """Of one row: in the blocks by activation name, and outside of them.
+    """FLOPs of one row's forward pass.
 
-    `unneeded` names outputs that the backward pass does not read: those that are
-    only added to something.
+    Attributes:
+        blocks: those in the blocks, by activation name.
+        outside: those outside of the blocks.
+        unneeded: outputs that the backward pass does not read, since they are only
+            added to something.
     """
 
     blocks: dict[str, int]
@@ -36,15 +39,16 @@ class Forward(NamedTuple):
 
     @property
     def total(self) -> int:
+        """FLOPs of the whole pass."""
         return sum(self.blocks.values()) + self.outside
 
     def of(self, rows: int) -> "Forward":
-        """That of so many rows."""
+        """Multiplies by a number of rows."""
         blocks = {name: rows * flops for name, flops in self.blocks.items()}
         return self._replace(blocks=blocks, outside=rows * self.outside)
 
     def recomputed(self, remat: str) -> int:
-        """What a policy computes again in the backward pass."""
+        """Counts what a policy computes again in the backward pass."""
         kept = REMAT[remat]
         if kept is None:
             return 0
@@ -59,30 +63,36 @@ class Forward(NamedTuple):
 
 
 def _blocks(depth: int, tokens: int, width: int, **mlp: int) -> dict[str, int]:
-    """Attention, and the MLP's layers by name: weights of each."""
+    """Counts blocks of attention and an MLP.
+
+    Args:
+        mlp: weights of the MLP's layers, by name.
+    """
     weights = {"qkv": 3 * width**2, "proj": width**2, **mlp}
     parts = {name: 2 * tokens * count for name, count in weights.items()}
-    parts["attention"] = 4 * tokens**2 * width
+    parts["attention"] = 4 * tokens**2 * width  # queries by keys, weights by values
     return {name: depth * flops for name, flops in parts.items()}
 
 
 def dit(net: DiT) -> Forward:
-    """The velocity field, every row at a time of its own."""
-    n, d, c = net.tokens, net.width, net.channels
+    """Counts the velocity field, every row at a time of its own."""
+    n = net.tokens
+    d = net.width
     hidden = net.mlp_ratio * d
     blocks = _blocks(net.depth, n, d, fc1=d * hidden, fc2=d * hidden)
     blocks["modulation"] = net.depth * 2 * d * 6 * d
-    return Forward(blocks, 2 * n * c * d * 2 + sum(_conditions(net)))
+    ends = 2 * 2 * n * net.channels * d  # tokens in, velocity out
+    return Forward(blocks, ends + sum(_conditions(net)))
 
 
 def _conditions(net: DiT) -> tuple[int, int]:
-    """The time's embedding, and the final layer's modulation."""
+    """Counts the time's embedding, and the final layer's modulation."""
     d = net.width
     return 2 * d * (256 + d), 2 * d * 2 * d
 
 
 def clip(net: ClipText) -> Forward:
-    """The text tower."""
+    """Counts the text tower."""
     d = net.width
     blocks = _blocks(net.depth, net.context, d, fc1=4 * d * d, fc2=4 * d * d)
     return Forward(blocks, 0, unneeded=("fc2",))
@@ -93,15 +103,18 @@ def _post_norm(depth: int, tokens: int, width: int, hidden: int) -> dict[str, in
 
 
 def projector(nets: Nets) -> Forward:
-    """Text features to moments."""
-    net, n, e = nets.projector, nets.dit.tokens, nets.clip.width
+    """Counts text features to moments."""
+    net = nets.projector
+    n = nets.dit.tokens
+    e = nets.clip.width
     blocks = _post_norm(net.depth, n, e, net.mlp_width)
     return Forward(blocks, 2 * n * e * 2 * net.channels)
 
 
 def align_head(nets: Nets) -> Forward:
-    """Text features to what the source is aligned with."""
-    net, e = nets.align_head, nets.clip.width
+    """Counts text features to the targets of alignment."""
+    net = nets.align_head
+    e = nets.clip.width
     if net.target != "mlp":
         return Forward({}, 0)
     weights = e * net.width + net.width**2 + net.width * net.channels
@@ -109,7 +122,7 @@ def align_head(nets: Nets) -> Forward:
 
 
 def text_decoder(net: TextDecoder, tokens: int, channels: int) -> Forward:
-    """Text tokens to logits."""
+    """Counts text tokens to logits."""
     blocks = _post_norm(net.depth, tokens, net.width, net.mlp_width)
     return Forward(blocks, 2 * tokens * net.width * (channels + net.vocab_size))
 
@@ -122,30 +135,37 @@ def _side(net: Tokenizer, side: dict, length: int, outside: int) -> Forward:
 
 
 def encoder(net: Tokenizer) -> Forward:
-    """Images to moments."""
-    places, d = (net.image_size // net.patch) ** 2, net.encoder["width"]
+    """Counts images to moments."""
+    places = (net.image_size // net.patch) ** 2
+    d = net.encoder["width"]
     weights = places * 3 * net.patch**2 + net.tokens * 2 * net.channels
     return _side(net, net.encoder, places + net.tokens, 2 * d * weights)
 
 
 def decoder(net: Tokenizer, text_width: int) -> Forward:
-    """Tokens and text features to images."""
-    places, d = (net.image_size // net.patch) ** 2, net.decoder["width"]
+    """Counts tokens and text features to images."""
+    places = (net.image_size // net.patch) ** 2
+    d = net.decoder["width"]
     weights = places * 3 * net.patch**2 + net.tokens * (net.channels + text_width)
-    smooth = 2 * net.image_size**2 * 3 * 3 * 9
+    smooth = 2 * net.image_size**2 * 3 * 3 * 9  # a 3 x 3 convolution of RGB to RGB
     length = places + 2 * net.tokens
     return _side(net, net.decoder, length, 2 * d * weights + smooth)
 
 
 def forward(nets: Nets) -> dict[str, list[Forward]]:
-    """Every network's forward pass of one row; the tokenizer's in two parts."""
+    """Counts every network's forward pass of one row.
+
+    The tokenizer's has two parts, `encoder` and `decoder`, which also stand alone.
+    """
     text = text_decoder(nets.text_decoder, nets.dit.tokens, nets.dit.channels)
+    sides = {
+        "encoder": [encoder(nets.tokenizer)],
+        "decoder": [decoder(nets.tokenizer, nets.clip.width)],
+    }
     return {
         "clip": [clip(nets.clip)],
-        "tokenizer": [
-            encoder(nets.tokenizer),
-            decoder(nets.tokenizer, nets.clip.width),
-        ],
+        "tokenizer": [*sides["encoder"], *sides["decoder"]],
+        **sides,
         "projector": [projector(nets)],
         "align_head": [align_head(nets)],
         "dit": [dit(nets.dit)],
@@ -154,18 +174,19 @@ def forward(nets: Nets) -> dict[str, list[Forward]]:
 
 
 class StepFlops(NamedTuple):
-    """Of one training step, all devices together."""
+    """FLOPs of one step, all devices together: (1), and those of (2)."""
 
     model: int
     recomputed: int
 
     @property
     def recompute_fraction(self) -> float:
+        """The share (2)."""
         return self.recomputed / self.model
 
 
-def train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlops:
-    """Counts a step of a task over `rows` examples.
+def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlops:
+    """Counts (1) and (2) of a task's step over `rows` examples.
 
     The first layers' inputs need no gradient, which is counted all the same.
 
@@ -173,14 +194,8 @@ def train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlop
         has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
-    sides = dict(zip(("encoder", "decoder"), costs["tokenizer"], strict=True))
-    passes = [name for name in task.passes if not (has_moments and name == "encoder")]
-    frozen = [
-        part
-        for name in passes
-        for part in ([sides[name]] if name in sides else costs[name])
-    ]
-    model = sum(part.total for part in frozen)
+    frozen = [name for name in task.passes if not (has_moments and name == "encoder")]
+    model = sum(part.total for name in frozen for part in costs[name])
     again = 0
     for name in task.networks:
         for part in costs[name]:
@@ -189,36 +204,34 @@ def train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlop
     return StepFlops(rows * model, rows * again)
 
 
-def sampling(
+# Networks of a direction of sampling beside the flow's.
+ENDS = {
+    "text_to_image": ("clip", "projector", "decoder"),
+    "image_to_text": ("encoder", "text_decoder"),
+}
+
+
+def count_sampling(
     nets: Nets, direction: str, rows: int, *, num_steps: int, scale: float, solver: str
 ) -> dict[str, Forward]:
-    """What each network computes to sample `rows` rows of text_to_image or
-    image_to_text; the tokenizer's sides are `encoder` and `decoder`.
-    """
+    """Counts what each network computes to sample `rows` rows of a direction."""
     costs = forward(nets)
     flow = _velocities(nets.dit, rows, num_steps, scale, solver)
-    if direction == "text_to_image":
-        ends = {name: costs[name][0] for name in ("clip", "projector")}
-        ends["decoder"] = costs["tokenizer"][1]
-    else:
-        ends = {"encoder": costs["tokenizer"][0]}
-        ends["text_decoder"] = costs["text_decoder"][0]
-    return {"dit": flow} | {name: cost.of(rows) for name, cost in ends.items()}
-
-
-def sampling_total(nets: Nets, direction: str, rows: int, **run) -> int:
-    """Counts the FLOPs of sampling `rows` rows, with options as of `sampling`."""
-    return sum(c.total for c in sampling(nets, direction, rows, **run).values())
+    return {"dit": flow} | {name: costs[name][0].of(rows) for name in ENDS[direction]}
 
 
 def _velocities(
     net: DiT, rows: int, num_steps: int, scale: float, solver: str
 ) -> Forward:
-    """A guidance scale other than 1 doubles the rows. Modulations are computed once a
+    """Counts the flow's calls of the DiT, for all rows.
+
+    A guidance scale other than 1 doubles the rows. Modulations are computed once a
     time, for a conditional row and a null one.
     """
     times = num_steps * {"euler": 1, "heun": 2}[solver]
-    row, (time, final) = dit(net), _conditions(net)
+    row = dit(net)
+    time, final = _conditions(net)
+    # What depends on time alone leaves the rows' part.
     every = row._replace(outside=row.outside - time - final)
     every = every.of(times * rows * (1 if scale == 1 else 2))
     once = {"modulation": 2 * times * row.blocks["modulation"]}

@@ -54,7 +54,7 @@ def _host_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def describe(devices: Sequence[jax.Device]) -> dict[str, Any]:
+def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Describes the machine, for the record beside each figure."""
     return {
         "device_kind": devices[0].device_kind,
@@ -76,7 +76,7 @@ def room_gib(devices: Sequence[jax.Device]) -> float:
     return _host_bytes() / GIB / len(devices)
 
 
-def peak_memory(devices: Sequence[jax.Device]) -> dict[str, float]:
+def peak_memory_gib(devices: Sequence[jax.Device]) -> dict[str, float]:
     """Returns the most memory in use since the process began, in GiB.
 
     A device's where the device tells, else the process's.

@@ -1,10 +1,9 @@
-"""`--mode=compile`: what a step needs on hardware that is not there.
+"""The programs of training and sampling, planned from shapes alone and compiled.
 
-The programs are those that training and sampling run, compiled for the described
-devices from shapes alone: no data, no weights, no files. A train step is that of one
-batch (`train.steps_per_call` is taken as 1); sampling is the whole text-to-image
-program at `sample.batch_size`, or image to text at `caption.batch_size` where the stage
-is i2t.
+No data, no weights, no files: the devices may be described ones that are not there. A
+train step is that of one batch (`train.steps_per_call` is taken as 1); sampling is the
+whole program of the direction that the stage enables, at the batch size of the
+direction's section.
 """
 
 import functools
@@ -21,20 +20,26 @@ from flowtok_jax.array_types import ROWS
 from flowtok_jax.data.loader import abstract_batch
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.perf import flops, hlo
+from flowtok_jax.perf.machine import GIB
 from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, replicated
 from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
-from flowtok_jax.tasks import TASKS, abstract_group
+from flowtok_jax.tasks import TASKS, abstract_group, find_task
 from flowtok_jax.train import loop, sharding
 from flowtok_jax.train.checkpoint import with_shardings
 
 MAIN_DIRECTION = "text_to_image"
-GIB = 2**30
 
 
-class Step(NamedTuple):
-    """A program with the shapes of its arguments, and what it computes."""
+class PlannedStep(NamedTuple):
+    """A jitted program with the shapes of its arguments.
+
+    Attributes:
+        arguments: shapes with shardings.
+        rows: rows of one call, all devices together.
+        flops: work of one call by arithmetic.
+    """
 
     program: Any
     arguments: tuple
@@ -43,25 +48,22 @@ class Step(NamedTuple):
 
 
 def choose_stage(config: ConfigDict) -> str:
-    """Returns the config's only stage; of several the first that draws, or the last."""
-    drawing = [s for s in config.stages if _direction(s) == MAIN_DIRECTION]
-    return [*drawing, config.stages[-1]][0]
-
-
-def _direction(stage: str) -> str | None:
-    """Returns the direction of sampling that a stage enables.
+    """Returns the config's only stage; of several the first that draws, or the last.
 
     Raises:
         UserError: for a stage that no task describes.
     """
-    if stage not in TASKS:
-        raise UserError(f"stages has {stage!r}; expected some of {', '.join(TASKS)}")
-    return TASKS[stage].direction
+    tasks = [find_task(stage) for stage in config.stages]
+    drawing = [task.name for task in tasks if task.direction == MAIN_DIRECTION]
+    return [*drawing, config.stages[-1]][0]
 
 
-def train_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Step:
-    """Describes the training loop's own step."""
-    nets, task = make_nets(config), TASKS[stage]
+def plan_train_step(
+    config: ConfigDict, stage: str, devices: Sequence[jax.Device]
+) -> PlannedStep:
+    """Plans the training loop's own step."""
+    task = TASKS[stage]
+    nets = make_nets(config)
     frozen = {role: abstract_group(nets, g) for role, g in task.frozen.items()}
     planned = loop.plan_program(config, task, nets, frozen, devices)
     batch = abstract_batch(config)
@@ -71,26 +73,28 @@ def train_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) ->
         for name, a in batch.items()
     }
     rows = config.train.batch_size
-    cost = flops.train_step(nets, task, rows, "moments" in batch)
+    cost = flops.count_train_step(nets, task, rows, "moments" in batch)
     arguments = (planned.abstract, planned.frozen, stacked)
-    return Step(planned.step, arguments, rows, cost)
+    return PlannedStep(planned.step, arguments, rows, cost)
 
 
-def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Step:
-    """Describes the pipeline's program, its batch split, parameters as in training.
+def plan_sample_step(
+    config: ConfigDict, stage: str, devices: Sequence[jax.Device]
+) -> PlannedStep:
+    """Plans the pipeline's program, its batch split, parameters as in training.
 
     A stage that enables no direction of sampling stands for text to image.
     """
     nets = make_nets(config)
     mesh = make_mesh(**config.mesh, devices=devices)
-    name = _direction(stage) or MAIN_DIRECTION
+    name = TASKS[stage].direction or MAIN_DIRECTION
     direction = DIRECTIONS[name]
     options = SampleOptions(**config[direction.section]).check(direction.section)
-    size, parts = options.batch_size, row_parts(mesh)
-    if size % parts:
+    size = options.batch_size
+    if size % row_parts(mesh):
         raise UserError(
-            f"{direction.section}.batch_size is {size}; expected a multiple of {parts},"
-            " the parts into which mesh.data and mesh.fsdp split it"
+            f"{direction.section}.batch_size is {size}; expected a multiple of "
+            f"{row_parts(mesh)}, the parts into which mesh.data and mesh.fsdp split it"
         )
     programs = Programs(nets, config.loss.i2t.text_scale)
     function = functools.partial(getattr(programs, name), options=options)
@@ -108,61 +112,72 @@ def sample_step(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -
         with_shardings(jax.ShapeDtypeStruct((size,), np.int32), places),
     )
     run = {k: getattr(options, k) for k in ("num_steps", "scale", "solver")}
-    count = flops.sampling_total(nets, name, size, **run)
+    costs = flops.count_sampling(nets, name, size, **run)
+    count = sum(cost.total for cost in costs.values())
     program = jax.jit(in_mesh(mesh, function), out_shardings=places)
-    return Step(program, arguments, size, flops.StepFlops(count, 0))
+    return PlannedStep(program, arguments, size, flops.StepFlops(count, 0))
 
 
-MAKE = {"train": train_step, "sample": sample_step}
+PLANS = {"train": plan_train_step, "sample": plan_sample_step}
 
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Of one device; outputs that take the place of a donated argument cost nothing."""
+    """Returns the GiB that a program takes of one device."""
     stats = compiled.memory_analysis()
-    argument, temp = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    # An output that takes the place of a donated argument costs nothing.
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    total = argument + temp + new + stats.generated_code_size_in_bytes
-    sizes = {"argument_gib": argument, "temp_gib": temp, "total_gib": total}
+    sizes = {
+        "argument_gib": stats.argument_size_in_bytes,
+        "temp_gib": stats.temp_size_in_bytes,
+    }
+    total = sum(sizes.values()) + new + stats.generated_code_size_in_bytes
+    sizes["total_gib"] = total
     return {name: round(size / GIB, 4) for name, size in sizes.items()}
 
 
 def _too_large(error: Exception) -> dict[str, float | None]:
-    """What libtpu says of a program that it refuses for its size."""
-    needed = re.search(r"(?:\(|Used )(\d+(?:\.\d+)?)([GT])", str(error))
-    total = float(needed[1]) * {"G": 1, "T": 1024}[needed[2]] if needed else None
+    """Reads the total off libtpu's refusal of a program for its size."""
+    total = None
+    if needed := re.search(r"(?:\(|Used )(\d+(?:\.\d+)?)([GT])", str(error)):
+        total = float(needed[1]) * {"G": 1, "T": 1024}[needed[2]]
     return {"argument_gib": None, "temp_gib": None, "total_gib": total}
 
 
-def measure(
+def measure_program(
     config: ConfigDict, stage: str, step: str, devices: Sequence[jax.Device]
 ) -> dict[str, Any]:
-    """Compiles a step for the devices; its size, its work and what it moves.
+    """Compiles a step for the devices; returns its size, its work and its traffic.
 
-    A program that the compiler refuses because it is too large has the total that it
-    names, if it names one, and no collectives.
+    A program that the compiler refuses because it is too large has the total that the
+    refusal names, if any, and no collectives.
+
+    Args:
+        step: a key of PLANS.
 
     Raises:
         UserError: where the config does not suit the devices.
     """
-    made = MAKE[step](config, stage, devices)
-    begun, moves = time.monotonic(), None
+    planned = PLANS[step](config, stage, devices)
+    begun = time.monotonic()
+    collectives = None
     try:
-        compiled = made.program.lower(*made.arguments).compile()
+        compiled = planned.program.lower(*planned.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         memory = _too_large(error)
     else:
-        memory, moves = memory_of(compiled), hlo.count(compiled.as_text())
+        memory = memory_of(compiled)
+        collectives = hlo.count(compiled.as_text())
     return {
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
         "stage": stage,
         "step": step,
-        "global_batch": made.rows,
+        "global_batch": planned.rows,
         **memory,
-        "model_tflops_per_step": round(made.flops.model / 1e12, 3),
-        "recompute_fraction": round(made.flops.recompute_fraction, 4),
-        "collectives": moves,
+        "model_tflops_per_step": round(planned.flops.model / 1e12, 3),
+        "recompute_fraction": round(planned.flops.recompute_fraction, 4),
+        "collectives": collectives,
         "compile_seconds": round(time.monotonic() - begun, 1),
     }

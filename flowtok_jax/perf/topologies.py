@@ -61,7 +61,7 @@ XLA_FLAGS = (
 )
 
 
-def parse(name: str) -> tuple[str, tuple[int, ...]]:
+def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
     """Splits a topology's name into kind and sizes.
 
     Raises:
@@ -72,13 +72,13 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     if not axes or not re.fullmatch("x".join([r"[1-9]\d*"] * axes), sizes):
         examples = ", ".join(k.example for k in KINDS.values())
         raise UserError(
-            f"topology is {name!r}; expected KIND:SIZES with one of {', '.join(KINDS)},"
-            f" such as {examples}"
+            f"topology is {name!r}; expected KIND:SIZES with one of "
+            f"{', '.join(KINDS)}, such as {examples}"
         )
     return kind, tuple(map(int, sizes.split("x")))
 
 
-def prepare() -> None:
+def prepare_environment() -> None:
     """Sets what compiling without the hardware needs; before any backend starts."""
     os.environ.update(ENVIRONMENT)
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
@@ -100,12 +100,14 @@ def need(platform: str) -> None:
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-    """Describes the devices of a topology, which need not exist; after `prepare`.
+    """Describes the devices of a topology, which need not exist.
+
+    `prepare_environment` has to be called before.
 
     Raises:
         UserError: where the topology cannot be, or an extra is not installed.
     """
-    kind, sizes = parse(name)
+    kind, sizes = parse_topology(name)
     platform = KINDS[kind].platform
     need(platform)
     if platform == "cuda":

@@ -1,4 +1,4 @@
-"""The table of tasks: what each training stage computes.
+"""The table of tasks, one for each training stage.
 
 A new task is one file here, with a `Task` of its own, and a config.
 """
@@ -18,12 +18,24 @@ TASKS: dict[str, Task] = {
 }
 
 
+def find_task(stage: str) -> Task:
+    """Returns the task of a stage.
+
+    Raises:
+        UserError: for a stage that no task describes.
+    """
+    if stage not in TASKS:
+        raise UserError(f"stages has {stage!r}; expected some of {', '.join(TASKS)}")
+    return TASKS[stage]
+
+
 def networks_of(group: str) -> tuple[str, ...]:
     """Returns the names of the networks whose parameters form a group.
 
     Raises:
         UserError: for a group that no task trains, and that is not the text tower.
     """
+    # Nobody trains the text tower: it comes with its weights, or stays random.
     groups = {"clip": ("clip",)} | {t.name: t.networks for t in TASKS.values()}
     if group not in groups:
         raise UserError(f"no group {group!r}; known are {', '.join(groups)}")
@@ -36,7 +48,7 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
 
 
 def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
-    """Computes shapes and dtypes of a group's parameters, and no values."""
+    """Returns shapes and dtypes of a group's parameters, computing no values."""
     return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
 
 

@@ -30,8 +30,12 @@ Loss = Callable[..., tuple[Float[Array, ""], Scalars]]
 
 
 @runtime_checkable
-class Model(Protocol):
-    """The directions that a preview may use: those of pipeline.FlowTok."""
+class PreviewModel(Protocol):
+    """The part of pipeline.FlowTok that a preview may use."""
+
+    nets: Nets
+    params: Params  # by group
+    vocabulary: Any
 
     def encode_image(self, images): ...
 
@@ -45,7 +49,7 @@ class Model(Protocol):
 
 
 class Preview(NamedTuple):
-    """What a task made of examples, to be judged and shown by eval/previews.py.
+    """Images or captions that a task made of examples; eval/previews.py judges them.
 
     Attributes:
         name: name of the picture.
@@ -74,11 +78,11 @@ class Task(NamedTuple):
         networks: the networks of models/build.py whose parameters form the group.
         frozen: role in the loss -> group whose parameters are only used.
         loss: called with `nets`, `parts` and the keys of config.loss[TASK].
-        preview: what the trained weights make of (model, examples).
+        preview: makes something of (model with the trained weights, examples).
         passes: forward passes of frozen networks in a step, for counting FLOPs:
             networks' names, or the tokenizer's `encoder` or `decoder`.
         draws: whether previews have images to measure.
-        contents: what the records may hold, "image" or "moments" (stored latents).
+        contents: contents of the data that will do, "image" or "moments" (latents).
         direction: the direction of sampling.py that the group enables, if any.
         make_trainer: builds the state and the step; None for one optimiser.
     """
@@ -87,7 +91,7 @@ class Task(NamedTuple):
     networks: tuple[str, ...]
     frozen: Mapping[str, str]
     loss: Loss
-    preview: Callable[[Model, Any], Preview]
+    preview: Callable[[PreviewModel, Any], Preview]
     passes: tuple[str, ...]
     draws: bool = False
     contents: tuple[str, ...] = ("image", "moments")

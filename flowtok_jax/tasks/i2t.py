@@ -5,6 +5,8 @@
 (FlowTok section 3.3: both extra weights are 0 in this direction.)
 """
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Float
 
@@ -13,8 +15,8 @@ from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import (
     Batch,
-    Model,
     Preview,
+    PreviewModel,
     Scalars,
     Task,
     flow_loss,
@@ -45,6 +47,7 @@ def i2t_loss(
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
     text_feats = text_features(nets, frozen, batch)
+    # Without a key no dropout: the target is the same at every visit of a caption.
     text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
     if target not in TARGETS:
         raise UserError(f"loss.i2t.target is {target!r}; expected one of {TARGETS}")
@@ -55,7 +58,7 @@ def i2t_loss(
     return loss, scalars
 
 
-def preview(model: Model, examples) -> Preview:
+def _preview(model: PreviewModel, examples: Any) -> Preview:
     """Describes the examples' images."""
     examples = examples.with_images(model)  # of stored latents there are none
     captions = model.image_to_text(examples.floats)
@@ -71,7 +74,7 @@ TASK = Task(
         "text_tokenizer": "text_tokenizer",
     },
     loss=i2t_loss,
-    preview=preview,
+    preview=_preview,
     passes=("clip", "encoder", "projector"),
     direction="image_to_text",
 )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.models.build import Nets, init_networks
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import Batch, Loss, Scalars, Task
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import Trainer, TrainState, make_state
@@ -28,12 +29,14 @@ def train_step(
 
     Where the loss or the gradient is not finite, the step only counts itself.
     """
+    # The key never changes: a step's randomness is its number's, resumed or not.
     key = jax.random.fold_in(state.key, state.step)
     grad = jax.value_and_grad(loss, has_aux=True)
     (value, scalars), grads = grad(state.params, frozen, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = optax.tree.norm(grads)
+    # A gradient may be infinite where the loss is not.
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     new = {
         "params": params,
@@ -54,9 +57,15 @@ def train_step(
 
 
 def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
-    """Makes the trainer of a task: its own, or one AdamW over all its parameters."""
+    """Makes the trainer of a task: its own, or one AdamW over all its parameters.
+
+    Raises:
+        UserError: for a loss, a schedule or an optimiser that cannot be.
+    """
     if task.make_trainer is not None:
         return task.make_trainer(task, config, nets)
+    if task.name not in config.loss:
+        raise UserError(f"the config has no section loss.{task.name}; add one to it")
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
     options = {"parts": config.train.accumulate, **config.loss[task.name]}
@@ -76,7 +85,7 @@ def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
     return Trainer(start, step, lambda count: {"lr": float(schedule(count))})
 
 
-def scan_steps(
+def train_steps(
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, Scalars]],
     state: TrainState,
     frozen: Params,

@@ -5,6 +5,8 @@
 (FlowTok section 3.3.)
 """
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Float
 
@@ -14,8 +16,8 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.base import (
     Batch,
-    Model,
     Preview,
+    PreviewModel,
     Scalars,
     Task,
     flow_loss,
@@ -54,7 +56,9 @@ def t2i_loss(
     source = project(nets, trained["projector"], text_feats, keys["projector"])
     z_txt = source.sample(keys["source"])
     head = {"params": trained["align_head"]}
+    # The head sees features before the projector: a target the source cannot move.
     target, tau = nets.align_head.apply(head, text_feats)
+    # Alignment couples the rows of a batch, so it is never computed in parts.
     if align == "contrastive":
         alignment = losses.contrastive_alignment(z_txt, target, tau, align_groups)
     elif align == "cosine":
@@ -71,7 +75,7 @@ def t2i_loss(
     return sum(terms.values()), scalars | latent_scalars("source", source)
 
 
-def preview(model: Model, examples) -> Preview:
+def _preview(model: PreviewModel, examples: Any) -> Preview:
     """Draws the examples' captions."""
     return Preview("text_to_image", images=model.text_to_image(examples.captions))
 
@@ -81,7 +85,7 @@ TASK = Task(
     networks=("projector", "align_head", "dit"),
     frozen={"clip": "clip", "tokenizer": "tokenizer"},
     loss=t2i_loss,
-    preview=preview,
+    preview=_preview,
     draws=True,
     passes=("clip", "encoder"),
     direction="text_to_image",

@@ -3,6 +3,8 @@
 L = cross-entropy of the caption's ids + kl_weight * KL                         (1)
 """
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Float
 
@@ -13,8 +15,8 @@ from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import accumulate
 from flowtok_jax.tasks.base import (
     Batch,
-    Model,
     Preview,
+    PreviewModel,
     Scalars,
     Task,
     draw_noise,
@@ -62,6 +64,8 @@ def text_tokenizer_loss(
         "text_feats": text_feats,
         "noise": draw_noise(nets, keys["sample"], rows),
     }
+    # Both networks see a part together: the projector's gradient comes through the
+    # decoder.
     loss, (caption, exact, moments) = accumulate(rows_loss, parts)(
         trained, (), rest, keys["nets"]
     )
@@ -72,7 +76,7 @@ def text_tokenizer_loss(
     return loss, scalars
 
 
-def preview(model: Model, examples) -> Preview:
+def _preview(model: PreviewModel, examples: Any) -> Preview:
     """Encodes and decodes the examples' captions; there is no picture of that."""
     captions = model.reconstruct_text(examples.captions)
     return Preview("", captions=captions, are_copies=True)
@@ -83,6 +87,6 @@ TASK = Task(
     networks=("projector", "text_decoder"),
     frozen={"clip": "clip"},
     loss=text_tokenizer_loss,
-    preview=preview,
+    preview=_preview,
     passes=("clip",),
 )

@@ -4,9 +4,11 @@ L = mean (decoded - image)^2 + kl_weight * KL                                   
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Key, Params
@@ -16,8 +18,8 @@ from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import accumulate
 from flowtok_jax.tasks.base import (
     Batch,
-    Model,
     Preview,
+    PreviewModel,
     Scalars,
     Task,
     draw_noise,
@@ -46,6 +48,7 @@ def tokenizer_loss(
     keys = dict(zip(("drop", "sample"), jax.random.split(key), strict=True))
     text_feats = text_features(nets, frozen, batch)
     rows = text_feats.shape[0]
+    # Drawn for the whole batch, so that `parts` do not change which rows are kept.
     kept = jax.random.bernoulli(keys["drop"], 1 - caption_dropout, (rows, 1, 1))
 
     def rows_loss(params, _, rest, key):
@@ -67,17 +70,18 @@ def tokenizer_loss(
     loss, (mse, moments) = accumulate(rows_loss, parts)(
         trained["tokenizer"], (), rest, key
     )
-    mse, divergence = mse.mean(), losses.kl_loss(*moments, kl)
+    mse = mse.mean()
+    divergence = losses.kl_loss(*moments, kl)
     scalars = {"loss/reconstruction": mse, "loss/kl": kl_weight * divergence}
-    scalars |= {"psnr_db": -10 * jnp.log10(mse)}
+    scalars |= {"psnr_db": -10 * jnp.log10(mse)}  # of the batch's mean error
     scalars |= latent_scalars("latent", Posterior(*moments))
     return loss, scalars
 
 
-def preview(model: Model, examples) -> Preview:
+def _preview(model: PreviewModel, examples: Any) -> Preview:
     """Encodes and decodes the examples' images."""
     tokens = model.encode_image(examples.floats).mean
-    images = model.decode_image(tokens, examples.captions)
+    images = np.asarray(model.decode_image(tokens, examples.captions))
     return Preview("reconstructions", images=images, are_copies=True)
 
 
@@ -86,7 +90,7 @@ TASK = Task(
     networks=("tokenizer",),
     frozen={"clip": "clip"},
     loss=tokenizer_loss,
-    preview=preview,
+    preview=_preview,
     draws=True,
     passes=("clip",),
     contents=("image",),

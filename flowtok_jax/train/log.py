@@ -34,7 +34,7 @@ LINE_SECONDS = 15.0  # between two lines where there is no terminal for a bar
 
 
 class Metrics:
-    """The files of one stage's measures; a context manager, silent but on process 0.
+    """The files of one stage's measurements, a context manager silent but on process 0.
 
     A bucket cannot append: for a remote workdir the files are written to a temporary
     directory here, and those that grew are copied whole by `store`, at the end, and

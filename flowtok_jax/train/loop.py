@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.data.loader import Batch, Loader
+from flowtok_jax.data.loader import Batch, Loader, open_source
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
@@ -25,20 +25,28 @@ from flowtok_jax.runtime.mesh import (
 )
 from flowtok_jax.runtime.processes import Preemption, is_first
 from flowtok_jax.tasks.base import Task
-from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import TrainState
-from flowtok_jax.tasks.step import make_trainer, scan_steps
+from flowtok_jax.tasks.step import make_trainer, train_steps
 from flowtok_jax.train import sharding
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
-from flowtok_jax.train.log import Metrics, Progress, StepReport, is_due
+from flowtok_jax.train.log import (
+    Metrics,
+    Progress,
+    StepReport,
+    is_due,
+    log_parameters,
+)
 from flowtok_jax.weights.workdir import steps_of
 
-# Of EMA parameters and frozen ones: scalars, and pictures [h, w, 3] uint8.
+# (EMA parameters, frozen ones by role) -> scalars, and pictures [h, w, 3] uint8.
 Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarray]]]
 
 
 class PreemptedError(Exception):
-    """The run was asked to end, and saved; its arguments are the stage and the step."""
+    """The end of a run that was asked to end, and saved.
+
+    Its arguments are the stage and the step.
+    """
 
 
 class StageResult(NamedTuple):
@@ -99,7 +107,7 @@ def plan_program(
 ) -> TrainProgram:
     """Builds the program with shapes only in `frozen`, also for devices elsewhere."""
     mesh = make_mesh(**config.mesh, devices=devices)
-    check(config, devices)
+    check_stage(config, task, devices)
     trainer = make_trainer(task, config, nets)
     abstract = jax.eval_shape(functools.partial(trainer.start, None))
     places = sharding.shardings(mesh, abstract)
@@ -114,7 +122,7 @@ def plan_program(
     return TrainProgram(
         start=start,
         step=jax.jit(
-            in_mesh(mesh, functools.partial(scan_steps, trainer.step)),
+            in_mesh(mesh, functools.partial(train_steps, trainer.step)),
             donate_argnums=0,
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
@@ -126,14 +134,14 @@ def plan_program(
     )
 
 
-def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> None:
-    """Refuses what can be told wrong before anything is written or computed.
+def check_stage(
+    config: ConfigDict, task: Task, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """Refuses numbers that can be told wrong before anything is written or computed.
 
     Raises:
         UserError: naming the key.
     """
-    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
-    make_optimizer(schedule, **config.optimizer)
     mesh = make_mesh(**config.mesh, devices=devices)
     counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
     for name in (*counts, "max_skipped_in_a_row"):
@@ -152,10 +160,27 @@ def check(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> No
             f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
             "split it"
         )
+    # A trainer refuses the schedules and optimisers that it cannot make.
+    make_trainer(task, config, make_nets(config))
+
+
+def check_data(config: ConfigDict, task: Task) -> None:
+    """Refuses sources whose records do not hold what the task needs.
+
+    Raises:
+        UserError: naming the source.
+    """
+    for spec in {config.data.train, config.data.eval or config.data.train}:
+        content = open_source(config, spec).content
+        if content not in task.contents:
+            raise UserError(
+                f"stage {task.name} needs {' or '.join(task.contents)} data; "
+                f"{spec} has {content}"
+            )
 
 
 def _next_stop(step: int, config: ConfigDict) -> int:
-    """The step at which the host has to look at the state again."""
+    """Returns the step at which the host has to look at the state again."""
     stops = [step + config.train.steps_per_call, config.train.num_steps]
     for every in (config.checkpoint.every, config.log.every, config.log.preview_every):
         if every > 0:
@@ -166,14 +191,14 @@ def _next_stop(step: int, config: ConfigDict) -> int:
 def _stack(
     loader: Iterator[Batch], count: int, mesh: jax.sharding.Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
-    """The next batches as one of global arrays [count, batch_size, ...]."""
+    """Stacks the next batches into global arrays [count, batch_size, ...]."""
     batches = [next(loader) for _ in range(count)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
 
 
 def finished(config: ConfigDict, task: Task, workdir: Place) -> StageResult | None:
-    """The result of a stage that has nothing left to train; None for another."""
+    """Reads the result of a stage with nothing left to train; None for another."""
     if max(steps_of(workdir, task.name), default=-1) < config.train.num_steps:
         return None
     with _checkpoints(config, task, workdir) as checkpoints:
@@ -188,8 +213,8 @@ def _result(meta: dict[str, Any]) -> StageResult:
 
 
 def _checkpoints(config: ConfigDict, task: Task, workdir: Place) -> Checkpoints:
-    keep, every = config.checkpoint.keep, config.checkpoint.keep_every
-    return Checkpoints(workdir, task.name, keep=keep, keep_every=every)
+    options = {name: config.checkpoint[name] for name in ("keep", "keep_every")}
+    return Checkpoints(workdir, task.name, **options)
 
 
 def train(
@@ -209,7 +234,8 @@ def train(
     Every process of the run calls it; process 0 writes metrics, all write checkpoints.
 
     Args:
-        frozen: the parameters of the groups that the task needs.
+        frozen: parameters by their role in the task.
+        evaluate: called at previews.
         load_start: gives the parameters to start from, None for random ones; called
             only where there is no checkpoint.
 
@@ -224,7 +250,9 @@ def train(
             program.start(load_start()),
             {"seconds": 0.0},
         )
-        start_step, first = int(state.step), is_first()
+        log_parameters(workdir, task.name, program.abstract.params)
+        start_step = int(state.step)
+        first = is_first()
         rows = local_rows(program.mesh, config.train.batch_size)
         loader = Loader(config, vocabulary, start_step, rows)
         with (
@@ -253,12 +281,15 @@ def _run_steps(
     preemption: Preemption,
     evaluate: Evaluate,
 ) -> StageResult:
-    """The loop proper. The device computes a call while the host reads the last one's
-    scalars and loads the next one's batches.
+    """Runs the loop proper.
+
+    The device computes a call while the host reads the scalars of the call before and
+    loads the batches of the next.
     """
     step = int(state.step)
     while step < config.train.num_steps:
-        before, step = step, _next_stop(step, config)
+        before = step
+        step = _next_stop(step, config)
         batches = _stack(loader, step - before, program.mesh, config.train.batch_size)
         state, scalars = program.step(state, program.frozen, batches)
         report.call(step, scalars)
@@ -266,7 +297,8 @@ def _run_steps(
         ends = preemption.look() and not done
         saves = done or ends or is_due(step, config.checkpoint.every)
         shows = done or (is_due(step, config.log.preview_every) and not ends)
-        if saves or shows:  # its line goes first: a run that resumes does not write it
+        # The step's line goes first: a run that resumes here does not write it again.
+        if saves or shows:
             report.flush()
         if shows:
             report.values(step, *evaluate(state.ema, program.frozen))
@@ -283,6 +315,5 @@ def _run_steps(
             raise PreemptedError(task.name, step)
         if saves or shows:
             report.start_clock(step)
-    return StageResult(
-        report.seconds, params_sha256(state.params), {}
-    )  # nothing was left
+    # The checkpoint was the last step's, and nothing was left to train.
+    return StageResult(report.seconds, params_sha256(state.params), {})

@@ -178,7 +178,8 @@ def test_previews_have_fid_where_the_config_asks_for_it(demo, flowtok, monkeypat
     config.log.update({"preview_samples": 5, "preview_fid": True})
     mesh, params = make_mesh(data=8, fsdp=1, tensor=1), flowtok.params
     preview = previews.make_preview(config, TASKS["t2i"], flowtok.vocabulary, mesh)
-    scalars, _ = preview(*(put(x, replicated(mesh)) for x in (params["t2i"], params)))
+    frozen = {role: params[group] for role, group in TASKS["t2i"].frozen.items()}
+    scalars, _ = preview(*(put(x, replicated(mesh)) for x in (params["t2i"], frozen)))
     shown = examples(5)
     drawn = to_uint8(flowtok.text_to_image(shown.captions))
     a, b = (by_hand(x)[0].astype(np.float64) for x in (drawn, shown.images))

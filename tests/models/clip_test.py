@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.parameter_overview import count_parameters
 
 from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
 from flowtok_jax.eval.nets import shapes_of
-from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.clip import ClipScorer, ClipText, ClipVision, make_clip_scorer
 from tests import tiny
 from tests.models.layers_test import slow_attention

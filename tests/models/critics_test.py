@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.parameter_overview import count_parameters
 
 from flowtok_jax.models import critics
-from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.critics import LPIPS, Discriminator, blur_pool
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny

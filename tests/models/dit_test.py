@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.parameter_overview import count_parameters
 
-from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.dit import SIZES, DiT, DiTBlock, modulations
 from tests import tiny
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.parameter_overview import count_parameters
 
 from flowtok_jax.models import inception
-from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.inception import Inception, resize_legacy
 from tests import tiny
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.parameter_overview import count_parameters
 
-from flowtok_jax.models.build import count_parameters
 from flowtok_jax.models.tokenizer import SIZES, Tokenizer, patchify, unpatchify
 from flowtok_jax.tasks.losses import gaussian_kl
 from tests import tiny

@@ -82,11 +82,12 @@ def check_flops(text: dict, image: dict, train: dict) -> None:
     ):
         stage = "t2i" if one is text else "i2t"
         options = {"num_steps": 3, "scale": scale, "solver": "euler"}
-        wanted = flops.sampling_total(tiny_nets(stage), direction, ROWS, **options)
+        costs = flops.count_sampling(tiny_nets(stage), direction, ROWS, **options)
+        wanted = sum(cost.total for cost in costs.values())
         assert one["model_gflop_per_image"] == pytest.approx(wanted / ROWS / 1e9)
         rate = wanted / one["seconds"]["p50"] / 1e12
         assert one["tflops_per_sec"] == pytest.approx(rate)
-    wanted = flops.train_step(tiny_nets("t2i"), TASKS["t2i"], ROWS, False).model
+    wanted = flops.count_train_step(tiny_nets("t2i"), TASKS["t2i"], ROWS, False).model
     assert train["model_tflop_per_call"] == pytest.approx(wanted / 1e12)
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flowtok_jax.modes.train import train as train_stages
+from flowtok_jax.modes.train import train_stages
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import read_config
 

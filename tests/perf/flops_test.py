@@ -105,7 +105,7 @@ def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss = functools.partial(TASKS[task].loss, nets=built, **options)
     grad = jax.grad(loss, has_aux=True)
-    cost = flops.train_step(built, TASKS[task], ROWS, has_moments=False)
+    cost = flops.count_train_step(built, TASKS[task], ROWS, has_moments=False)
     got = counted(grad, trained, groups, batch, key)
     assert got == pytest.approx(cost.model + cost.recomputed, rel=0.06)
     assert (cost.recompute_fraction > 0) == (remat != "none")
@@ -114,7 +114,8 @@ def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
 def test_stored_moments_save_the_encoder_in_text_to_image():
     built = nets()
     whole, stored = (
-        flops.train_step(built, TASKS["t2i"], ROWS, has).model for has in (False, True)
+        flops.count_train_step(built, TASKS["t2i"], ROWS, has).model
+        for has in (False, True)
     )
     assert whole - stored == ROWS * flops.encoder(built.tokenizer).total
 
@@ -144,7 +145,8 @@ def test_sampling_has_the_flops_that_xla_counts(direction, scale, solver):
         *(params, data, key, spec(ROWS, dtype=jnp.int32)),
     )
     run = {"num_steps": 1, "scale": scale, "solver": solver}
-    wanted = flops.sampling_total(built, direction, ROWS, **run)
+    costs = flops.count_sampling(built, direction, ROWS, **run)
+    wanted = sum(cost.total for cost in costs.values())
     if is_text:  # the captions' features, twice in the program before XLA merges them
         wanted += ROWS * flops.clip(built.clip).total
     assert got == pytest.approx(wanted, rel=0.04)
@@ -153,7 +155,7 @@ def test_sampling_has_the_flops_that_xla_counts(direction, scale, solver):
 @pytest.mark.parametrize(("solver", "times"), [("euler", 5), ("heun", 10)])
 def test_modulations_count_once_a_time_however_many_rows(solver, times):
     few, many = (
-        flops.sampling(
+        flops.count_sampling(
             nets(), "text_to_image", rows, num_steps=5, scale=2.0, solver=solver
         )["dit"].blocks
         for rows in (1, 8)

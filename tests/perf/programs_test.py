@@ -38,7 +38,7 @@ def config(stage="t2i", **changes):
 
 
 def measure(config, devices, stage="t2i", step="train"):
-    return programs.measure(config, stage, step, devices)
+    return programs.measure_program(config, stage, step, devices)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,9 @@ def test_a_program_that_is_refused_for_its_size_does_not_fit(monkeypatch, split)
                 "20.06G of 15.75G hbm. Exceeded hbm capacity by 4.31G."
             )
 
-    step = programs.train_step(config(), "t2i", jax.devices())
+    step = programs.plan_train_step(config(), "t2i", jax.devices())
     monkeypatch.setitem(
-        programs.MAKE, "train", lambda *_: step._replace(program=Refused())
+        programs.PLANS, "train", lambda *_: step._replace(program=Refused())
     )
     result = measure(config(), jax.devices())
     assert result["total_gib"] == 20.06
@@ -164,7 +164,7 @@ def test_of_several_stages_the_main_or_the_last_is_taken(stages, chosen):
 @pytest.fixture
 def pretended(monkeypatch):
     """The mode with CPU devices where a topology is named; no environment is set."""
-    monkeypatch.setattr(topologies, "prepare", lambda: None)
+    monkeypatch.setattr(topologies, "prepare_environment", lambda: None)
     monkeypatch.setattr(topologies, "devices", lambda name: jax.devices())
 
 
@@ -194,12 +194,12 @@ def test_a_program_larger_than_the_device_does_not_fit(pretended, monkeypatch):
     monkeypatch.setitem(topologies.KINDS, "a100", small)
     result = compile_mode.report(config(), "a100:8", "train")
     assert result["fits"] is False
-    assert any("DOES NOT FIT" in line for line in compile_mode.describe(result))
+    assert any("DOES NOT FIT" in line for line in compile_mode.report_lines(result))
 
 
 def test_mistakes_end_in_one_line(cli):
     mode = ["--mode=compile", f"--config={run.CONFIG}"]
-    assert "wanted KIND:SIZES" in cli(*mode, "--topology=v9:2x2").complaint
+    assert "expected KIND:SIZES" in cli(*mode, "--topology=v9:2x2").complaint
     assert "topology is ''" in cli(*mode).complaint
     assert "no config named" in cli("--mode=compile").complaint
 
@@ -208,7 +208,7 @@ def test_mistakes_end_in_one_line(cli):
 @pytest.mark.parametrize("topology", ["v5e:2x2", "a100:4"])
 @pytest.mark.parametrize("step", compile_mode.STEPS)
 def test_the_demo_compiles_for_hardware_that_is_not_there(topology, step):
-    platform = topologies.KINDS[topologies.parse(topology)[0]].platform
+    platform = topologies.KINDS[topologies.parse_topology(topology)[0]].platform
     try:
         topologies.need(platform)
     except UserError as error:

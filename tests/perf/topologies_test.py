@@ -20,12 +20,12 @@ from flowtok_jax.runtime.errors import UserError
     ],
 )
 def test_a_name_is_a_kind_and_sizes(name, kind, sizes):
-    assert topologies.parse(name) == (kind, sizes)
+    assert topologies.parse_topology(name) == (kind, sizes)
 
 
 @pytest.mark.parametrize("kind", topologies.KINDS.values(), ids=topologies.KINDS)
 def test_examples_are_topologies(kind):
-    assert topologies.KINDS[topologies.parse(kind.example)[0]] == kind
+    assert topologies.KINDS[topologies.parse_topology(kind.example)[0]] == kind
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_examples_are_topologies(kind):
 )
 def test_another_name_is_refused_with_the_choices(name):
     with pytest.raises(UserError, match="v5e, v6e, v5p, a100, such as v5e:16x16,"):
-        topologies.parse(name)
+        topologies.parse_topology(name)
 
 
 @pytest.mark.parametrize("name", ["v5e:4x4", "a100:8"])
@@ -58,7 +58,7 @@ def test_an_absent_extra_is_named_with_the_line_that_installs_it(name, monkeypat
 
 def test_gpus_beyond_a_host_come_in_whole_hosts(monkeypatch):
     monkeypatch.setattr(topologies, "MODULES", {"cuda": ()})
-    with pytest.raises(UserError, match="a100:12; wanted at most 8 GPUs, or"):
+    with pytest.raises(UserError, match="a100:12; expected at most 8 GPUs, or"):
         topologies.devices("a100:12")
 
 
@@ -77,7 +77,8 @@ def test_the_target_of_an_a100_is_an_a100_of_80_gb():
 def test_flags_of_the_mode_are_accepted_and_start_no_accelerator():
     """An unknown XLA flag would abort the process."""
     code = (
-        "from flowtok_jax.perf import topologies; topologies.prepare(); import jax;"
+        "from flowtok_jax.perf import topologies; topologies.prepare_environment();"
+        "import jax;"
         "print(jax.jit(lambda x: x + 1)(1), jax.devices()[0].platform)"
     )
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": ""}

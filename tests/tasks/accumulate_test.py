@@ -11,7 +11,7 @@ from configs import default
 from flowtok_jax.tasks import TASKS
 from flowtok_jax.tasks.accumulate import accumulate
 from tests import tiny
-from tests.tasks import step_test
+from tests.tasks.setting import batch
 
 OPTIONS = default.get_config().loss
 STILL = {"depth": 1, "heads": 4, "mlp_width": 24, "dropout": 0.0}
@@ -23,12 +23,12 @@ def gradient(task, parts, **overrides):
     options = OPTIONS[task].to_dict() | overrides
     loss = functools.partial(TASKS[task].loss, nets=nets, parts=parts, **options)
     frozen = {
-        group: tiny.random_params(nets, group, seed=i + 1)
-        for i, group in enumerate(TASKS[task].frozen)
+        role: tiny.random_params(nets, group, seed=i + 1)
+        for i, (role, group) in enumerate(TASKS[task].frozen.items())
     }
     function = jax.jit(jax.value_and_grad(loss, has_aux=True))
     params = tiny.random_params(nets, task)
-    return function(params, frozen, step_test.batch(), jax.random.key(1))
+    return function(params, frozen, batch(), jax.random.key(1))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_kl_reductions(form, reduction, divisor, batch):
 
 def test_kl_of_an_unknown_form_is_refused():
     zeros = jnp.zeros((1, 1, 1))
-    with pytest.raises(ValueError, match="'gaussian'; wanted one of"):
+    with pytest.raises(ValueError, match="'gaussian'; expected one of"):
         losses.kl_loss(zeros, zeros, "gaussian")
 
 

@@ -71,10 +71,10 @@ def test_bfloat16_moments_take_half_the_memory_and_move_weights_nearly_as_far():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"moments": "float16"}, "optimizer.moments is 'float16'; wanted one of"),
+        ({"moments": "float16"}, "optimizer.moments is 'float16'; expected one of"),
         (
             {"moments": "bfloat16", "betas": (0.9, 0.999)},
-            r"betas\[1\] = 0.999.*wanted at most 0.99",
+            r"betas\[1\] = 0.999.*expected at most 0.99",
         ),
     ],
 )

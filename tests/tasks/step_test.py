@@ -1,3 +1,5 @@
+"""The step that the tasks share."""
+
 import functools
 
 import jax
@@ -7,45 +9,15 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from configs import default
 from flowtok_jax import array_types as shapes
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks import TASKS, init_group
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.tasks.state import make_state
-from flowtok_jax.tasks.step import scan_steps, train_step
+from flowtok_jax.tasks.step import train_step, train_steps
 from flowtok_jax.train import sharding
 from tests import tiny
-
-OPTIONS = default.get_config().loss
-ROWS = 8
-
-
-def batch(seed=0):
-    rng, sizes = np.random.default_rng(seed), tiny.config()
-    side, tokens = sizes.tokenizer.image_size, sizes.latent.tokens
-    image = rng.integers(0, 256, (ROWS, side, side, 3), np.uint8)
-    ids = rng.integers(0, sizes.clip.vocab_size, (ROWS, tokens), np.int32)
-    return {"image": jnp.asarray(image), "caption_ids": jnp.asarray(ids)}
-
-
-@functools.cache
-def setting(task):
-    """A state away from its initialisation, frozen parameters and a step."""
-    nets = tiny.nets()
-    optimizer = optax.adamw(1e-3)
-    params = tiny.random_params(nets, task)
-    frozen = {
-        group: tiny.random_params(nets, group, seed=i + 1)
-        for i, group in enumerate(TASKS[task].frozen)
-    }
-    step = functools.partial(
-        train_step,
-        loss=functools.partial(TASKS[task].loss, nets=nets, **OPTIONS[task]),
-        optimizer=optimizer,
-        ema_decay=0.9,
-    )
-    return make_state(params, optimizer, seed=0), frozen, step
+from tests.tasks.setting import batch, setting
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -73,29 +45,6 @@ def test_a_step_moves_every_trained_leaf_and_no_frozen_one(task):
     )
 
 
-@pytest.mark.parametrize("task", ["t2i", "i2t"])
-def test_stored_moments_take_the_place_of_the_image(task):
-    state, frozen, step = setting(task)
-    loss, key = jax.jit(step.keywords["loss"]), jax.random.key(0)
-    data, nets = batch(), tiny.nets()
-    image = data["image"].astype(jnp.float32) / 255
-    tokenizer = {"params": frozen["tokenizer"]["tokenizer"]}
-    image = nets.tokenizer.apply(tokenizer, image, method="encode")
-    moments = jnp.concatenate([image.mean, image.logvar], -1)
-    stored = {"caption_ids": data["caption_ids"], "moments": moments}
-    wanted, scalars = loss(state.params, frozen, data, key)
-    without = {group: frozen[group] for group in frozen if group != "tokenizer"}
-    without["tokenizer"] = {"tokenizer": {}}
-    got, got_scalars = loss(state.params, without, stored, key)
-    np.testing.assert_allclose(got, wanted, rtol=1e-5)
-    assert set(scalars) == set(got_scalars)
-    half = stored | {"moments": moments.astype(jnp.float16)}
-    near, _ = loss(state.params, without, half, key)
-    np.testing.assert_allclose(near, wanted, rtol=1e-2)
-    changed = stored | {"moments": moments + 1}
-    assert loss(state.params, without, changed, key)[0] != got
-
-
 def test_steps_of_one_call_are_those_of_single_calls():
     state, frozen, step = setting("text_tokenizer")
     batches = [batch(i) for i in range(3)]
@@ -103,7 +52,7 @@ def test_steps_of_one_call_are_those_of_single_calls():
     for one in batches:
         single, scalars = jax.jit(step)(single, frozen, one)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    scan = jax.jit(functools.partial(scan_steps, step))
+    scan = jax.jit(functools.partial(train_steps, step))
     together, last = scan(state, frozen, stacked)
     assert int(together.step) == 3
     jax.tree.map(
@@ -191,59 +140,3 @@ def test_eight_devices_compute_what_one_does(task, sizes):
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b
         )
-
-
-def test_a_frozen_caption_tower_and_dropout_of_captions_decide_the_reconstruction():
-    state, frozen, step = setting("tokenizer")
-    loss = step.keywords["loss"]
-    key = jax.random.key(0)
-    other = batch() | {"caption_ids": batch(1)["caption_ids"]}
-
-    def mse(rate, data):
-        value = jax.jit(functools.partial(loss, caption_dropout=rate))
-        return value(state.params, frozen, data, key)[1]["loss/reconstruction"]
-
-    assert mse(1.0, batch()) == mse(1.0, other)
-    assert mse(0.0, batch()) != mse(0.0, other)
-
-
-def test_the_dit_starts_at_zero_so_its_other_weights_do_not_matter_to_the_first_loss():
-    nets = tiny.nets()
-    state, frozen, step = setting("t2i")
-    init = jax.jit(lambda key: init_group(nets, "t2i", key)["dit"])
-    loss = jax.jit(step.keywords["loss"])
-    dits = *map(init, jax.random.split(jax.random.key(0))), state.params["dit"]
-    first, second, moved = (
-        loss(state.params | {"dit": dit}, frozen, batch(), jax.random.key(2))[1]
-        for dit in dits
-    )
-    assert first["loss/flow"] == second["loss/flow"] != moved["loss/flow"]
-    assert first["loss/align"] == moved["loss/align"]
-
-
-@pytest.mark.parametrize(
-    ("align", "target"), [("contrastive", "average_pool"), ("cosine", "mlp")]
-)
-def test_the_loss_is_the_sum_of_its_terms_in_every_alignment(align, target):
-    nets = tiny.nets(align_head={"width": 20, "target": target})
-    _, frozen, _ = setting("t2i")
-    options = OPTIONS.t2i.to_dict() | {"align": align}
-    loss = functools.partial(TASKS["t2i"].loss, nets=nets, **options)
-    params = tiny.random_params(nets, "t2i")
-    value, scalars = jax.jit(loss)(params, frozen, batch(), jax.random.key(0))
-    assert np.isfinite(value)
-    assert float(scalars["loss/align"]) > 0
-    terms = sum(scalars[f"loss/{term}"] for term in ("flow", "align", "kl"))
-    np.testing.assert_allclose(value, terms, rtol=1e-6)
-
-
-@pytest.mark.parametrize("target", ["mean", "sample"])
-def test_the_text_target_of_i2t_is_mean_or_sample(target):
-    state, frozen, step = setting("i2t")
-    options = OPTIONS.i2t.to_dict() | {"target": target, "null_rate": 0.0}
-    loss = jax.jit(functools.partial(TASKS["i2t"].loss, nets=tiny.nets(), **options))
-    stds = {
-        seed: loss(state.params, frozen, batch(), jax.random.key(seed))[1]["target/std"]
-        for seed in (0, 1)
-    }
-    assert (stds[0] == stds[1]) == (target == "mean")

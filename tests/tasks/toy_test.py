@@ -200,7 +200,7 @@ def test_training_it_is_timed(toy):
 @pytest.mark.parametrize("name", ["toy", "duel"])
 def test_its_step_is_compiled_for_devices_that_are_not_there(toy, name, monkeypatch):
     """The eight CPU devices stand in for them."""
-    monkeypatch.setattr(topologies, "prepare", lambda: None)
+    monkeypatch.setattr(topologies, "prepare_environment", lambda: None)
     monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices())
     outcome = toy(name, "--mode=compile", "--topology=a100:8")
     assert outcome.status == 0, outcome.stderr

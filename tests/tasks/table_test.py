@@ -1,0 +1,50 @@
+"""The table of tasks, and the groups of parameters that follow from it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from clu.parameter_overview import count_parameters
+
+from flowtok_jax.models.dit import SIZES
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import TASKS, abstract_group, find_task, networks_of
+from tests import tiny
+
+# DiT, projector and align head; millions, as of the release (fixed positions counted).
+PARAMETERS = {"s": 56.8, "b": 153.9, "l": 481.2, "xl": 698.1, "h": 1092.1}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_count_of_text_to_image(size):
+    nets = tiny.nets(
+        latent=dict(tokens=77, channels=16),
+        clip=dict(width=768),
+        projector=dict(depth=6, heads=8, mlp_width=1024),
+        align_head=dict(width=512),
+        dit=SIZES[size],
+    )
+    count = count_parameters(abstract_group(nets, "t2i"))
+    assert round((count + 77 * nets.dit.width) / 1e6, 1) == PARAMETERS[size]
+
+
+@pytest.mark.parametrize("group", ["clip", *TASKS])
+def test_a_group_holds_its_networks_in_float32(group):
+    nets = tiny.nets(compute=dict(dtype="bfloat16"))
+    params = abstract_group(nets, group)
+    assert sorted(params) == sorted(networks_of(group))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_task_stands_under_its_name_and_needs_groups_that_there_are():
+    for name, task in TASKS.items():
+        assert find_task(name) is task
+        assert task.name == name
+        for group in task.frozen.values():
+            assert networks_of(group)
+
+
+def test_what_is_in_no_table_is_refused_with_the_choices():
+    with pytest.raises(UserError, match="stages has 'draw'; expected some of .*t2i"):
+        find_task("draw")
+    with pytest.raises(UserError, match="no group 'draw'; known are clip, "):
+        networks_of("draw")
