@@ -106,10 +106,8 @@ def find_sources(
         else:
             state = state_dicts.read_state(path)
         shapes = {name: np.shape(array) for name, array in state.items()}
-        try:
+        with state_dicts.naming(path):
             sizes = read_sizes(group, shapes, known)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         logging.info("%s: %s: %s", group, path, _inline(sizes))
         sources[group] = GroupSource(path, state, known, sizes)
     return sources
@@ -164,10 +162,8 @@ def convert_source(group: str, sources: dict[str, GroupSource]) -> dict[str, Any
     """Converts one group and removes its source from `sources`."""
     # Removed, so that its memory is free before the next group is converted.
     source = sources.pop(group)
-    try:
+    with state_dicts.naming(source.path):
         return convert(group, source.state, source.heads)
-    except UserError as error:
-        raise UserError(f"{source.path}: {error}") from error
 
 
 def _read_vocabulary(source: GroupSource) -> Vocabulary:

@@ -20,11 +20,13 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules, state_dicts
 from flowtok_jax.convert.layout import (
     check_rules,
+    count_blocks,
     find_dropped,
     log_dropped,
     source_shapes,
     to_ours,
 )
+from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
@@ -42,6 +44,8 @@ TABLES: dict[str, dict[str, np.ndarray]] = {
         f"blocks.{i}.1.kernel": critics.BLUR[None, None] for i in (0, 1, 2)
     },
 }
+
+LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
 
 # Field of CLIP's towers -> (source name, axis) whose length it is.
 _EMBEDDINGS = "{}_model.embeddings.{}_embedding.weight"
@@ -137,9 +141,8 @@ def read_clip_sizes(
     grid = math.isqrt(max(flat.pop("vision.places") - 1, 1))
     flat["vision.image_size"] = grid * flat["vision.patch"]
     for tower in ("text", "vision"):
-        name = rf"{tower}_model\.encoder\.layers\.(\d+)\..*"
-        found = (re.fullmatch(name, key) for key in shapes)
-        flat[f"{tower}.depth"] = 1 + max((int(m[1]) for m in found if m), default=0)
+        template = f"{tower}_model.encoder.layers.{{}}."
+        flat[f"{tower}.depth"] = count_blocks(template, shapes)
         width = flat[f"{tower}.width"]
         number = heads.get(tower) or width // rules.CLIP_HEAD_DIM
         if not number or width % number:
@@ -149,9 +152,6 @@ def read_clip_sizes(
             )
         flat[f"{tower}.heads"] = number
     return unflatten_dict(flat, sep=".")
-
-
-LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
 
 
 class CriticSource(NamedTuple):
@@ -194,8 +194,8 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             write_safetensors(path, leaves)
             entries[name] = {
                 "sizes": source.sizes,
-                # Evaluations print these digests, so that numbers can be compared.
                 "sources": {file.name: _digest(file) for file in source.paths},
+                # eval/nets.py refuses a file with another digest.
                 "sha256": file_sha256(path),
             }
         if vocabulary is not None:
@@ -224,10 +224,8 @@ def _read_files(name: str, given: str) -> CriticSource:
     state = {}
     for path in paths:
         read = state_dicts.read_state(path)
-        try:
+        with naming(path):
             found = prepare_critic(name, read)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         if twice := sorted(found.keys() & state):
             raise UserError(f"{path} has {twice[0]}, which a file before it has too")
         state |= found
@@ -239,10 +237,8 @@ def _read_clip(directory: pathlib.Path) -> CriticSource:
     path = state_dicts.find_clip_weights(directory)
     state = prepare_critic("clip", state)
     shapes = {name: np.shape(array) for name, array in state.items()}
-    try:
+    with naming(path):
         sizes = read_clip_sizes(shapes, heads)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return CriticSource([path], state, sizes)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from flowtok_jax.convert import critics, rules
 from flowtok_jax.convert.groups import read_sizes
+from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
@@ -172,11 +173,8 @@ class Goldens:
         shapes = {name: drawn.shape for name, drawn in self.state(model).items()}
         told = (self._told_tokenizer if is_tokenizer else self._told_flow)(model)
         heads = {k: v["heads"] for k, v in told.items() if "heads" in v}
-        try:
+        with naming(self.folder / f"{model}.manifest.json"):
             sizes = read_sizes(group, shapes, heads)
-        except UserError as error:
-            path = self.folder / f"{model}.manifest.json"
-            raise UserError(f"{path}: {error}") from error
         for section, values in told.items():
             for key, value in values.items():
                 if sizes[section][key] != value:

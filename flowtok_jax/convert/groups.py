@@ -7,7 +7,6 @@ it for a stated reason, set every leaf of ours, and fit every shape.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules
 from flowtok_jax.convert.layout import (
     check_rules,
+    count_blocks,
     find_dropped,
     log_dropped,
     source_shapes,
@@ -101,7 +101,7 @@ def read_sizes(
     ignored = find_ignored(group, shapes)
     shapes = {name: tuple(s) for name, s in shapes.items() if name not in ignored}
     shapes = dict.fromkeys(rules.DEFAULTS[group], ()) | shapes  # all are scalars
-    flat = {key: _count(t, shapes) for key, t in rules.DEPTHS[group].items()}
+    flat = {key: count_blocks(t, shapes) for key, t in rules.DEPTHS[group].items()}
     _check_names(group, shapes, flat)
     for key, (name, axis) in rules.AXES[group].items():
         flat[key] = _axis(group, name, shapes[name], axis)
@@ -121,14 +121,6 @@ def read_sizes(
 def find_ignored(group: str, names: Iterable[str]) -> dict[str, str]:
     """Returns the names that conversion drops, each with the reason."""
     return find_dropped(rules.IGNORED[group], names)
-
-
-def _count(template: str, names: Iterable[str]) -> int:
-    """Counts the blocks with names of this template; 1 if there are none."""
-    # At least 1, so that the names of block 0 are reported as missing.
-    before, after = map(re.escape, template.split("{}"))
-    found = (re.match(rf"{before}(\d+){after}", name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 def _check_names(group: str, names: Iterable[str], depths: Mapping[str, int]) -> None:
@@ -214,6 +206,7 @@ def _finish_clip(sizes: dict, heads: Mapping[str, int], note: str) -> None:
     clip["heads"] = _find_heads("clip", size, known, heads, note)
 
 
+# group -> function that completes sizes read off shapes: heads, ratios, image size
 _FINISH = {"t2i": _finish_t2i, "tokenizer": _finish_tokenizer, "clip": _finish_clip}
 
 

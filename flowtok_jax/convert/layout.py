@@ -41,13 +41,10 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
 def to_ours(
     rules: Sequence[Rule], targets: Mapping[str, Shape], state: Mapping[str, Any]
 ) -> Params:
-    """Converts a state dict that has every array of the rules to nested parameters.
+    """Converts a state dict that has every array of the rules to float32 parameters.
 
     Args:
         targets: shapes of our leaves, by path.
-
-    Returns:
-        Float32 parameters.
     """
     leaves = {r.target: _fill(r, targets[r.target], state) for r in rules}
     return unflatten_dict(leaves, sep="/")
@@ -93,17 +90,21 @@ def check_rules(name: str, rules: Sequence[Rule], targets: Mapping[str, Shape]) 
 def find_dropped(
     patterns: Sequence[tuple[str, str]], names: Iterable[str]
 ) -> dict[str, str]:
-    """Finds the names that a pattern (regex of the whole name, reason) fits.
-
-    Returns:
-        Name -> reason.
-    """
+    """Returns name -> reason of the names that a (regex, reason) fits as a whole."""
     return {
         name: why
         for name in names
         for pattern, why in patterns
         if re.fullmatch(pattern, name)
     }
+
+
+def count_blocks(template: str, names: Iterable[str]) -> int:
+    """Counts the blocks with names that begin as in the template; at least 1."""
+    # At least 1, so that the names of block 0 are reported as missing.
+    before, after = map(re.escape, template.split("{}"))
+    found = (re.match(rf"{before}(\d+){after}", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 def log_dropped(what: str, dropped: Mapping[str, str]) -> None:

@@ -4,13 +4,14 @@ PyTorch is needed for its own files only (the extra `convert`), and unpickles no
 but tensors (`weights_only=True`). A file's content tells its format, not its ending.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,6 +36,15 @@ CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 CLIP_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*")
 # Fixed choices of our towers, by the names of CLIP's config.json.
 CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Puts the name of a file before the UserErrors that its content causes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
