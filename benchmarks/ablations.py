@@ -1,17 +1,16 @@
-"""What each choice is worth: the demo's t2i stage without it, and ways to sample.
+"""Ablations of the demo's t2i stage, and of the ways to sample from it.
 
     .venv/bin/pip install -r requirements-eval.txt    # for the plot
     .venv/bin/python benchmarks/ablations.py --demo=runs/demo --out=runs/ablations
 
-From the tokenizer of a finished `make demo`, or of another run on generated scenes, it
-trains the t2i stage anew for every variant and seed, each about as long as the demo's
-own; then it samples the demo's own t2i weights at every guidance scale, number of steps
-and choice of times. Accuracy is the share of held-out captions whose image the oracle
-reads right, starting from a sample of the source and from its mean. What is finished is
-kept in --out and not done again; ablations.md, .json and .png there show what there is.
-
-The paper's own figures (Tab. 4: FlowTok-B, COCO FID-30K without guidance, lower is
-better) stand beside.
+The script trains the t2i stage anew for every variant and seed, from the tokenizer of a
+finished `make demo` or another run on generated scenes; each training takes about as
+long as the demo's own. Then it samples the demo's t2i weights at every guidance scale,
+number of steps and choice of times. Accuracy is the share of held-out captions whose
+image the oracle reads right, starting from a sample of the source and from its mean.
+Finished measurements stay in --out and are not repeated; ablations.md, .json and .png
+there show them beside the paper's figures (Tab. 4: FlowTok-B, COCO FID-30K without
+guidance, lower is better).
 """
 
 import argparse
@@ -49,13 +48,13 @@ from flowtok_jax.weights.workdir import (  # noqa: E402
 )
 
 STAGE = "t2i"
-START = ("clip", "tokenizer")  # what the variants share, and do not train
+START = ("clip", "tokenizer")  # groups that the variants share and do not train
 AS_IS = "as_is"
 MEASURES = ("accuracy", "accuracy_mean_source")
 
 
 class Variant(NamedTuple):
-    """What it changes in the config, and the paper's FID where it has one."""
+    """Changes to the config, and the paper's FID if it states one."""
 
     changes: dict[str, Any]
     paper_fid: float | None = None
@@ -73,18 +72,18 @@ VARIANTS = {
 
 
 def say(line: str) -> None:
-    """Progress, to stderr."""
+    """Prints progress to stderr."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def make_start(demo: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """A copy of the demo without its t2i stage, so that variants begin afresh."""
+    """Copies the demo without its t2i stage, so that variants begin afresh."""
     start = out / "start"
     missing = sorted({*START, STAGE} - set(open_weights(demo).groups))
     if missing:
         raise UserError(
-            f"{demo} has no weights of {', '.join(missing)}; wanted the workdir of a "
+            f"{demo} has no weights of {', '.join(missing)}; expected the workdir of a "
             "finished `make demo`"
         )
     if not start.is_dir():
@@ -99,20 +98,18 @@ def make_start(demo: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 
 def make_config(demo: pathlib.Path, changes: dict[str, Any]) -> ConfigDict:
-    """The demo's config of its t2i stage with some keys changed, whatever the stage
-    had of them.
-    """
+    """Returns the config of the demo's t2i stage with some keys changed."""
     config = read_config(demo)
     config.stages = (STAGE,)
     config.update_from_flattened_dict(changes)
-    drop_overridden(config, changes)
+    drop_overridden(config, changes)  # a stage's own values would win over the changes
     return config
 
 
 def measure(
     flowtok: FlowTok, held_out: previews.PreviewExamples, **options
 ) -> dict[str, float]:
-    """Accuracies of images of held-out captions, from source samples and means."""
+    """Measures the accuracy of held-out captions, from source samples and means."""
     return {
         name: previews.attribute_accuracy(
             flowtok.text_to_image(held_out.captions, source=source, **options),
@@ -123,10 +120,11 @@ def measure(
 
 
 class Ablations:
-    """The measurements of one demo, kept in a folder."""
+    """Measurements of one demo, kept in a folder."""
 
     def __init__(self, flags: argparse.Namespace):
-        self.demo, self.out = pathlib.Path(flags.demo), pathlib.Path(flags.out)
+        self.demo = pathlib.Path(flags.demo)
+        self.out = pathlib.Path(flags.out)
         self.flags = flags
         self.out.mkdir(parents=True, exist_ok=True)
         self.start = make_start(self.demo, self.out)
@@ -140,7 +138,7 @@ class Ablations:
         self.held_out = previews.load_examples(source, flags.samples)
 
     def variant(self, name: str, seed: int) -> dict[str, Any]:
-        """Trains one and measures it; a finished one is read back."""
+        """Trains and measures a variant, or reads its finished measurement."""
         folder = self.out / f"{name}-steps{self.steps}-seed{seed}"
         file = folder / f"result-n{self.flags.samples}.json"
         if file.is_file():
@@ -164,8 +162,9 @@ class Ablations:
         return result
 
     def sampling(self) -> list[dict[str, Any]]:
-        """The demo's own weights at every scale, number of steps and times."""
-        flowtok, flags = None, self.flags
+        """Measures the demo's own weights at every scale, number of steps and times."""
+        flags = self.flags
+        flowtok = None  # loaded only if a measurement is missing
         results = []
         for times, scale, steps in itertools.product(
             TIMES, flags.scales, flags.sample_steps
@@ -183,14 +182,15 @@ class Ablations:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """The mean, and the standard deviation over seeds where there are several."""
+    """Formats the mean, with the standard deviation if there are several seeds."""
     text = f"{np.mean(values):.3f}"
     return f"{text} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else text
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Both tables."""
-    variants, sampling = report["variants"], report["sampling"]
+    """Formats the tables of variants and of sampling."""
+    variants = report["variants"]
+    sampling = report["sampling"]
     lines = [
         f"Attribute accuracy on {report['samples']} held-out captions; "
         f"{report['steps']} steps of t2i; made by `{report['command']}` on "
@@ -223,18 +223,18 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def numbers(kind: type):
-    """A parser of numbers separated by commas."""
+    """Makes a parser of numbers separated by commas."""
     return lambda text: tuple(kind(part) for part in text.split(","))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--demo", default="runs/demo", help="workdir of a finished `make demo`")
-    add("--out", default="runs/ablations", help="where all of this goes")
+    add("--out", default="runs/ablations", help="folder of all results")
     add("--steps", type=int, default=0, help="of training; 0: as many as the demo's")
     add("--seeds", type=numbers(int), default=(0,), help="as 0,1,2")
     add("--only", default=",".join(VARIANTS), help="variants, separated by commas")
@@ -245,13 +245,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run(argv: list[str]) -> dict[str, Any]:
-    """Does what is not done yet, and writes the report."""
+    """Makes the missing measurements and writes the report."""
     flags = parse(argv)
-    wanted = flags.only.split(",")
-    for name in wanted:
+    names = flags.only.split(",")
+    for name in names:
         if name not in VARIANTS:
             raise UserError(
-                f"no variant {name!r}; wanted some of {', '.join(VARIANTS)}"
+                f"no variant {name!r}; expected some of {', '.join(VARIANTS)}"
             )
     ablations = Ablations(flags)
     report = {
@@ -259,7 +259,7 @@ def run(argv: list[str]) -> dict[str, Any]:
         "machine": machine.describe_machine(jax.devices()),
         "steps": ablations.steps,
         "samples": len(ablations.held_out.captions),
-        "variants": [ablations.variant(n, s) for s in flags.seeds for n in wanted],
+        "variants": [ablations.variant(n, s) for s in flags.seeds for n in names],
         "sampling": ablations.sampling(),
     }
     write_json(ablations.out / "ablations.json", report)
@@ -269,6 +269,7 @@ def run(argv: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Runs the command and returns its exit status."""
     try:
         report = run(sys.argv[1:])
     except UserError as error:

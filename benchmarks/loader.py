@@ -1,11 +1,11 @@
-"""How fast examples come: images and latents, against plainer ways, in one run.
+"""Benchmark of the training loader on images and latents, against a plain loop.
 
     .venv/bin/python benchmarks/loader.py [--images=1000] [--latents=40000]
 
-Writes its own data to a temporary directory: photograph-like JPEGs of 640 x 480, and
-latents [77, 32] with a caption and a recaption each. Every figure is the best of three
-passes, after one that fills the page cache. Images are resized to 256 px. Ours comes
-out of the training loader, with the ids of its captions (a vocabulary of words).
+The script writes its own data to a temporary directory: photograph-like JPEGs of
+640 x 480, and latents [77, 32] with a caption and a recaption each. Every figure is the
+best of three passes, after one that fills the page cache. Images are resized to 256 px.
+The loader's rows include caption ids, by a vocabulary of words.
 """
 
 import argparse
@@ -31,16 +31,20 @@ from flowtok_jax.data import shards  # noqa: E402
 from flowtok_jax.data.loader import Loader, make_vocabulary, open_source  # noqa: E402
 from flowtok_jax.data.records import Record  # noqa: E402
 
-SIDE, BATCH, LATENT_BATCH, PASSES = 256, 50, 4096, 3
+SIDE = 256  # pixels
+BATCH = 50
+LATENT_BATCH = 4096
+PASSES = 3
 
 
 def say(line: str) -> None:
+    """Prints a line at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def photographs(count: int) -> Iterator[bytes]:
-    """JPEG files of smooth images with some noise, of a photograph's size."""
+    """Yields JPEG files of smooth images with some noise, of a photograph's size."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
@@ -52,7 +56,7 @@ def photographs(count: int) -> Iterator[bytes]:
 
 
 def write_images(folder: pathlib.Path, count: int) -> None:
-    """The same images as a folder and as two tars."""
+    """Writes the same images as a folder and as two tars."""
     (folder / "images").mkdir()
     for i, data in enumerate(photographs(count)):
         (folder / "images" / f"{i:06d}.jpg").write_bytes(data)
@@ -65,6 +69,7 @@ def write_images(folder: pathlib.Path, count: int) -> None:
 
 
 def latent_records(count: int, seed: int) -> Iterator[Record]:
+    """Yields records of random moments with two captions."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         moments = rng.standard_normal((77, 32), np.float32).astype(np.float16)
@@ -73,7 +78,7 @@ def latent_records(count: int, seed: int) -> Iterator[Record]:
 
 
 def plain_loop(folder: pathlib.Path) -> Iterator[int]:
-    """What one would write by hand: one thread, no checks, no batches lost."""
+    """Loads images as one would by hand: one thread and no checks."""
     rows = []
     for path in sorted((folder / "images").glob("*.jpg")):
         path.with_suffix(".txt").read_text()
@@ -91,10 +96,11 @@ def plain_loop(folder: pathlib.Path) -> Iterator[int]:
 def epoch(
     spec: str, folder: pathlib.Path, batch_size: int, threads: int = 1, workers: int = 0
 ) -> Iterator[int]:
-    """An epoch of a source as training loads it, captions encoded."""
+    """Yields the batch sizes of an epoch as training loads it, captions encoded."""
     config = default.get_config()
     config.data.update({"train": spec, "threads": threads, "workers": workers})
-    config.data.cache, config.train.batch_size = str(folder / "cache"), batch_size
+    config.data.cache = str(folder / "cache")
+    config.train.batch_size = batch_size
     config.text.vocabulary = "captions"
     batches = Loader(config, make_vocabulary(config), start_step=0)
     count = len(open_source(config, spec)) // batch_size
@@ -102,24 +108,24 @@ def epoch(
 
 
 def measure(name: str, make: Callable[[], Iterator[int]], workers: int = 0) -> None:
-    """Says the rates of the best pass: by the clock, and by the time that the cores
-    spent, which other work on the machine hardly changes. The first batch, with all
-    that starts up, is left out.
-    """
-    by_clock, by_core = [], []
+    """Prints the rates of the best pass, by the clock and by the time of the cores."""
+    by_clock = []
+    by_core = []  # other work on the machine hardly changes this rate
     for _ in range(PASSES + 1):
         counts = iter(make())
-        next(counts)
-        begun, spent = time.perf_counter(), time.process_time()
+        next(counts)  # threads and processes start with the first batch
+        begun = time.perf_counter()
+        spent = time.process_time()
         total = sum(counts)
         by_clock.append(total / (time.perf_counter() - begun))
         by_core.append(total / (time.process_time() - spent))
-    # Worker processes' own time is not known here.
+    # process_time leaves out the time of worker processes.
     core = "" if workers else f"{max(by_core[1:]):10.0f} a core's second"
     say(f"{name:36} {max(by_clock[1:]):10.0f} /s {core}")
 
 
 def main() -> None:
+    """Writes the data and measures each way of loading it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--latents", type=int, default=40_000)

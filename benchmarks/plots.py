@@ -1,9 +1,9 @@
-"""Pictures of measurements: of `--mode=bench`, and of the ablations.
+"""Plots of the measurements by `--mode=bench` and of the ablations.
 
     .venv/bin/pip install -r requirements-eval.txt
     .venv/bin/python benchmarks/plots.py    # results.jsonl -> results.png, beside it
 
-A line of results.jsonl is the last line of what `--mode=bench` wrote to stdout.
+A line of results.jsonl is the last line that `--mode=bench` wrote to stdout.
 """
 
 import collections
@@ -13,12 +13,13 @@ import sys
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
-RESULTS, PICTURE = HERE / "results.jsonl", HERE / "results.png"
-STYLES = {"release": "-", "left": "--"}  # of a sampler's times
+RESULTS = HERE / "results.jsonl"
+PICTURE = HERE / "results.png"
+STYLES = {"release": "-", "left": "--"}  # times of the sampler -> line
 
 
 def _pyplot():
-    """matplotlib without a screen."""
+    """Imports pyplot with a backend that needs no screen."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -38,8 +39,9 @@ def _save(figure, path: pathlib.Path) -> None:
 
 
 def label(report: dict[str, Any], run: dict[str, Any]) -> str:
-    """What a run measured, in three lines."""
-    on, dit = report["machine"], report["dit"]
+    """Describes a run in three lines."""
+    on = report["machine"]
+    dit = report["dit"]
     where = on["device_kind"]
     if on["platform"] == "cpu":
         where = f"{on['cores']} cores of {on['processor']}"
@@ -50,12 +52,13 @@ def label(report: dict[str, Any], run: dict[str, Any]) -> str:
 
 
 def _draw_modules(axes, colours, runs: list[dict[str, Any]]) -> None:
-    """Where each run's time goes, as far as it was profiled."""
+    """Draws the share of each module in the time of the profiled runs."""
     profiles = [run.get("profile", {}).get("modules", ()) for run in runs]
     shares = [
         {f"{m['network']} {m['part']}": 100 * m["share"] for m in modules}
         for modules in profiles
     ]
+    # The union of counters keeps the largest share of a module over all runs.
     most = collections.Counter()
     for found in shares:
         most |= collections.Counter(found)
@@ -73,7 +76,7 @@ def _draw_modules(axes, colours, runs: list[dict[str, Any]]) -> None:
 
 
 def draw_results(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Images a second of every run, and seconds by module where they were taken."""
+    """Draws images per second of every run, and time by module of profiled runs."""
     plt = _pyplot()
     runs = [run for report in reports for run in report["runs"]]
     figure, (left, right) = plt.subplots(
@@ -93,7 +96,7 @@ def draw_results(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def draw_ablations(report: dict[str, Any], path: pathlib.Path) -> None:
-    """Accuracy by variant, and by steps and scale of the sampler."""
+    """Draws the accuracy by variant, and by steps and scale of the sampler."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     names = list(dict.fromkeys(r["variant"] for r in report["variants"]))
@@ -137,6 +140,7 @@ def draw_ablations(report: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def main() -> int:
+    """Draws results.png and returns the exit status."""
     reports = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     draw_results(reports, PICTURE)
     sys.stdout.write(f"{PICTURE}\n")

@@ -1,1 +1,1 @@
-"""Configs: default.py holds every key, the others only what differs."""
+"""Configs: default.py holds every key, the others only their differences."""

@@ -1,12 +1,12 @@
-"""Every key of a config, with its unit and meaning; the values are the paper's.
+"""All keys of a config, with units and meaning; the values are the paper's.
 
     python -m flowtok_jax.main --config=configs/h.py:1 --workdir=DIR
 
-Other configs start from this one and change what differs. A stage's own values stand
-in `per_stage.STAGE` with the same names; a key given on the command line wins over both
-(--config.train.batch_size=256), and a stage's own value given there too
-(--config.per_stage.t2i.train.num_steps=500) wins for that stage. Sizes below are
-FlowTok-B with the released 256 px tokenizer.
+Other configs start from this one and change what differs. `per_stage.STAGE` holds
+values for one stage under the same names. A key given on the command line
+(--config.train.batch_size=256) wins over both, and a stage's own value given there
+(--config.per_stage.t2i.train.num_steps=500) wins for that stage. The sizes are
+FlowTok-B's with the released 256 px tokenizer.
 """
 
 from ml_collections import ConfigDict
@@ -17,18 +17,30 @@ from flowtok_jax.runtime.errors import UserError
 
 
 def get_config() -> ConfigDict:
-    """The default config: text-to-image with FlowTok-B."""
+    """Returns the default config: text-to-image with FlowTok-B."""
     config = ConfigDict()
     config.stages = ("t2i",)  # in order; tokenizer, text_tokenizer, t2i, i2t
     config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
-    # A workdir, or a directory of pretrained weights. From it come the groups that this
-    # run needs and does not train, the start of those that it trains (fine-tuning; a
-    # group that is not there starts afresh), and the vocabulary.
+    # A workdir, or a directory of pretrained weights. It gives the groups that this run
+    # needs and does not train, the vocabulary, and the start of the groups that this
+    # run trains (fine-tuning; a group that does not exist there starts afresh).
     config.init_from = ""
-    # True: the networks' sizes, the losses and the options of sampling are those stored
-    # with the weights, not those below; what the command line gives still wins.
+    # True: sizes of networks, losses and options of sampling are those stored with the
+    # weights instead of those below. The command line wins over both.
     config.init_config = False
 
+    _add_networks(config)
+    _add_compute(config)
+    _add_training(config)
+    _add_losses(config)
+    _add_data(config)
+    _add_outputs(config)
+    _add_measures(config)
+    return config
+
+
+def _add_networks(config: ConfigDict) -> None:
+    """Adds the sizes and starts of the networks."""
     # The shared sequence of text and image.
     config.latent = ConfigDict({"tokens": 77, "channels": 16})
 
@@ -38,16 +50,16 @@ def get_config() -> ConfigDict:
             "depth": 12,
             "heads": 12,
             "vocab_size": 49408,
-            "embedding_std": 0.02,  # matters for text.weights=random only
+            "embedding_std": 0.02,  # has an effect with text.weights=random only
         }
     )
     config.text = ConfigDict(
         {
-            "weights": "",  # "" from init_from; "random" for a tower never trained
+            "weights": "",  # "": from init_from; "random": a tower never trained
             "seed": 0,  # of the random tower
-            # hub id, directory or file; "captions" trains one on data.train
+            # Hub id, directory or file; "captions" makes one from data.train.
             "vocabulary": "openai/clip-vit-large-patch14-336",
-            "vocabulary_captions": 4096,  # how many, for "captions"
+            "vocabulary_captions": 4096,  # captions read for "captions"
         }
     )
     config.tokenizer = ConfigDict(
@@ -71,41 +83,48 @@ def get_config() -> ConfigDict:
         {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1}
     )
 
+
+def _add_compute(config: ConfigDict) -> None:
+    """Adds precision, memory and devices."""
     config.compute = ConfigDict(
         {
             "dtype": "bfloat16",  # of activations; parameters are float32
-            # What of its blocks a backward pass keeps, REMAT of models/layers.py:
-            # none      everything that it needs, nothing is computed twice
-            # dense     outputs of dense layers and attention; not attention's weights,
-            #           norms and activations, which cost little to compute again
-            # dense_but_qkv  the same without queries, keys and values
-            # residual  what is added to the residual stream
-            # full      the blocks' inputs only: a third more work
+            # Activations of blocks that the backward pass keeps (REMAT in
+            # models/layers.py); it computes the others again:
+            # none      all, so that nothing is computed twice
+            # dense     outputs of dense layers and attention; attention weights, norms
+            #           and activation functions cost little to compute again
+            # dense_but_qkv  as dense, without queries, keys and values
+            # residual  summands of the residual stream
+            # full      inputs of the blocks only: a third more work
             "remat": "none",
-            "attention": "xla",  # what computes it; or cudnn, on GPUs, at even lengths
+            "attention": "xla",  # implementation; or cudnn, on GPUs, at even lengths
         }
     )
-    # The grid of devices: copies of the parameters, parts of them, parts of a layer;
-    # one may be -1, the rest. Rows of a batch are split over data * fsdp.
+    # Grid of devices: copies of the parameters, parts of them, parts of a layer. One
+    # may be -1: all devices left. Rows of a batch are split over data * fsdp.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
+
+def _add_training(config: ConfigDict) -> None:
+    """Adds steps, schedule and optimiser."""
     config.train = ConfigDict(
         {
             "num_steps": 1_000_000,
-            "batch_size": 4096,  # of all the devices together
+            "batch_size": 4096,  # rows on all devices together
             "seed": 0,
             "ema_decay": 0.9999,
             "accumulate": 1,  # parts of a batch that the network sees one by one
             "steps_per_call": 1,  # steps in one call to the device
-            # Steps with a loss or gradient that is not finite are skipped and counted;
-            # so many in a row end the run.
+            # A step whose loss or gradient is not finite is skipped and counted; this
+            # many in a row end the run.
             "max_skipped_in_a_row": 20,
         }
     )
     config.schedule = ConfigDict(
         {
             "lr": 4e-4,  # peak
-            "lr_end": 0.0,  # of the cosine
+            "lr_end": 0.0,  # at the end of the cosine
             "warmup_steps": 5000,
             "schedule": "constant",  # or cosine
         }
@@ -116,62 +135,69 @@ def get_config() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.03,  # on all parameters
             "clip_norm": placeholder(float),  # global norm; None: no clipping
-            "moments": "float32",  # of Adam, as kept; bfloat16: 4 bytes a value less
+            "moments": "float32",  # Adam's; bfloat16 saves 4 bytes per parameter
         }
     )
+
+
+def _add_losses(config: ConfigDict) -> None:
+    """Adds the losses of each task."""
     # KL forms: FORM_REDUCTION, see tasks/losses.py.
     config.loss = ConfigDict(
         {
             "tokenizer": {
                 "kl": "gaussian_sample_mean",
                 "kl_weight": 1e-6,
-                "caption_dropout": 0.5,  # rows that decode without caption
+                "caption_dropout": 0.5,  # share of rows that decode without caption
             },
             "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},
             "t2i": {
-                "null_rate": 0.1,  # rows that learn the null velocity
+                "null_rate": 0.1,  # share of rows that learn the null velocity
                 "time_location": 0.0,  # of the logit-normal times
-                # The release's form. Summed over b rows of 77 * 16 values, its weight
-                # equals 0.01 * 1232 * b a mean over elements: 50,463 at 4096 rows.
+                # The release's form sums over b rows of 77 * 16 values. As a mean over
+                # elements its weight would be 0.01 * 1232 * b: 50,463 at 4096 rows.
                 "kl": "release_batch_sum",
                 "kl_weight": 0.01,
                 "align": "contrastive",  # or cosine
                 "align_weight": 1.0,
                 "align_margin": 0.5,  # of the cosine form
-                "align_groups": 1,  # parts of the batch that see only themselves
+                "align_groups": 1,  # parts of the batch, each contrasted by itself
             },
             "i2t": {
                 "null_rate": 0.1,
                 "time_location": 0.0,
-                "target": "mean",  # or sample, of the text posterior
+                "target": "mean",  # of the text posterior; or sample
                 "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
             },
         }
     )
 
+
+def _add_data(config: ConfigDict) -> None:
+    """Adds sources, loading and encoding in advance."""
     config.data = ConfigDict(
         {
             "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
-            "eval": "",  # of previews; "" for data.train
-            "threads": 16,  # that load images, in each of the workers
+            "eval": "",  # the source of previews; "": data.train
+            "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one
             "prefetch": 4,  # batches loaded ahead
-            # Where indices of tars are kept; None: ~/.cache/flowtok_jax/tars.
+            # Directory for indices of tars; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),
-            # Share of the records read that may be broken; above it the run stops.
+            # Share of the records read that may be broken before the run stops.
             "max_rejected": 0.05,
             "transform": {
-                "crop": "center",  # or random: where the square lies
+                "crop": "center",  # place of the square; or random
                 "flip": False,  # mirrors half of the images, whatever captions say
-                # Captions that a recaption replaces, where there is one.
+                # Share of captions replaced by a recaption, for records with one.
                 "recaption_rate": 0.95,
                 "max_pixels": 89_478_485,  # width * height; larger images are refused
             },
             "filters": {
-                "aspect": (0.0, 1e6),  # range of height / width; the paper's 0.5 to 2
-                "min_side": 0,  # pixels of the longer side; the paper's 256
+                "aspect": (0.0, 1e6),  # range of height / width; paper: 0.5 to 2
+                "min_side": 0,  # pixels of the longer side; paper: 256
                 "min_aesthetic": placeholder(float),  # None: any
-                "max_watermark": placeholder(float),  # None: any; the paper's 0.5
+                "max_watermark": placeholder(float),  # None: any; paper: 0.5
                 "aesthetic_column": "aesthetic_score",  # of a record's metadata
                 "watermark_column": "pwatermark",
             },
@@ -179,16 +205,20 @@ def get_config() -> ConfigDict:
     )
     config.pretokenize = ConfigDict(
         {
-            "format": "arrayrecord",  # or tar, as the release reads it
-            "shard_records": 8192,  # records of the source behind a shard
-            "batch_size": 32,  # images a device encodes at a time
+            "format": "arrayrecord",  # or tar, the release's format
+            "shard_records": 8192,  # records of the source in one shard
+            "batch_size": 32,  # images that a device encodes at a time
         }
     )
+
+
+def _add_outputs(config: ConfigDict) -> None:
+    """Adds checkpoints, metrics and previews of a run."""
     config.checkpoint = ConfigDict(
         {
             "every": 5000,  # steps; 0: at the end only
-            "keep": 2,  # newest checkpoints of a stage
-            "keep_every": 0,  # steps; those of its multiples stay too; 0: none
+            "keep": 2,  # newest checkpoints of a stage that stay
+            "keep_every": 0,  # steps; checkpoints at multiples stay too; 0: none
         }
     )
     config.log = ConfigDict(
@@ -196,60 +226,63 @@ def get_config() -> ConfigDict:
             "every": 100,  # steps between lines of metrics.jsonl; 0: at the end only
             "preview_every": 5000,  # steps between picture grids; 0: at the end only
             "preview_samples": 64,  # images behind a preview
-            # FID of them too, by eval.weights and eval.fid.resize; takes longer than
-            # the rest of a preview.
+            # Adds their FID, by eval.weights and eval.fid.resize; takes longer than the
+            # rest of a preview.
             "preview_fid": False,
         }
     )
 
-    # scale: 1 is no guidance; source: sample or mean of the posterior it starts from;
-    # solver: euler or heun; times: release or left, see flow/samplers.py.
+
+def _add_measures(config: ConfigDict) -> None:
+    """Adds sampling, evaluation and timing."""
+    # source: sample or mean of the posterior from which the flow starts; scale 1 is
+    # without guidance; solver: euler or heun; times: release or left, see
+    # flow/samplers.py.
     options = {"num_steps": 20, "source": "sample", "solver": "euler"}
     options |= {"times": "release", "batch_size": 64}
     config.sample = ConfigDict({**options, "scale": 2.0})  # text to image
     config.caption = ConfigDict({**options, "scale": 1.0})  # image to text
     config.eval = ConfigDict(
         {
-            # Of a part of --mode=eval, and of each accuracy at the end of the demo.
+            # Samples of each part of --mode=eval, and of the demo's accuracies.
             "samples": 512,
-            "parts": (),  # of t2i, i2t, tokenizer; (): all that the weights have
-            # Of t2i: coco_fid_30k or mjhq_30k; "": captions and images of data.eval.
+            "parts": (),  # some of t2i, i2t, tokenizer; (): all that weights exist for
+            # Protocol of t2i: coco_fid_30k or mjhq_30k; "": data.eval.
             "protocol": "",
             "captions": "",  # the protocol's file, see eval/protocols.py
-            # Directory of the networks of metrics, by flowtok_jax.convert; "random":
-            # they are never trained, and the metrics' names say so.
+            # Directory of the metrics' networks, by flowtok_jax.convert; "random":
+            # networks never trained, and the metrics' names say so.
             "weights": "",
-            "judged": 0,  # samples that these networks see, the first ones; 0: all
+            "judged": 0,  # samples that these networks see, from the first; 0: all
             "batch_size": 32,  # images that Inception takes at a time on a device
             "fid": {
-                "reference": "",  # npz of eval.reference; "": the images of data.eval
+                "reference": "",  # npz of eval.reference; "": images of data.eval
                 "resize": "clean",  # or legacy, see eval/features.py
             },
             "seed": 0,  # of the noise
-            "chunk": 1000,  # samples computed between what a killed run keeps
+            "chunk": 1000,  # samples stored at a time; a killed run keeps whole chunks
         }
     )
     config.bench = ConfigDict(
         {
-            "parts": ("text_to_image",),  # or image_to_text, train: what is timed
-            "batch_sizes": (4,),  # rows of a call, all devices together
+            "parts": ("text_to_image",),  # programs to time; image_to_text, train
+            "batch_sizes": (4,),  # rows of a call on all devices together
             "num_steps": (20,),  # of the sampler
             "repeats": 5,  # timed calls
             "warmup": 1,  # calls before them
-            # That share the rows in sampling, each with all the parameters; 0: all.
-            # Training has config.mesh.
+            # Devices that share the rows in sampling, each with all parameters; 0: all.
+            # Training uses config.mesh.
             "devices": 1,
-            "profile": False,  # one more call of sampling: its time by module
+            "profile": False,  # profiles one more call of sampling: time by module
         }
     )
-    return config
 
 
 def only(config: ConfigDict, stage: str) -> ConfigDict:
-    """The config reduced to one of its stages; an empty name leaves it as it is."""
+    """Reduces a config to one of its stages; an empty name keeps all of them."""
     if stage and stage not in config.stages:
         raise UserError(
-            f"no stage {stage!r} in this config; wanted one of "
+            f"no stage {stage!r} in this config; expected one of "
             f"{', '.join(config.stages)}"
         )
     if stage:

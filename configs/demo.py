@@ -1,4 +1,4 @@
-"""All of FlowTok on a laptop: generated scenes, small sizes of the same networks.
+"""Demo of all of FlowTok on a laptop: generated scenes, small sizes of all networks.
 
     make demo
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
@@ -16,28 +16,13 @@ from configs import default
 
 
 def get_config(stage: str = "") -> ConfigDict:
-    """The demo, or one stage of it."""
+    """Returns the demo's config, or that of one stage."""
     config = default.get_config()
     config.stages = ("tokenizer", "text_tokenizer", "t2i", "i2t")
     config.data.update({"train": "shapes", "eval": "shapes:held_out"})
     config.data.update({"threads": 1, "prefetch": 40})
     config.text.update({"weights": "random", "vocabulary": "captions"})
-
-    config.latent.tokens = 16
-    width = 96
-    config.clip.update({"width": width, "depth": 3, "heads": 4, "vocab_size": 64})
-    config.clip.embedding_std = 1.0
-    side = {"width": width, "depth": 2, "heads": 4}
-    config.tokenizer.update(
-        {"image_size": 32, "patch": 8, "token_std": 0.5, "kernel_std": 0.1}
-    )
-    config.tokenizer.update({"encoder": side, "decoder": side, "latent_scale": 0.5})
-    blocks = {"depth": 2, "heads": 4, "mlp_width": 128, "dropout": 0.0}
-    config.projector.update(blocks)
-    config.text_decoder.update(blocks)
-    config.align_head.width = 128
-    config.dit.update({"width": 128, "depth": 4, "heads": 4})
-
+    _shrink(config)
     config.compute.dtype = "float32"  # faster than bfloat16 on a CPU
     config.train.update({"steps_per_call": 20, "ema_decay": 0.995, "batch_size": 64})
     config.schedule.update({"warmup_steps": 60, "schedule": "cosine"})
@@ -47,15 +32,14 @@ def get_config(stage: str = "") -> ConfigDict:
     config.sample.batch_size = config.caption.batch_size = 128
     config.caption.update({"source": "mean", "scale": 1.5})
 
-    # Networks of metrics that need no download; 128 images of 299 px take a while.
+    # Random networks need no download; judging 128 images of 299 px takes a while.
     config.eval.update({"weights": "random", "judged": 128})
 
-    # A weak KL: shapes blur at 1e-6.
-    config.loss.tokenizer.kl_weight = 1e-7
-    # The release's form as a mean, so that the batch does not change it; holds
-    # source/sigma near 0.9.
+    config.loss.tokenizer.kl_weight = 1e-7  # at 1e-6 shapes blur
+    # The release's form as a mean, which the batch size does not change; the weight
+    # holds source/sigma near 0.9.
     config.loss.t2i.update({"kl": "release_element_mean", "kl_weight": 0.5})
-    # The source matters only while the target is hidden, early on the path: train
+    # The source has an effect only early on the path, while the target is hidden: train
     # there, and keep the target small (latent_scale above, text_scale here).
     config.loss.t2i.time_location = config.loss.i2t.time_location = -1.0
     config.loss.i2t.text_scale = 0.35
@@ -74,3 +58,20 @@ def get_config(stage: str = "") -> ConfigDict:
         }
     )
     return default.only(config, stage)
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Makes the networks small enough for a laptop."""
+    config.latent.tokens = 16
+    width = 96
+    config.clip.update({"width": width, "depth": 3, "heads": 4, "vocab_size": 64})
+    config.clip.embedding_std = 1.0
+    side = {"width": width, "depth": 2, "heads": 4}
+    config.tokenizer.update({"image_size": 32, "patch": 8})
+    config.tokenizer.update({"token_std": 0.5, "kernel_std": 0.1})
+    config.tokenizer.update({"encoder": side, "decoder": side, "latent_scale": 0.5})
+    blocks = {"depth": 2, "heads": 4, "mlp_width": 128, "dropout": 0.0}
+    config.projector.update(blocks)
+    config.text_decoder.update(blocks)
+    config.align_head.width = 128
+    config.dit.update({"width": 128, "depth": 4, "heads": 4})

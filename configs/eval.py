@@ -1,4 +1,4 @@
-"""Any trained weights, measured; sizes and options of sampling are those stored there.
+"""Evaluation of any trained weights, with the sizes and options stored with them.
 
     python -m flowtok_jax.main --mode=eval --config=configs/eval.py \\
         --checkpoint=weights/xl --workdir=runs/xl \\
@@ -17,7 +17,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """The default config, with what the weights say of themselves."""
+    """Returns the default config, with the weights' own sizes and options."""
     config = default.get_config()
     config.init_config = True
     return config

@@ -1,16 +1,16 @@
-"""Trained weights on your own captioned images: text to image, or image to text.
+"""Fine-tuning on your own captioned images: text to image, or image to text.
 
     python -m flowtok_jax.main --config=configs/finetune.py --checkpoint=weights/xl \\
         --config.data.train=folder:photos --workdir=runs/mine
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/mine --prompts="..."
 
---checkpoint is any trained weights: a run's workdir (runs/demo) or a directory of
+--checkpoint names trained weights: a run's workdir (runs/demo) or a directory of
 pretrained weights. Sizes, losses and options of sampling are those stored with them.
-configs/finetune.py:i2t trains image to text instead, from weights that have its text
-tokenizer. For a few thousand images on one accelerator: the batch, the rate and the
-number of steps are guesses to start from, as neither paper nor release fine-tunes.
-Look at the sample grids in TensorBoard (runs/mine/tb), every 250 steps. Encoding the
-images once, by --mode=pretokenize with this config, makes steps faster.
+configs/finetune.py:i2t trains image to text instead, from weights that hold its text
+tokenizer. Batch, rate and number of steps suit a few thousand images on one
+accelerator; they are guesses to start from, as neither paper nor release fine-tunes.
+TensorBoard (runs/mine/tb) shows sample grids every 250 steps. Encoding the images once,
+by --mode=pretokenize with this config, makes steps faster.
 """
 
 from ml_collections import ConfigDict
@@ -23,22 +23,22 @@ STAGES = ("t2i", "i2t")
 
 
 def get_config(stage: str = "t2i") -> ConfigDict:
-    """Fine-tuning of one direction."""
+    """Returns the config that fine-tunes one direction."""
     if stage not in STAGES:
         raise UserError(
-            f"stage is {stage!r}; wanted one of {', '.join(STAGES)}, as in "
+            f"stage is {stage!r}; expected one of {', '.join(STAGES)}, as in "
             "--config=configs/finetune.py:i2t"
         )
     config = default.get_config()
     config.stages = (stage,)
     config.init_config = True
-    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights say theirs
+    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights' own size is read
     config.compute.remat = "dense"  # recomputes hardly anything
     config.train.update({"num_steps": 4000, "batch_size": 64, "ema_decay": 0.999})
     config.schedule.update({"lr": 2e-5, "warmup_steps": 200})
     config.optimizer.clip_norm = 1.0
-    # The release's KL at its batch of 4096, as a mean, so that a small batch does not
-    # weaken what holds the source in place. Of a run its own loss is taken instead.
+    # The release's KL at its batch of 4096, as a mean: a small batch must not weaken
+    # the term that holds the source in place. A workdir's own loss replaces this one.
     config.loss.t2i.update({"kl": "release_element_mean"})
     config.loss.t2i.kl_weight = 0.01 * 4096 * 77 * 16
     config.checkpoint.every = 500

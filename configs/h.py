@@ -5,10 +5,10 @@
 Paper: 26.1 days on 8 A100, at up to batch 8192; COCO FID-30K 9.67, 18.2 images/s
 on one A100.
 
-Parameters, averages and moments, 17 GB, are split over 8 devices, and so is the batch.
-Of a block's activations queries, keys and values are computed again: of all dense
-layers' they give the most memory for the least work. At batch 8192 one of 8 A100 of
-80 GB needs 68.6 GiB and does 8 % of the work again, as compiled by
+Parameters, their averages and moments (17 GB) and the batch are split over 8 devices.
+The backward pass computes queries, keys and values again: of all dense layers they give
+the most memory for the least work. At batch 8192 each of 8 A100 of 80 GB needs 68.6 GiB
+and does 8 % of the work twice, as compiled by
 
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8 \\
         --config.train.batch_size=8192
@@ -20,7 +20,7 @@ from configs import t2i
 
 
 def get_config(stage: str = "1") -> ConfigDict:
-    """FlowTok-H at a stage of training."""
+    """Returns FlowTok-H's config at a stage of training."""
     config = t2i.make_config("h", stage)
     config.mesh.fsdp = 8
     config.compute.remat = "dense_but_qkv"

@@ -3,9 +3,9 @@
     python -m flowtok_jax.main --config=configs/i2t.py --workdir=DIR
     python -m flowtok_jax.main --config=configs/i2t.py:text_tokenizer --workdir=DIR
 
-Needs trained image tokenizer and CLIP weights (--config.init_from). Paper, Karpathy
-test split: BLEU-4 37.1, METEOR 27.8, ROUGE-L 57.6, CIDEr 117.0. It gives neither
-schedule nor batch for this direction; these are ours.
+Needs a trained image tokenizer and CLIP weights (--config.init_from). Paper, Karpathy
+test split: BLEU-4 37.1, METEOR 27.8, ROUGE-L 57.6, CIDEr 117.0. The paper states
+neither schedule nor batch for this direction; these are ours.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from flowtok_jax.models import dit
 
 
 def get_config(stage: str = "") -> ConfigDict:
-    """Both stages, or one of them."""
+    """Returns the config of both stages, or of one of them."""
     config = default.get_config()
     config.stages = ("text_tokenizer", "i2t")
     config.dit = ConfigDict(dit.SIZES["xl"])

@@ -11,5 +11,5 @@ from configs import t2i
 
 
 def get_config(stage: str = "1") -> ConfigDict:
-    """FlowTok-L at a stage of training."""
+    """Returns FlowTok-L's config at a stage of training."""
     return t2i.make_config("l", stage)

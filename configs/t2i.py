@@ -1,4 +1,4 @@
-"""What the configs of the paper's text-to-image sizes share.
+"""Base of the configs of the paper's text-to-image sizes.
 
 The argument is the stage of training: 1 (DataComp-1B, CC12M, LAION-aesthetic), 2
 (DataComp-1B filtered harder, LAION-art, LAION-pop, JourneyDB, DALLE3-1M) or 512 (as 2,
@@ -17,15 +17,15 @@ STAGES = {"1": "stage1", "2": "stage2", "512": "stage2_512"}
 
 
 def make_config(size: str, stage: str) -> ConfigDict:
-    """A size of models/dit.py at a stage of training."""
+    """Returns the config of a size in models/dit.py at a stage of training."""
     if stage not in STAGES:
         raise UserError(
-            f"stage is {stage!r}; wanted one of {', '.join(STAGES)}, as in "
+            f"stage is {stage!r}; expected one of {', '.join(STAGES)}, as in "
             f"--config=configs/{size}.py:1"
         )
     config = default.get_config()
     config.dit = ConfigDict(dit.SIZES[size])
-    config.compute.remat = "dense"  # recomputes hardly anything; xl and h say more
+    config.compute.remat = "dense"  # recomputes hardly anything; xl and h need more
     config.data.train = f"latents:data/{STAGES[stage]}/*.tar"
     if stage == "512":
         config.tokenizer.image_size = 512

@@ -1,9 +1,9 @@
-"""The image tokenizer: 256 px (default) or 512 px to 77 tokens of 16 channels.
+"""Image tokenizer: 256 px (default) or 512 px to 77 tokens of 16 channels.
 
     python -m flowtok_jax.main --config=configs/tokenizer.py:256 --workdir=DIR
 
-The recipe of TA-TiTok, whose code is public, as FlowTok's own training code is not:
-650k steps over 685.8M images of DataComp, hence batch 1056. Without its perceptual and
+The recipe is TA-TiTok's, as FlowTok's own training code is not public: 650k steps over
+685.8M images of DataComp, hence batch 1056. Without TA-TiTok's perceptual and
 adversarial terms expect blurrier images than the paper's rFID 1.02 (ImageNet val).
 """
 
@@ -16,10 +16,10 @@ SIZES = {"256": 256, "512": 512}
 
 
 def get_config(image_size: str = "256") -> ConfigDict:
-    """The tokenizer at an image size in pixels."""
+    """Returns the tokenizer's config at an image size in pixels."""
     if image_size not in SIZES:
         raise UserError(
-            f"image size is {image_size!r}; wanted one of {', '.join(SIZES)}"
+            f"image size is {image_size!r}; expected one of {', '.join(SIZES)}"
         )
     config = default.get_config()
     config.stages = ("tokenizer",)

@@ -12,16 +12,17 @@ Axes
     v  size of the vocabulary
 
 Units
-    Images are RGB in [0, 1], channels last. Raw tokens are what the image tokenizer
-    encodes to; scaled tokens, on which the flow works, are raw * latent_scale.
+    Images are RGB in [0, 1], channels last. Raw tokens are the image tokenizer's
+    output; scaled tokens, on which the flow works, are raw * latent_scale.
 
 Time
     t is 0 at the source and 1 at the target. Text-to-image has text tokens as source
     and image tokens as target; image-to-text the other way round.
 
 Mesh
-    Devices form a grid with axes data (copies of the parameters), fsdp (parts of them)
-    and tensor (parts of a layer); rows of a batch are split over the first two.
+    Devices form a grid with the axes data (copies of the parameters), fsdp (parts of
+    the parameters) and tensor (parts of a layer). Rows of a batch are split over data
+    and fsdp.
 """
 
 from typing import Any
@@ -34,7 +35,7 @@ ROW_AXES = ("data", "fsdp")
 ROWS = PartitionSpec(ROW_AXES)
 
 Params = dict[str, Any]
-Key = PRNGKeyArray | UInt32[Array, " 2"]
+Key = PRNGKeyArray | UInt32[Array, " 2"]  # of jax.random.key, or of PRNGKey
 
 Image = Float[Array, "b s s 3"]
 CaptionIds = Int[Array, "b n"]
@@ -42,6 +43,6 @@ TextFeatures = Float[Array, "b n e"]
 Tokens = Float[Array, "b n c"]
 Moments = Float[Array, "b n cc"]  # [mean | logvar], so 2 * c channels
 Logits = Float[Array, "b n v"]
-# One row of these may serve the whole batch.
+# "#b": one row may serve the whole batch.
 Time = Float[Array, " #b"]
 Rows = Bool[Array, " #b"]

@@ -1,12 +1,12 @@
-"""What fits where: compiles FlowTok's sizes for TPUs and A100s, and makes a table.
+"""Table of the largest batches of FlowTok's sizes that fit TPUs and A100s.
 
     python launch/fit_table.py [SIZE@TOPOLOGY ...]
 
-For each it finds the largest batch a device (a multiple of 8 rows) whose train step
-fits. Each compile is one `--mode=compile` in a process of its own and takes minutes on
-a small machine; its JSON line is stored in benchmarks/fit_table.jsonl and not made
-again. From those lines come benchmarks/fit_table.md and the part of launch/README.md
-between its markers.
+For each size and topology the script finds the most rows per device (a multiple of 8)
+whose train step fits. Each compile is one `--mode=compile` in a process of its own and
+takes minutes on a small machine; its JSON line is stored in benchmarks/fit_table.jsonl
+and not made again. The lines make benchmarks/fit_table.md and the part of
+launch/README.md between its markers.
 """
 
 import json
@@ -28,26 +28,25 @@ MARKERS = "<!-- fit table -->", "<!-- /fit table -->"
 SIZES = ("b", "xl", "h")
 TOPOLOGIES = ("a100:8", "v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 CELLS = tuple(f"{s}@{t}" for t in TOPOLOGIES for s in SIZES)
-# Of single figures that README and issue name: SIZE@TOPOLOGY -> global batch.
+# Batches that docs and configs name: SIZE@TOPOLOGY -> global batch.
 NAMED = {"h@a100:8": 8192, "h@v5e:16x16": 8192, "xl@v5e:4x4": 4096}
 STEP = 8  # rows
-# For a first guess.
-GIB_A_ROW = {"b": 0.0265, "xl": 0.055, "h": 0.085}
-MEMORY = {k: v.hbm_gib * v.part for k, v in KINDS.items()}
-COMPILES = 4  # of one cell at most
+GIB_A_ROW = {"b": 0.0265, "xl": 0.055, "h": 0.085}  # for a first guess
+MEMORY = {k: v.hbm_gib * v.part for k, v in KINDS.items()}  # GiB that programs may use
+COMPILES = 4  # at most, for one cell
 
 Result = dict
 
 
 def stored() -> list[Result]:
-    """Every result so far."""
+    """Reads all results so far."""
     if not LINES.is_file():
         return []
     return [json.loads(line) for line in LINES.read_text().splitlines()]
 
 
 def compiled(cell: str, rows: int, devices: int) -> Result:
-    """The result of a cell at a batch, from the file or by compiling."""
+    """Returns the result of a cell at a batch, from the file or by compiling."""
     size, topology = cell.split("@")
     batch = rows * devices
     for result in stored():
@@ -71,31 +70,31 @@ def compiled(cell: str, rows: int, devices: int) -> Result:
 
 
 def say(line: str) -> None:
-    """Progress, to stderr."""
+    """Prints progress to stderr."""
     sys.stderr.write(line + "\n")
 
 
 def largest(cell: str) -> None:
-    """Compiles a cell until the largest batch that fits lies between two results.
-
-    Memory of what fits is taken as a straight line in the batch. What libtpu says that
-    a refused program needs is not used: it has tried to save memory by then.
-    """
+    """Compiles a cell until the largest batch that fits lies between two results."""
     size, topology = cell.split("@")
     kind, _, sizes = topology.partition(":")
     devices = math.prod(map(int, sizes.split("x")))
     rows = int(MEMORY[kind] / GIB_A_ROW[size]) // STEP * STEP
-    fitting, refused = {0: 0.0}, None
+    fitting = {0: 0.0}  # rows -> GiB
+    refused = None  # least rows that do not fit
     for _ in range(COMPILES):
         result = compiled(cell, rows, devices)
         if result["fits"]:
             fitting[rows] = result["total_gib"]
         else:
             refused = min(rows, refused or rows)
+        # Memory is taken as a straight line through the two largest batches that fit.
+        # What libtpu states for a refused program is not on it: by then libtpu has
+        # tried to save memory.
         (r0, g0), (r1, g1) = ([(0, 0.0)] + sorted(fitting.items()))[-2:]
         slope = (g1 - g0) / (r1 - r0) if r1 > r0 else GIB_A_ROW[size]
         aim = r1 + (0.99 * MEMORY[kind] - g1) / slope
-        if refused and aim >= refused:
+        if refused and aim >= refused:  # the line is wrong there: bisect
             aim = (r1 + refused) / 2 if r1 else 0.85 * refused
         rows = int(aim) // STEP * STEP
         if rows < 1.03 * r1 or (refused and rows >= refused):
@@ -103,13 +102,14 @@ def largest(cell: str) -> None:
 
 
 def batch_of(result: Result) -> int:
-    """Rows of all devices together."""
+    """Returns the rows of all devices together."""
     return result["global_batch"]
 
 
 def row(result: Result) -> str:
-    """A line of the table."""
-    devices, moved = result["devices"], result["collectives"] or {}
+    """Formats a line of the table."""
+    devices = result["devices"]
+    moved = result["collectives"] or {}
     gib = sum(entry["bytes"] for entry in moved.values()) / 2**30
     return (
         f"| {result['size'].upper()} | {result['topology']} | "
@@ -121,7 +121,7 @@ def row(result: Result) -> str:
 
 
 def table(results: list[Result]) -> str:
-    """Largest batch of every cell that fits, and the named batches."""
+    """Formats the largest batch of each cell that fits, and the named batches."""
     best: dict[tuple, Result] = {}
     for result in results:
         key = result["size"], result["topology"]
@@ -143,7 +143,7 @@ def table(results: list[Result]) -> str:
 
 
 def write(text: str) -> None:
-    """Stores the table, and puts it between the README's markers."""
+    """Stores the table and puts it between the README's markers."""
     TABLE.write_text(text)
     first, last = MARKERS
     head, _, rest = README.read_text().partition(first)
@@ -152,7 +152,7 @@ def write(text: str) -> None:
 
 
 def main(cells: list[str]) -> None:
-    """Compiles what is missing for the cells, all by default, and writes the table."""
+    """Compiles what is missing for the cells (default: all) and writes the table."""
     for cell in cells or CELLS:
         largest(cell)
         write(table(stored()))

@@ -88,7 +88,7 @@ def test_every_variant_names_keys_of_the_demo_and_changes_them():
 
 
 def test_mistakes_end_in_one_line(demo, tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match="no variant 'paint'; wanted some of as_is"):
+    with pytest.raises(UserError, match="no variant 'paint'; expected some of as_is"):
         ablations.run(arguments(demo, tmp_path, "--only=paint"))
     monkeypatch.setattr(
         ablations.sys, "argv", ["ablations.py", f"--demo={tmp_path}/nowhere"]

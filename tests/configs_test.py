@@ -139,7 +139,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
     ],
 )
 def test_a_wrong_argument_is_refused_with_the_choices(file, choices):
-    with pytest.raises(UserError, match=f"'nothing'.*wanted one of {choices}"):
+    with pytest.raises(UserError, match=f"'nothing'.*expected one of {choices}"):
         get(file, "nothing")
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from flowtok_jax.convert.convert import convert, release_shapes
 from flowtok_jax.convert.goldens import Goldens
+from flowtok_jax.convert.groups import convert, release_shapes
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.safetensors import write_safetensors

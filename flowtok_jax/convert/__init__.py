@@ -1,1 +1,1 @@
-"""Released PyTorch state dicts to our parameters."""
+"""Conversion of released PyTorch state dicts to our parameters and back, and parity."""

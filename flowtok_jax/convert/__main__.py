@@ -1,4 +1,4 @@
-"""Released weights to a directory that FlowTok.from_pretrained takes, and back.
+"""Command that converts released weights for FlowTok.from_pretrained, and back.
 
     python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \
         --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \
@@ -27,13 +27,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax.convert import files, metrics
-from flowtok_jax.convert.convert import convert, read_sizes, to_release
-from flowtok_jax.convert.memory import peak_memory
+from flowtok_jax.convert import critics, state_dicts
+from flowtok_jax.convert.groups import convert, read_sizes, to_release
 from flowtok_jax.convert.rules import RULES
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.models.build import make_nets
+from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
@@ -44,26 +44,26 @@ from flowtok_jax.weights.place import open_weights
 DTYPES = ("float32", "bfloat16")
 
 
-class Source(NamedTuple):
-    """A group's state dict, where it comes from, and what its shapes tell."""
+class GroupSource(NamedTuple):
+    """State dict of a group, its file, and the sizes that its shapes tell."""
 
     path: pathlib.Path
     state: Mapping[str, np.ndarray]
-    heads: dict[str, int]
+    heads: dict[str, int]  # network -> heads, which no shape tells
     sizes: dict[str, Any]
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    """The flags of both directions."""
+def make_convert_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the flags of both directions."""
     parser = cli.make_command_parser("flowtok_jax.convert", __doc__)
     add = parser.add_argument
     add("--flowtok", metavar="FILE", help="FlowTok-XL.pth, FlowTok-H.pth")
     add("--tokenizer", metavar="FILE", help="FlowTiTok_512.bin")
     add("--clip", metavar="DIR", help="directory or hub id of the CLIP it works with")
     add("--inception", metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
-    add("--lpips", metavar="FILES", help="of VGG16 and of LPIPS, or one of both")
+    add("--lpips", metavar="FILES", help="VGG16's and LPIPS's, or one file of both")
     add("--clip_score", metavar="DIR", help="directory or hub id of a whole CLIP")
-    add("--out", metavar="DIR", help="directory to write; must not be there yet")
+    add("--out", metavar="DIR", help="directory to write; must not exist yet")
     add("--heads", default="", help="of unpublished sizes: dit=4,projector=4,clip=4")
     add("--dtype", default="float32", choices=DTYPES, help="to compute in later")
     add("--local_files_only", action="store_true", help="take CLIP from the cache")
@@ -74,14 +74,14 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def parse_heads(text: str) -> dict[str, int]:
-    """`dit=4,clip=8` as a dict."""
+    """Parses numbers of heads by network, as in `dit=4,clip=8`."""
     heads = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.partition("=")
         if name not in ("dit", "projector", "clip") or not number.isdecimal():
             raise UserError(
-                f"--heads={text}: {part!r} is not understood; wanted NAME=NUMBER with "
-                "dit, projector or clip for NAME"
+                f"--heads={text}: {part!r} is not understood; expected NAME=NUMBER "
+                "with dit, projector or clip for NAME"
             )
         heads[name] = int(number)
     return heads
@@ -89,40 +89,40 @@ def parse_heads(text: str) -> dict[str, int]:
 
 def find_sources(
     paths: Mapping[str, str | None], heads: dict[str, int], local_files_only: bool
-) -> dict[str, Source]:
-    """The files behind the groups, with sizes as their shapes tell them."""
+) -> dict[str, GroupSource]:
+    """Opens the files of the groups and reads the sizes that their shapes tell."""
     sources = {}
     for group, given in paths.items():
         if not given:
             continue
-        path, known = pathlib.Path(given), dict(heads)
+        path = pathlib.Path(given)
+        known = dict(heads)
         if group == "clip":
-            path = files.find_clip(given, local_files_only)
-            state, told = files.read_clip(path)
+            path = state_dicts.find_clip(given, local_files_only)
+            state, told = state_dicts.read_clip(path)
+            # What --heads says goes before CLIP's config.json.
             known = ({"clip": told["text"]} if "text" in told else {}) | heads
         else:
-            state = files.read_state(path)
+            state = state_dicts.read_state(path)
         shapes = {name: np.shape(array) for name, array in state.items()}
-        try:
+        with state_dicts.naming(path):
             sizes = read_sizes(group, shapes, known)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         logging.info("%s: %s: %s", group, path, _inline(sizes))
-        sources[group] = Source(path, state, known, sizes)
+        sources[group] = GroupSource(path, state, known, sizes)
     return sources
 
 
 def _inline(sizes: Mapping[str, Any]) -> str:
-    """Nested sizes on one line."""
+    """Formats nested sizes on one line."""
     flat = flatten_dict(dict(sizes), sep=".")
     return ", ".join(f"{key}={size}" for key, size in flat.items())
 
 
-def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
-    """The config of all the sources together; where none tells, FlowTok-B's.
+def merge_sizes(sources: Mapping[str, GroupSource], dtype: str) -> dict[str, Any]:
+    """Makes the config of all sources together, with FlowTok-B's sizes as defaults.
 
     Raises:
-        UserError: where two sources do not go together.
+        UserError: if two sources tell different sizes of the same thing.
     """
     sections = {
         "latent": {"tokens": 77, "channels": 16},
@@ -137,7 +137,8 @@ def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
         "text_decoder": {},
         "compute": {"dtype": dtype, "remat": "none", "attention": "xla"},
     }
-    flat, told = flatten_dict(sections, keep_empty_nodes=True), {}
+    flat = flatten_dict(sections, keep_empty_nodes=True)
+    told = {}  # key -> (size, file that told it)
     for source in sources.values():
         for key, size in flatten_dict(source.sizes).items():
             other, path = told.setdefault(key, (size, source.path))
@@ -146,7 +147,7 @@ def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
                     f"{'.'.join(key)} is {other} in {path} and {size} in "
                     f"{source.path}: they do not belong together"
                 )
-            flat.pop(key[:1], None)  # the mark of an empty section
+            flat.pop(key[:1], None)  # flatten_dict's mark of an empty section
             flat[key] = size
     return pretrained.make_stored_config(
         make_nets(ConfigDict(unflatten_dict(flat))),
@@ -156,19 +157,18 @@ def make_config(sources: Mapping[str, Source], dtype: str) -> dict[str, Any]:
     )
 
 
-def convert_source(group: str, sources: dict[str, Source]) -> dict[str, Any]:
-    """Our parameters of one group, whose source is let go of."""
+def convert_source(group: str, sources: dict[str, GroupSource]) -> dict[str, Any]:
+    """Converts one group and removes its source from `sources`."""
+    # Removed, so that its memory is free before the next group is converted.
     source = sources.pop(group)
-    try:
+    with state_dicts.naming(source.path):
         return convert(group, source.state, source.heads)
-    except UserError as error:
-        raise UserError(f"{source.path}: {error}") from error
 
 
-def read_vocabulary(source: Source) -> Vocabulary:
-    """The vocabulary beside CLIP's weights, if it is that of its embeddings."""
+def _read_vocabulary(source: GroupSource) -> Vocabulary:
+    """Reads the vocabulary beside CLIP's weights."""
     context, size = (source.sizes[k] for k in ("latent", "clip"))
-    return files.read_clip_vocabulary(
+    return state_dicts.read_clip_vocabulary(
         source.path, context["tokens"], size["vocab_size"]
     )
 
@@ -182,17 +182,19 @@ def from_release(flags: argparse.Namespace) -> None:
                 "--inception, --lpips and --clip_score go to a directory of their own; "
                 "convert --flowtok, --tokenizer and --clip by another command"
             )
-        metrics.convert_metrics(flags)
+        critics.convert_metrics(flags)
         return
     if not any(paths.values()):
         raise UserError(
-            "no weights named; wanted --flowtok=FILE, --tokenizer=FILE and --clip=DIR, "
-            "or some of them; or of --inception=FILE, --lpips=FILES, --clip_score=DIR"
+            "no weights named; expected --flowtok=FILE, --tokenizer=FILE and "
+            "--clip=DIR, or some of them; or of --inception=FILE, --lpips=FILES, "
+            "--clip_score=DIR"
         )
     heads = parse_heads(flags.heads)
     sources = find_sources(paths, heads, flags.local_files_only)
-    config = make_config(sources, flags.dtype)
-    vocabulary = read_vocabulary(sources["clip"]) if "clip" in sources else None
+    config = merge_sizes(sources, flags.dtype)
+    vocabulary = _read_vocabulary(sources["clip"]) if "clip" in sources else None
+    # Converted one by one while they are written: one group in memory at a time.
     groups = {g: functools.partial(convert_source, g, sources) for g in sources}
     pretrained.save(pathlib.Path(flags.out), config, groups, vocabulary)
 
@@ -202,7 +204,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
     if not flags.checkpoint:
         raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
     target = pathlib.Path(flags.to_release)
-    files.check_target(target)
+    state_dicts.check_target(target)  # before weights are read, which takes long
     weights = open_weights(flags.checkpoint)
     nets = weights.make_nets()
     if flags.group not in weights.groups:
@@ -212,21 +214,22 @@ def back_to_release(flags: argparse.Namespace) -> None:
         )
     params = weights.read(flags.group, abstract_group(nets, flags.group), nets)
     state = to_release(flags.group, params, pretrained.describe_nets(nets))
-    files.write_state(target, state)
+    state_dicts.write_state(target, state)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one direction; a user's mistake ends in one line."""
-    flags = _make_parser().parse_args(argv)
+    """Runs the command and returns its exit status."""
+    flags = make_convert_parser().parse_args(argv)
     start = time.monotonic()
 
     def command() -> None:
         if bool(flags.out) == bool(flags.to_release):
             raise UserError("expected one of --out=DIR and --to_release=FILE")
         (from_release if flags.out else back_to_release)(flags)
+        peak = process_peak_bytes() / 1e9
         cli.say(
             f"wrote {flags.out or flags.to_release} in "
-            f"{time.monotonic() - start:.1f} s, peak memory {peak_memory():.2f} GB"
+            f"{time.monotonic() - start:.1f} s, peak memory {peak:.2f} GB"
         )
 
     return cli.run_command(command, "interrupted; nothing was written")

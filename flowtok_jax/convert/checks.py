@@ -1,34 +1,47 @@
-"""What a golden file is compared with: one function a kind of file.
+"""Checks against golden files, one function for each kind of file.
 
-Each computes by our networks, flow and training step what the release computed, from
-the file's own inputs or, where it stores none, from draws by the golden rule.
+A check computes with our networks, flow and training step what the release computed,
+from the file's own inputs or, if it stores none, from draws by the golden rule.
 """
 
 import functools
+import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.convert.convert import convert, networks, to_release
-from flowtok_jax.convert.goldens import Goldens
+from flowtok_jax.convert.critics import convert_critic, prepare_critic
+from flowtok_jax.convert.goldens import Check, Goldens
+from flowtok_jax.convert.groups import convert, networks, to_release
+from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.models.build import Nets
-from flowtok_jax.runtime.cli import say
+from flowtok_jax.models.critics import LPIPS, Discriminator
+from flowtok_jax.models.inception import SIDE, Inception, resize_legacy
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import make_state
 from flowtok_jax.tasks.step import train_step
 
-# Relative L2 errors that float32 may have, and bfloat16.
-FORWARD_TINY, FORWARD, SAMPLE, TRAINED, BFLOAT16 = 2e-5, 1e-4, 1e-4, 5e-4, 3e-2
-LOSS = 1e-4  # of a training step, of each by itself
-SAMPLES = ((20, 2.0), (5, 1.5), (50, 7.0))  # steps and scale
-# The training run's weights that the release's numbers hold, where the model has them.
+# Relative L2 errors allowed in float32 where nothing else is said.
+FORWARD_TINY = 2e-5
+FORWARD = 1e-4
+SAMPLE = 1e-4
+TRAINED = 5e-4
+BFLOAT16 = 3e-2
+CRITIC = 1e-4
+DISTANCE = 1e-6  # FID is computed in float64
+LOSS = 1e-4  # relative error of each training step's loss by itself
+SAMPLES = ((20, 2.0), (5, 1.5), (50, 7.0))  # (steps, scale) that every model stores
+# Trained weights that the golden file stores, if the model has them.
 WEIGHTS = (
     "x_embedder.bias",
     "blocks.0.attn.qkv.weight",
@@ -40,90 +53,8 @@ WEIGHTS = (
 AVERAGES = ("blocks.0.attn.qkv.weight", "context_encoder.linear.weight")
 
 
-class Result(NamedTuple):
-    """One line of the report."""
-
-    name: str
-    verdict: str  # ok or FAIL
-    max_abs: float
-    measure: str  # rel_l2, or rel_max: the largest of the values' own
-    relative: float
-    tolerance: float
-
-
-class Report:
-    """Says and keeps a line a tensor, and a line whatever could not be compared."""
-
-    def __init__(self):
-        self.results: list[Result] = []
-        self.faults: dict[str, str] = {}  # name -> why it could not be compared
-
-    def add(self, result: Result) -> None:
-        self.results.append(result)
-        say(
-            f"{result.verdict:7} {result.name:56} max_abs {result.max_abs:9.2e}  "
-            f"{result.measure} {result.relative:9.2e}  allowed {result.tolerance:.0e}"
-        )
-
-    def fault(self, name: str, why: str) -> None:
-        self.faults[name] = why
-        say(f"{'FAIL':7} {name:56} {why}")
-
-    @property
-    def failed(self) -> list[str]:
-        bad = [r.name for r in self.results if r.verdict != "ok"]
-        return bad + list(self.faults)
-
-
-class Check:
-    """One golden file: gives its inputs, takes our outputs."""
-
-    def __init__(self, goldens: Goldens, name: str, report: Report):
-        self.goldens, self.name, self.report = goldens, name, report
-        self.arrays = goldens.arrays(name)
-        self._left = set(self.arrays)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.arrays
-
-    def input(self, key: str) -> jax.Array:
-        """A stored input."""
-        if key not in self.arrays:
-            raise UserError(f"{self.name}.npz has no {key!r}, which is an input")
-        self._left.discard(key)
-        return jnp.asarray(self.arrays[key])
-
-    def compare(
-        self, key: str, got: Any, tolerance: float, *, each: bool = False, note=""
-    ) -> None:
-        """Reports an output; with `each` the error is the largest of its values'."""
-        name = f"{self.name}/{key}{note}"
-        if key not in self.arrays:
-            self.report.fault(name, f"missing in {self.name}.npz")
-            return
-        self._left.discard(key)
-        got, wanted = (np.asarray(x, np.float64) for x in (got, self.arrays[key]))
-        if got.shape != wanted.shape:
-            self.report.fault(name, f"is {wanted.shape} there and {got.shape} here")
-            return
-        error = np.abs(got - wanted)
-        if each:
-            measure, relative = "rel_max", float(np.max(error / np.abs(wanted)))
-        else:
-            relative = float(np.linalg.norm(error) / np.linalg.norm(wanted))
-            measure = "rel_l2"
-        verdict = "ok" if relative <= tolerance else "FAIL"
-        worst = float(error.max())
-        self.report.add(Result(name, verdict, worst, measure, relative, tolerance))
-
-    def finish(self) -> None:
-        """Reports what nothing was compared with."""
-        for key in sorted(self._left):
-            self.report.fault(f"{self.name}/{key}", "is not known here")
-
-
-class Model(NamedTuple):
-    """Networks of the release and their parameters, by network."""
+class GoldenModel(NamedTuple):
+    """Networks of a model of the folder, with their parameters."""
 
     nets: Nets
     params: Params
@@ -132,17 +63,18 @@ class Model(NamedTuple):
 
     @property
     def tolerance(self) -> float:
+        """Relative L2 error allowed in one pass forward."""
         return FORWARD_TINY if self.is_tiny else FORWARD
 
     def apply(self, network: str, *inputs, dtype=jnp.float32, **options) -> Any:
-        """What a network gives, compiled; float32 is float32 on every device."""
+        """Applies a network, compiled as one program."""
         net = getattr(self.nets, network).clone(dtype=dtype)
         program = jax.jit(lambda p, *x: net.apply({"params": p}, *x, **options))
         return program(self.params[network], *inputs)
 
 
-def load(goldens: Goldens, model: str) -> Model:
-    """A model of the folder, its weights made by the rule."""
+def load_golden(goldens: Goldens, model: str) -> GoldenModel:
+    """Makes a model of the folder with the weights of the golden rule."""
     sizes = goldens.sizes(model)
     group = "tokenizer" if goldens.is_tokenizer(model) else "t2i"
     heads = {k: v["heads"] for k, v in sizes.items() if "heads" in v}
@@ -151,14 +83,15 @@ def load(goldens: Goldens, model: str) -> Model:
     if group == "tokenizer":
         scale = goldens.value("latent_scale")
         nets = nets._replace(tokenizer=nets.tokenizer.clone(latent_scale=scale))
-    params = jax.device_put(params)
-    return Model(nets, params, sizes, "tiny" in model)
+    params = jax.device_put(params)  # once, not at every call of `apply`
+    return GoldenModel(nets, params, sizes, "tiny" in model)
 
 
 def check_forward(check: Check) -> None:
-    """Velocity, projector and align head; of full sizes in bfloat16 too."""
-    model = load(check.goldens, check.name.removesuffix(".forward"))
-    t, null = check.input("t"), check.input("null")
+    """Checks velocity, projector and align head; at full sizes in bfloat16 too."""
+    model = load_golden(check.goldens, check.name.removesuffix(".forward"))
+    t = check.input("t")
+    null = check.input("null")
     inputs = {"x": model.nets.dit.channels, "text": model.sizes["clip"]["width"]}
     for key, width in inputs.items():
         shape = (len(t), model.nets.dit.tokens, width)
@@ -177,7 +110,7 @@ def check_forward(check: Check) -> None:
 
 
 def _losses(nets: Nets, params: Params, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """The release's losses at given noise, times and null rows; no dropout."""
+    """Computes the release's losses at given noise, times and null rows."""
     posterior = nets.projector.apply({"params": params["projector"]}, batch["text"])
     z_src = posterior.mean + posterior.std * batch["eps"]
     head = {"params": params["align_head"]}
@@ -193,13 +126,13 @@ def _losses(nets: Nets, params: Params, batch: dict[str, jax.Array]) -> dict[str
 
 
 def check_loss(check: Check) -> None:
-    """Each term and the total, with several null rows and with one."""
-    model = load(check.goldens, check.name.removesuffix(".loss"))
+    """Checks each term and the total, with several null rows and with one."""
+    model = load_golden(check.goldens, check.name.removesuffix(".loss"))
     run = jax.jit(functools.partial(_losses, model.nets))
     batch = {key: check.input(key) for key in ("text", "eps", "image_tokens", "t")}
     for suffix in ("", "_single"):
         parts = run(model.params, batch | {"null": check.input(f"null{suffix}")})
-        kl = 0.01 * parts["kl"]
+        kl = 0.01 * parts["kl"]  # the release's weight; golden values include it
         if not suffix:
             check.compare("align", parts["align"], model.tolerance)
             check.compare("kl_reference", kl, model.tolerance)
@@ -208,7 +141,9 @@ def check_loss(check: Check) -> None:
         check.compare(f"total{suffix}", total, model.tolerance)
 
 
-def _sample(model: Model, z_src: jax.Array, num_steps: int, scale: float) -> jax.Array:
+def _sample(
+    model: GoldenModel, z_src: jax.Array, num_steps: int, scale: float
+) -> jax.Array:
     def run(params, z):
         velocity = samplers.guided(
             lambda *x: model.nets.dit.apply({"params": params}, *x), scale
@@ -219,9 +154,10 @@ def _sample(model: Model, z_src: jax.Array, num_steps: int, scale: float) -> jax
 
 
 def check_sample(check: Check) -> None:
-    """Euler steps at the release's times, guided."""
-    model = load(check.goldens, check.name.removesuffix(".sample"))
+    """Checks guided Euler steps at the release's times."""
+    model = load_golden(check.goldens, check.name.removesuffix(".sample"))
     z_src = check.input("z0")
+    # A folder may store further samples beside those that every model has.
     found = (re.fullmatch(r"steps(\d+)_scale([\d.]+)", key) for key in check.arrays)
     stored = {(int(match[1]), float(match[2])) for match in found if match}
     for num_steps, scale in sorted(stored | set(SAMPLES)):
@@ -230,20 +166,24 @@ def check_sample(check: Check) -> None:
 
 
 def _train_batch(goldens: Goldens, sizes: dict[str, Any], step: int) -> dict[str, Any]:
-    rows, tokens = 4, sizes["latent"]["tokens"]
-    channels, width = sizes["latent"]["channels"], sizes["clip"]["width"]
+    """Draws the batch of a step as the folder's README says."""
+    rows = 4
+    tokens = sizes["latent"]["tokens"]
+    channels = sizes["latent"]["channels"]
+    width = sizes["clip"]["width"]
     return {
         "image_tokens": goldens.draw(f"train/x1/{step}", rows, tokens, channels),
         "text": goldens.draw(f"train/text/{step}", rows, tokens, width),
         "eps": goldens.draw(f"train/eps/{step}", rows, tokens, channels),
         "t": goldens.uniform(f"train/t/{step}", rows),
+        # With one null row only, as in odd steps, no row is null at all.
         "null": np.array([step % 2 == 0, True, False, False]),
     }
 
 
 def check_train(check: Check) -> None:
-    """Steps of our own training step, optimiser and average, at given draws."""
-    model = load(check.goldens, check.name.removesuffix(".train"))
+    """Checks our training step, optimiser and EMA over several steps."""
+    model = load_golden(check.goldens, check.name.removesuffix(".train"))
     num_steps = len(check.input("losses"))
     schedule = make_schedule(
         lr=4e-4, lr_end=0.0, warmup_steps=4, schedule="constant", num_steps=num_steps
@@ -259,12 +199,13 @@ def check_train(check: Check) -> None:
     step = jax.jit(
         functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.9)
     )
-    state, logs = make_state(model.params, optimizer, seed=0), []
+    state = make_state(model.params, optimizer, seed=0)
+    logs = []
     for i in range(num_steps):
         batch = _train_batch(check.goldens, model.sizes, i)
         state, scalars = step(state, {}, jax.tree.map(jnp.asarray, batch))
         logs.append((scalars["loss/total"], scalars["grad_norm"], schedule(i)))
-    values, norms, rates = np.array(logs, np.float64).T
+    values, norms, rates = np.array(logs, np.float64).T  # one row per step
     check.compare("losses", values, LOSS, each=True)
     check.compare("grad_norms", norms, TRAINED, each=True)
     check.compare("lrs", rates, 1e-6)
@@ -275,7 +216,7 @@ def check_train(check: Check) -> None:
     check.compare("t2t_final", trained["t2t_temperature"], TRAINED)
     outputs = {key: trained[key] for key in WEIGHTS if key in trained}
     outputs |= {f"ema/{key}": averaged[key] for key in AVERAGES if key in averaged}
-    for key, values in outputs.items():
+    for key, values in outputs.items():  # npz stores / where the release has a dot
         check.compare(key.replace(".", "/"), values, TRAINED)
 
 
@@ -284,9 +225,14 @@ def _tokens_first(array: jax.Array) -> jax.Array:
 
 
 def check_tokenizer(check: Check) -> None:
-    """Moments and decoded images; of full sizes every 4th pixel, mean and spread."""
-    model, draws = load(check.goldens, check.name), check.goldens
-    tokenizer, width = model.nets.tokenizer, model.sizes["clip"]["width"]
+    """Checks moments and decoded images.
+
+    At full sizes the file stores every 4th pixel, the mean and the deviation.
+    """
+    model = load_golden(check.goldens, check.name)
+    draws = check.goldens
+    tokenizer = model.nets.tokenizer
+    width = model.sizes["clip"]["width"]
     is_stored = model.is_tiny or "image" in check
     if is_stored:
         image, tokens, text = (check.input(k) for k in ("image", "tokens", "text"))
@@ -296,14 +242,15 @@ def check_tokenizer(check: Check) -> None:
         shape = (1, tokenizer.channels, 1, tokenizer.tokens)
         tokens = jnp.asarray(draws.draw("tok", *shape))
         text = jnp.asarray(draws.draw("text", 1, tokenizer.tokens, width))
-    posterior = model.apply("tokenizer", image.transpose(0, 2, 3, 1), method="encode")
+    image = image.transpose(0, 2, 3, 1)  # [b 3 s s] -> [b s s 3]
+    posterior = model.apply("tokenizer", image, method="encode")
     moments = jnp.concatenate([posterior.mean, posterior.logvar], -1)
     moments = moments.transpose(0, 2, 1)[:, :, None]  # [b 2c 1 n]
     check.compare("moments", moments, model.tolerance)
 
     def decode(tokens):
         image = model.apply("tokenizer", tokens, text, method="decode")
-        return image.transpose(0, 3, 1, 2)
+        return image.transpose(0, 3, 1, 2)  # [b 3 s s]
 
     decoded = decode(_tokens_first(tokens))
     if is_stored:
@@ -315,20 +262,112 @@ def check_tokenizer(check: Check) -> None:
         pixels = decoded[:, :, ::4, ::4]
         check.compare("decoded_every_4th_pixel", pixels, model.tolerance)
         check.compare("decoded_mean", decoded.mean(), model.tolerance)
+        # torch.std divides by n - 1.
         check.compare("decoded_std", decoded.std(ddof=1), model.tolerance)
 
 
 def check_end_to_end(check: Check) -> None:
-    """Text features to an image: projector, 20 guided steps, decoder."""
+    """Checks text features to an image: projector, 20 guided steps, decoder."""
     size = check.name.removeprefix("end_to_end_")
-    flow = load(check.goldens, f"flowtok_{size}")
-    image = load(check.goldens, f"flowtitok_{size}")
+    flow = load_golden(check.goldens, f"flowtok_{size}")
+    image = load_golden(check.goldens, f"flowtitok_{size}")
     text = check.input("text")
     posterior = flow.apply("projector", text)
     z_src = posterior.mean + posterior.std * check.input("eps")
     check.compare("z0", z_src, flow.tolerance)
     z_img = _sample(flow, z_src, 20, 2.0)
     check.compare("z1", z_img, SAMPLE)
-    tokens = z_img / image.nets.tokenizer.latent_scale
+    tokens = z_img / image.nets.tokenizer.latent_scale  # scaled to raw
     decoded = image.apply("tokenizer", tokens, text, method="decode")
     check.compare("image", decoded.transpose(0, 3, 1, 2), SAMPLE)
+
+
+def _program(goldens: Goldens, name: str, net: nn.Module, *inputs: jax.Array) -> Any:
+    """Compiles a critic with the rule's weights into a function of its inputs."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    leaves = flatten_dict(shapes, sep="/")
+    targets = {path: leaf.shape for path, leaf in leaves.items()}
+    state = prepare_critic(name, goldens.state(name))
+    params = jax.device_put(convert_critic(name, state, targets))
+    program = jax.jit(lambda p, *x: net.apply({"params": p}, *x))
+    return lambda *x: program(params, *x)
+
+
+def _images(goldens: Goldens, name: str, height: int, width: int) -> jax.Array:
+    images = goldens.uniform(name, 2, 3, height, width)
+    return jnp.asarray(images.transpose(0, 2, 3, 1))  # [b h w 3]
+
+
+def check_discriminator(check: Check) -> None:
+    """Checks logits of real and fake images, and the losses on them."""
+    images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
+    run = _program(check.goldens, check.name, Discriminator(), images[0])
+    real, fake = map(run, images)
+    check.compare("logits_real", real[:, None], CRITIC)  # [b 1 g g]
+    check.compare("logits_fake", fake[:, None], CRITIC)
+    check.compare("hinge", losses.hinge_loss(real, fake), CRITIC)
+    averages = check.input("ema_real"), check.input("ema_fake")
+    check.compare("lecam", losses.lecam_loss(real, fake, *averages), CRITIC)
+    check.compare("generator", losses.generator_loss(fake), CRITIC)
+
+
+def check_lpips(check: Check) -> None:
+    """Checks distances between the images of `check_discriminator`."""
+    images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
+    distance = _program(check.goldens, check.name, LPIPS(), *images)(*images)
+    check.compare("distance", distance[:, None, None, None], CRITIC)  # [b 1 1 1]
+
+
+def check_inception(check: Check) -> None:
+    """Checks features and logits, of resized images and of images of 299 px."""
+    images = _images(check.goldens, "fid_image", 192, 256)
+    whole = jnp.round(255 * _images(check.goldens, "fid_image299", SIDE, SIDE))
+    run = _program(check.goldens, check.name, Inception(), whole)
+    resized = jax.jit(resize_legacy)(jnp.round(255 * images))
+    for ending, inputs in (("", resized), ("_299", whole)):
+        features, logits = run(inputs)
+        check.compare(f"pool_2048{ending}", features, CRITIC)
+        check.compare(f"logits_unbiased{ending}", logits, CRITIC)
+
+
+def check_fid(check: Check) -> None:
+    """Checks the Fréchet distance of two sets of draws."""
+    a = check.goldens.draw("fid/a", 500, 64)
+    # In float32, as the golden value was made; only then to float64.
+    b = check.goldens.draw("fid/b", 400, 64) * 1.3 + 0.2
+    sets = (x.astype(np.float64) for x in (a, b))
+    moments = [m for x in sets for m in (x.mean(0), np.cov(x, rowvar=False))]
+    check.compare("fid", frechet_distance(*moments), DISTANCE)
+
+
+# Checks of files by their whole name, and by the ending of their name.
+BY_NAME = {
+    "discriminator": check_discriminator,
+    "lpips": check_lpips,
+    "inception": check_inception,
+    "fid": check_fid,
+}
+BY_ENDING = {
+    ".forward": check_forward,
+    ".loss": check_loss,
+    ".sample": check_sample,
+    ".train": check_train,
+}
+
+
+def find_check(goldens: Goldens, name: str) -> Callable[[Check], None]:
+    """Returns the check of a golden file.
+
+    Raises:
+        UserError: if the name tells no known kind.
+    """
+    if name in BY_NAME:
+        return BY_NAME[name]
+    ending = pathlib.PurePath(name).suffix
+    if ending in BY_ENDING:
+        return BY_ENDING[ending]
+    if name.startswith("end_to_end_"):
+        return check_end_to_end
+    if name in goldens.values and goldens.is_tokenizer(name):
+        return check_tokenizer
+    raise UserError("is of no known kind, and golden.json has no sizes of it")

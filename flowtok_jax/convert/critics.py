@@ -1,32 +1,39 @@
-"""State dicts of the networks that judge images to our parameters.
+"""Conversion of the networks that judge images: critics.
 
 "inception", "lpips" and "discriminator" have one size each; "clip" is CLIP with both
-towers by its Hugging Face names. Every name must be used, or dropped for a stated
-reason.
+towers, by its Hugging Face names. Every name of a state dict must be used, or dropped
+for a stated reason. `convert_metrics` writes those that metrics need into a directory.
 """
 
+import argparse
+import logging
 import math
+import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.convert import rules
+from flowtok_jax.convert import rules, state_dicts
 from flowtok_jax.convert.layout import (
     check_rules,
+    count_blocks,
     find_dropped,
     log_dropped,
     source_shapes,
     to_ours,
 )
+from flowtok_jax.convert.state_dicts import naming
+from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.weights.safetensors import Shape, check_shapes
+from flowtok_jax.runtime.files import file_sha256, new_directory, write_json
+from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
-# Fixed arrays that files hold and we compute: compared where they are, then dropped.
+# Fixed arrays that files may hold and we compute: compared if present, then dropped.
 _IMAGENET = {"shift": critics.SHIFT, "scale": critics.SCALE}
 TABLES: dict[str, dict[str, np.ndarray]] = {
     "lpips": {
@@ -38,7 +45,9 @@ TABLES: dict[str, dict[str, np.ndarray]] = {
     },
 }
 
-# Config key -> (source name, axis) that holds it, of CLIP.
+LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
+
+# Field of CLIP's towers -> (source name, axis) whose length it is.
 _EMBEDDINGS = "{}_model.embeddings.{}_embedding.weight"
 CLIP_AXES = {
     "text.width": (_EMBEDDINGS.format("text", "token"), 1),
@@ -54,15 +63,14 @@ CLIP_AXES = {
 def convert_critic(
     name: str, state: Mapping[str, Any], targets: Mapping[str, Shape]
 ) -> Params:
-    """Our float32 parameters of a critic.
+    """Converts a critic's state dict to float32 parameters.
 
     Args:
-        state: as of `prepare`.
+        state: what `prepare_critic` returned.
         targets: shapes of our parameters, by path.
 
     Raises:
-        UserError: naming what is unused, unset, of a wrong shape, or a fixed array that
-            is not ours.
+        UserError: naming arrays that are not used, missing or of a wrong shape.
     """
     table = rules.CRITICS[name]
     check_rules(name, table, targets)
@@ -71,17 +79,18 @@ def convert_critic(
     return to_ours(table, targets, state)
 
 
-def prepare(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without what conversion drops, under the names of the rules.
+def prepare_critic(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops what conversion does not need, and renames torchvision's VGG16 layers.
 
-    VGG16's layers may have torchvision's names. What is dropped is logged.
+    Dropped names are logged.
 
     Raises:
-        UserError: where a fixed array is not ours.
+        UserError: if a fixed array has other values than ours.
     """
     dropped = find_dropped(rules.CRITICS_IGNORED[name], state)
     log_dropped(name, dropped)
-    kept, tables = {}, TABLES.get(name, {})
+    kept = {}
+    tables = TABLES.get(name, {})
     for key, array in state.items():
         if key in tables:
             _check_table(key, array, tables[key])
@@ -91,9 +100,9 @@ def prepare(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rename(name: str, key: str) -> str:
-    """torchvision's `features.N.*` as LPIPS has it, `net.sliceL.N.*`."""
+    """Renames torchvision's `features.N.*` to LPIPS's `net.sliceL.N.*`."""
     match = re.fullmatch(r"features\.(\d+)\.(\w+)", key) if name == "lpips" else None
-    for layer, places in enumerate(rules.VGG):
+    for layer, places in enumerate(rules.VGG_PLACES):
         if match and int(match[1]) in places:
             return f"net.slice{layer + 1}.{match[1]}.{match[2]}"
     return key
@@ -111,14 +120,14 @@ def _check_table(key: str, array: Any, ours: np.ndarray) -> None:
 def read_clip_sizes(
     shapes: Mapping[str, Shape], heads: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Sizes of CLIP as `make_clip_scorer` takes them, by the shapes of its state dict.
+    """Reads the arguments of `make_clip_scorer` off the shapes of a state dict.
 
     Args:
-        heads: "text" and "vision", where its config.json says; 64 channels a head,
-            as in all published ones, where it does not.
+        heads: tower ("text", "vision") -> heads, as far as CLIP's config.json says; the
+            default is 64 channels a head, as in all published towers.
 
     Raises:
-        UserError: where a name that tells a size is missing, or sizes do not go
+        UserError: if an array that tells a size is missing, or sizes do not go
             together.
     """
     flat: dict[str, int] = {}
@@ -128,18 +137,116 @@ def read_clip_sizes(
                 f"no CLIP with both towers: {source} is {shapes.get(source, 'missing')}"
             )
         flat[key] = shapes[source][axis]
+    # One place is the class token's.
     grid = math.isqrt(max(flat.pop("vision.places") - 1, 1))
     flat["vision.image_size"] = grid * flat["vision.patch"]
     for tower in ("text", "vision"):
-        name = rf"{tower}_model\.encoder\.layers\.(\d+)\..*"
-        found = (re.fullmatch(name, key) for key in shapes)
-        flat[f"{tower}.depth"] = 1 + max((int(m[1]) for m in found if m), default=0)
+        template = f"{tower}_model.encoder.layers.{{}}."
+        flat[f"{tower}.depth"] = count_blocks(template, shapes)
         width = flat[f"{tower}.width"]
         number = heads.get(tower) or width // rules.CLIP_HEAD_DIM
         if not number or width % number:
             raise UserError(
-                f"the {tower} tower is {width} wide and has {number} heads; wanted "
+                f"the {tower} tower is {width} wide and has {number} heads; expected "
                 "heads that divide it, in its config.json"
             )
         flat[f"{tower}.heads"] = number
     return unflatten_dict(flat, sep=".")
+
+
+class CriticSource(NamedTuple):
+    """Files of a critic, their arrays, and the sizes that the arrays tell."""
+
+    paths: list[pathlib.Path]
+    state: Mapping[str, np.ndarray]
+    sizes: dict[str, Any]
+
+
+def convert_metrics(flags: argparse.Namespace) -> None:
+    """Writes the critics that the flags name into --out, whole or not at all.
+
+    Raises:
+        UserError: naming the file, and arrays missing, not used or of a wrong shape.
+    """
+    if flags.heads or flags.dtype != "float32":
+        raise UserError(
+            "--heads and --dtype are for the model's own weights; CLIP's config.json "
+            "says its heads, and metrics compute in float32"
+        )
+    sources = {}
+    vocabulary = None
+    if flags.inception:
+        sources["inception"] = _read_files("inception", flags.inception)
+    if flags.lpips:
+        sources["lpips"] = _read_files("lpips", flags.lpips)
+    if flags.clip_score:
+        place = state_dicts.find_clip(flags.clip_score, flags.local_files_only)
+        sources["clip"] = _read_clip(place)
+        text = sources["clip"].sizes["text"]
+        vocabulary = state_dicts.read_clip_vocabulary(
+            place, text["context"], text["vocab_size"]
+        )
+    entries = {}
+    with new_directory(pathlib.Path(flags.out)) as part:
+        for name, source in sources.items():
+            leaves = flatten_dict(_convert(name, source), sep="/")
+            path = part / f"{name}.safetensors"
+            write_safetensors(path, leaves)
+            entries[name] = {
+                "sizes": source.sizes,
+                "sources": {file.name: _digest(file) for file in source.paths},
+                # eval/nets.py refuses a file with another digest.
+                "sha256": file_sha256(path),
+            }
+        if vocabulary is not None:
+            vocabulary.save(part)
+        write_json(part / METRICS, entries)
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Computes the SHA-256 of a file; warns if its name states another."""
+    digest = file_sha256(path)
+    # Files of PyTorch's hub end in the first digits: vgg16-397923af.pth.
+    named = re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
+    if named and not digest.startswith(named[1]):
+        logging.warning(
+            "%s has sha256 %s..., its name says %s...: it may be damaged or changed",
+            path,
+            digest[:8],
+            named[1],
+        )
+    return digest
+
+
+def _read_files(name: str, given: str) -> CriticSource:
+    """Reads the arrays of one or several files, given with commas between."""
+    paths = [pathlib.Path(p) for p in given.split(",")]
+    state = {}
+    for path in paths:
+        read = state_dicts.read_state(path)
+        with naming(path):
+            found = prepare_critic(name, read)
+        if twice := sorted(found.keys() & state):
+            raise UserError(f"{path} has {twice[0]}, which a file before it has too")
+        state |= found
+    return CriticSource(paths, state, {})
+
+
+def _read_clip(directory: pathlib.Path) -> CriticSource:
+    state, heads = state_dicts.read_clip(directory, ("text", "vision"))
+    path = state_dicts.find_clip_weights(directory)
+    state = prepare_critic("clip", state)
+    shapes = {name: np.shape(array) for name, array in state.items()}
+    with naming(path):
+        sizes = read_clip_sizes(shapes, heads)
+    return CriticSource([path], state, sizes)
+
+
+def _convert(name: str, source: CriticSource) -> Params:
+    shapes = shapes_of(name, make_module(name, source.sizes))
+    try:
+        return convert_critic(name, source.state, shapes)
+    except UserError as error:
+        named = ", ".join(map(str, source.paths))
+        hint = f"; {LPIPS_FILES}" if name == "lpips" and len(source.paths) == 1 else ""
+        raise UserError(f"{named}: {error}{hint}") from error

@@ -1,11 +1,14 @@
-"""A folder of golden numbers: its sizes, its arrays, and the weights behind them.
+"""Folder of golden numbers, and the comparison of our numbers with them.
 
-    draw(name, shape)    a normal draw, seeded by the folder's salt and the name
-    weight(name, shape)  running_var: 1 + |draw| / 10; matrices: draw / sqrt(fan in);
-                         *.weight, *.g: 1 + draw / 10; others: draw / 10
+    draw(name, shape)    a normal draw, seeded by the folder's salt and the name  (1)
+    weight(name, shape)  running_var: 1 + |draw| / 10                             (2)
+                         matrices: draw / sqrt(fan in)                            (3)
+                         *.weight, *.g: 1 + draw / 10                             (4)
+                         others: draw / 10                                        (5)
 
 Fixed tables and the logit scale are not drawn: they are as the release starts them.
-Weights so made need no file, however large the model (the folder's README).
+Weights that follow this rule need no file, however large the model (the folder's
+README).
 """
 
 import json
@@ -16,50 +19,59 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowtok_jax.convert import critics, rules
-from flowtok_jax.convert.convert import read_sizes
+from flowtok_jax.convert.groups import read_sizes
+from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.models.layers import rope_tables, sincos_positions
+from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.safetensors import Shape
 
 
 class Drawn(NamedTuple):
-    """An array that is made when it is asked for."""
+    """Array that is computed when it is converted to numpy."""
 
     shape: Shape
     make: Callable[[], np.ndarray]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        # Drawn anew each time, so that a state dict of XL's size is never whole in
+        # memory.
         return np.asarray(self.make(), dtype)
 
 
 class Goldens:
-    """The folder.
+    """Folder of golden numbers, with its arrays, sizes and weights.
 
     Raises:
-        UserError: where it is none, or its weights follow another rule than ours.
+        UserError: if the folder has no golden.json, or its weights follow another rule.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.values = self._json("golden.json")
-        self.salt, self.files = self.value("salt"), self.value("files")
+        self.salt = self.value("salt")
+        self.files = self.value("files")
+        # Random generators may change between versions of numpy: a few stored draws
+        # tell.
         check = self.value("rule_check")
-        name, wanted = (self.value(k, check) for k in ("name", "first_5_draws"))
-        got = self.draw(name, len(wanted))
-        if not np.allclose(got, wanted, rtol=1e-6, atol=1e-7):
+        name, expected = (self.value(k, check) for k in ("name", "first_5_draws"))
+        got = self.draw(name, len(expected))
+        if not np.allclose(got, expected, rtol=1e-6, atol=1e-7):
             raise UserError(
                 f"rule_check of {folder / 'golden.json'} fails: {name} draws "
-                f"{got.tolist()} here and {wanted} there; its weights cannot be made"
+                f"{got.tolist()} here and {expected} there; its weights cannot be made"
             )
 
     def value(self, key: str, section: dict[str, Any] | None = None) -> Any:
-        """A value of golden.json, or of a section of it.
+        """Returns a value of golden.json, or of a section of it.
 
         Raises:
-            UserError: where there is none.
+            UserError: if the key does not exist.
         """
         section = self.values if section is None else section
         if key not in section:
@@ -72,38 +84,39 @@ class Goldens:
             return json.loads(path.read_text())
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is not there; wanted --golden=DIR, a folder of golden numbers "
-                "with its golden.json and manifests"
+                f"{path} does not exist; expected --golden=DIR, a folder of golden "
+                "numbers with its golden.json and manifests"
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
     def draw(self, name: str, *shape: int) -> np.ndarray:
-        """A standard normal draw."""
+        """Draws from the standard normal distribution, by (1)."""
+        # CRC-32 rather than hash(), which differs from process to process.
         seed = zlib.crc32(f"{self.salt}/{name}".encode())
         rng = np.random.Generator(np.random.PCG64(seed))
         return rng.standard_normal(shape, dtype=np.float32)
 
     def uniform(self, name: str, *shape: int) -> np.ndarray:
-        """A draw in (0, 1)."""
+        """Draws values in (0, 1): the sigmoid of normal ones."""
         return 1 / (1 + np.exp(-self.draw(name, *shape)))
 
     def weight(self, name: str, shape: Shape) -> np.ndarray:
-        """A weight of the release."""
+        """Draws a weight of the release."""
         values = self.draw(name, *shape)
         if name.endswith("running_var"):
-            return 1 + np.float32(0.1) * np.abs(values)
+            return 1 + np.float32(0.1) * np.abs(values)  # (2)
         if len(shape) >= 2:
-            return values / np.float32(math.sqrt(math.prod(shape[1:])))
+            return values / np.float32(math.sqrt(math.prod(shape[1:])))  # (3)
         if name.endswith((".weight", ".g")):
-            return 1 + np.float32(0.1) * values
-        return np.asarray(np.float32(0.1) * values)  # of one value too
+            return 1 + np.float32(0.1) * values  # (4)
+        return np.asarray(np.float32(0.1) * values)  # (5); numpy makes [] a scalar
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of NAME.npz.
+        """Reads the arrays of NAME.npz.
 
         Raises:
-            UserError: where the file is absent or damaged.
+            UserError: if the file is absent or damaged.
         """
         path = self.folder / f"{name}.npz"
         try:
@@ -115,12 +128,12 @@ class Goldens:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def state(self, model: str) -> dict[str, Drawn]:
-        """The state dict of a model."""
+        """Returns the state dict of a model; its arrays are drawn when used."""
         state = {}
         for name, shape in self._json(f"{model}.manifest.json").items():
             shape = tuple(shape)
 
-            def make(name=name, shape=shape):
+            def make(name=name, shape=shape):  # defaults bind this pass's values
                 fixed = self._fixed(name, shape)
                 return self.weight(name, shape) if fixed is None else fixed
 
@@ -128,9 +141,9 @@ class Goldens:
         return state
 
     def _fixed(self, name: str, shape: Shape) -> np.ndarray | None:
-        """A value that the release starts from and the rule does not draw."""
+        """Returns the value of an array that the rule does not draw, else None."""
         if name in rules.TABLES["t2i"]:
-            return sincos_positions(*shape[1:])[None]
+            return sincos_positions(*shape[1:])[None]  # [1 n d]
         if name in rules.TABLES["tokenizer"]:
             cos, sin = rope_tables(math.isqrt(shape[0]), shape[1])
             return cos if name.endswith("cos") else sin
@@ -143,25 +156,25 @@ class Goldens:
         return None if default is None else np.asarray(default, np.float32)
 
     def is_tokenizer(self, model: str) -> bool:
-        """Whether a model is an image tokenizer, not a flow."""
+        """Returns whether a model is an image tokenizer, and not a flow."""
+        # Only tokenizers state an image size in golden.json.
         return "image_size" in self.value(model)
 
     def sizes(self, model: str) -> dict[str, Any]:
-        """Config sections of a model: shapes by its manifest, heads by golden.json.
+        """Reads the config sections of a model.
+
+        The manifest's shapes tell the sizes, golden.json tells the heads.
 
         Raises:
-            UserError: where one of them is incomplete, or they disagree.
+            UserError: if one of the two is incomplete, or they disagree.
         """
         is_tokenizer = self.is_tokenizer(model)
         group = "tokenizer" if is_tokenizer else "t2i"
         shapes = {name: drawn.shape for name, drawn in self.state(model).items()}
         told = (self._told_tokenizer if is_tokenizer else self._told_flow)(model)
         heads = {k: v["heads"] for k, v in told.items() if "heads" in v}
-        try:
+        with naming(self.folder / f"{model}.manifest.json"):
             sizes = read_sizes(group, shapes, heads)
-        except UserError as error:
-            path = self.folder / f"{model}.manifest.json"
-            raise UserError(f"{path}: {error}") from error
         for section, values in told.items():
             for key, value in values.items():
                 if sizes[section][key] != value:
@@ -187,7 +200,7 @@ class Goldens:
     def _told(
         self, model: str, names: dict[str, str], section: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Values of golden.json by our names for them."""
+        """Returns values of golden.json under our names for them."""
         section = self.values[model] if section is None else section
         try:
             return {ours: section[name] for ours, name in names.items()}
@@ -195,3 +208,98 @@ class Goldens:
             raise UserError(
                 f"{self.folder / 'golden.json'}: {model} has no {error}"
             ) from error
+
+
+class CheckResult(NamedTuple):
+    """Outcome of one tensor's comparison, a line of the report."""
+
+    name: str
+    verdict: str  # ok or FAIL
+    max_abs: float
+    measure: str  # rel_l2, or rel_max: the largest error relative to its own value
+    relative: float
+    tolerance: float
+
+
+class ParityReport:
+    """Record of all comparisons, each printed as it is made."""
+
+    def __init__(self):
+        self.results: list[CheckResult] = []
+        self.faults: dict[str, str] = {}  # name -> why it could not be compared
+
+    def add(self, result: CheckResult) -> None:
+        """Prints and keeps the outcome of a comparison."""
+        self.results.append(result)
+        say(
+            f"{result.verdict:7} {result.name:56} max_abs {result.max_abs:9.2e}  "
+            f"{result.measure} {result.relative:9.2e}  allowed {result.tolerance:.0e}"
+        )
+
+    def fault(self, name: str, why: str) -> None:
+        """Prints and keeps the reason why a tensor could not be compared."""
+        self.faults[name] = why
+        say(f"{'FAIL':7} {name:56} {why}")
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of tensors over their tolerance or not compared."""
+        bad = [r.name for r in self.results if r.verdict != "ok"]
+        return bad + list(self.faults)
+
+
+class Check:
+    """Comparison with one golden file: gives its inputs, takes our outputs."""
+
+    def __init__(self, goldens: Goldens, name: str, report: ParityReport):
+        self.goldens = goldens
+        self.name = name
+        self.report = report
+        self.arrays = goldens.arrays(name)
+        self._left = set(self.arrays)  # neither read nor compared so far
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def input(self, key: str) -> jax.Array:
+        """Returns a stored input."""
+        if key not in self.arrays:
+            raise UserError(f"{self.name}.npz has no {key!r}, which is an input")
+        self._left.discard(key)
+        return jnp.asarray(self.arrays[key])
+
+    def compare(
+        self, key: str, got: Any, tolerance: float, *, each: bool = False, note=""
+    ) -> None:
+        """Reports the error of an output.
+
+        Args:
+            each: measures the largest relative error of a value, for vectors of scalars
+                of different size, instead of the relative L2 error.
+            note: follows the output's name in the report.
+        """
+        name = f"{self.name}/{key}{note}"
+        if key not in self.arrays:
+            self.report.fault(name, f"missing in {self.name}.npz")
+            return
+        self._left.discard(key)
+        # float64, so that the error's own arithmetic adds none.
+        got, expected = (np.asarray(x, np.float64) for x in (got, self.arrays[key]))
+        if got.shape != expected.shape:
+            self.report.fault(name, f"is {expected.shape} there and {got.shape} here")
+            return
+        error = np.abs(got - expected)
+        if each:
+            measure = "rel_max"
+            relative = float(np.max(error / np.abs(expected)))
+        else:
+            measure = "rel_l2"
+            relative = float(np.linalg.norm(error) / np.linalg.norm(expected))
+        verdict = "ok" if relative <= tolerance else "FAIL"  # FAIL for nan, too
+        worst = float(error.max())
+        self.report.add(CheckResult(name, verdict, worst, measure, relative, tolerance))
+
+    def finish(self) -> None:
+        """Reports the arrays of the file that were neither read nor compared."""
+        for key in sorted(self._left):
+            self.report.fault(f"{self.name}/{key}", "is not known here")

@@ -1,4 +1,4 @@
-"""Arrays from PyTorch's names and layouts to ours and back, by a table of rules."""
+"""Mapping of arrays from PyTorch's names and layouts to ours and back, by rules."""
 
 import logging
 import math
@@ -16,15 +16,17 @@ from flowtok_jax.weights.safetensors import Shape
 
 
 def _patch_to_ours(x: np.ndarray) -> np.ndarray:
+    # [out 3 p p] -> [p p 3 out] -> [p*p*3 out], the order of `patchify`
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 
 def _patch_to_source(x: np.ndarray) -> np.ndarray:
     side = math.isqrt(x.shape[0] // 3)
-    return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)  # [out 3 p p]
 
 
-# kind -> (the source's layout to ours, and back); views wherever numpy can
+# kind -> (the source's layout to ours, our layout to the source's); numpy makes views
+# of all of them but a patch's, which costs a copy
 _KINDS: dict[str, tuple[Callable, Callable]] = {
     "same": (lambda x: x, lambda x: x),
     "vector": (lambda x: x[0, 0], lambda x: x[None, None]),
@@ -39,7 +41,7 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
 def to_ours(
     rules: Sequence[Rule], targets: Mapping[str, Shape], state: Mapping[str, Any]
 ) -> Params:
-    """Our float32 parameters, nested, from a state dict that has all the rules name.
+    """Converts a state dict that has every array of the rules to float32 parameters.
 
     Args:
         targets: shapes of our leaves, by path.
@@ -51,7 +53,7 @@ def to_ours(
 def to_source(
     rules: Sequence[Rule], leaves: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`, of leaves by path."""
+    """Converts leaves by path to a state dict; the inverse of `to_ours`."""
     state = {}
     for rule in rules:
         leaf = np.asarray(leaves[rule.target])
@@ -64,17 +66,17 @@ def to_source(
 def source_shapes(
     rules: Sequence[Rule], targets: Mapping[str, Shape]
 ) -> dict[str, Shape]:
-    """Names and shapes of the state dict that `to_ours` takes."""
+    """Returns names and shapes of the state dict that `to_ours` takes."""
     # Views of one zero: indexing and transposing them costs nothing.
     zeros = {path: np.broadcast_to(np.float32(0), s) for path, s in targets.items()}
     return {name: array.shape for name, array in to_source(rules, zeros).items()}
 
 
 def check_rules(name: str, rules: Sequence[Rule], targets: Mapping[str, Shape]) -> None:
-    """Refuses a table that does not set every leaf of ours, or sets another.
+    """Refuses a table of rules that misses a leaf of ours or sets an unknown one.
 
     Raises:
-        ValueError: naming the leaves; the table is ours, so that this is a bug.
+        ValueError: naming the leaves; not a UserError, because the table is ours.
     """
     ruled = {rule.target for rule in rules}
     if ruled != targets.keys():
@@ -88,7 +90,7 @@ def check_rules(name: str, rules: Sequence[Rule], targets: Mapping[str, Shape]) 
 def find_dropped(
     patterns: Sequence[tuple[str, str]], names: Iterable[str]
 ) -> dict[str, str]:
-    """The names that a (regex of the whole name, reason) fits, each with the reason."""
+    """Returns name -> reason of the names that a (regex, reason) fits as a whole."""
     return {
         name: why
         for name in names
@@ -97,8 +99,16 @@ def find_dropped(
     }
 
 
+def count_blocks(template: str, names: Iterable[str]) -> int:
+    """Counts the blocks with names that begin as in the template; at least 1."""
+    # At least 1, so that the names of block 0 are reported as missing.
+    before, after = map(re.escape, template.split("{}"))
+    found = (re.match(rf"{before}(\d+){after}", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
 def log_dropped(what: str, dropped: Mapping[str, str]) -> None:
-    """One line a reason."""
+    """Logs one line for each reason."""
     names = defaultdict(list)
     for name, why in dropped.items():
         names[why].append(name)
@@ -108,24 +118,26 @@ def log_dropped(what: str, dropped: Mapping[str, str]) -> None:
 
 
 def _pieces(rule: Rule, shape: Shape) -> Iterator[tuple[str, tuple]]:
-    """Source names of a rule, each with its place in our leaf of that shape."""
-    is_stacked, parts = "{}" in rule.sources[0], len(rule.sources)
+    """Yields source names of a rule, each with its index in our leaf of that shape."""
+    is_stacked = "{}" in rule.sources[0]
+    parts = len(rule.sources)
     for block in range(shape[0] if is_stacked else 1):
         for part, source in enumerate(rule.sources):
             index: tuple = (block,) if is_stacked else ()
-            if parts > 1:
+            if parts > 1:  # e.g. queries, keys, values side by side
                 width = shape[-1] // parts
                 index += (..., slice(part * width, (part + 1) * width))
             yield source.format(block), index
 
 
 def _fill(rule: Rule, shape: Shape, state: Mapping[str, Any]) -> np.ndarray:
-    """Our array of one rule: a view of the source, or one new array of all parts."""
+    """Makes our array of one rule: a view of the source if it has a single piece."""
     forth = _KINDS[rule.kind][0]
     pieces = list(_pieces(rule, shape))
     if len(pieces) == 1 and not pieces[0][1]:
         return np.asarray(forth(np.asarray(state[pieces[0][0]])), np.float32)
     array = np.empty(shape, np.float32)
+    # One piece at a time: np.stack would hold all of them twice.
     for name, index in pieces:
         array[index] = forth(np.asarray(state[name]))
     return array

@@ -1,10 +1,9 @@
-"""Names of the released state dicts, and where each value stands in our trees.
+"""Tables of the names in released state dicts and of their places in our trees.
 
 A rule is (source names, our path, kind). `{}` stands for the number of a block: our
 blocks are stacked on a leading axis. Several source names are joined along our last
-axis, in that order (queries, keys, values). Groups are those of `models/build.py`;
-critics are the networks that judge images, for metrics and for the tokenizer's losses.
-Data only.
+axis, in that order (queries, keys, values). Critics are the networks that judge images,
+for metrics and for the tokenizer's losses. This module holds data only.
 """
 
 import math
@@ -12,9 +11,9 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """Source names, path of a leaf of ours, and how the one becomes the other.
+    """Source names, path of a leaf of ours, and the kind of conversion between them.
 
-    Kinds, by what they do to PyTorch's layout:
+    Kinds, by their effect on PyTorch's layout:
         same     nothing
         vector   [1, 1, d] -> [d]
         weights  [1, d, 1, 1] -> [d]
@@ -30,7 +29,7 @@ class Rule(NamedTuple):
 
 
 def _layer(sources: str | tuple[str, ...], target: str, kind: str = "dense"):
-    """Weight and bias of one layer, or of several that we join."""
+    """Makes the rules of weight and bias of one layer, or of several joined layers."""
     sources = (sources,) if isinstance(sources, str) else sources
     return (
         Rule(tuple(f"{s}.weight" for s in sources), f"{target}/kernel", kind),
@@ -39,7 +38,7 @@ def _layer(sources: str | tuple[str, ...], target: str, kind: str = "dense"):
 
 
 def _norm(source: str, target: str, scale: str = "weight", bias: str = "bias"):
-    """Scale and bias of a LayerNorm."""
+    """Makes the rules of scale and bias of a normalisation."""
     return (
         Rule((f"{source}.{scale}",), f"{target}/scale", "same"),
         Rule((f"{source}.{bias}",), f"{target}/bias", "same"),
@@ -47,12 +46,16 @@ def _norm(source: str, target: str, scale: str = "weight", bias: str = "bias"):
 
 
 def _dit_and_projector() -> tuple[Rule, ...]:
-    block, ours = "blocks.{}", "dit/blocks"
-    text, projector = "context_encoder.layers.{}", "projector/blocks"
+    """Makes the rules of FlowTok's file (release file `libs/model/flowtok.py`)."""
+    block = "blocks.{}"
+    ours = "dit/blocks"
+    text = "context_encoder.layers.{}"  # libs/model/trans_autoencoder.py
+    projector = "projector/blocks"
     return (
         *_layer("x_embedder", "dit/embed"),
         *_layer("t_embedder.mlp.0", "dit/time/fc1"),
         *_layer("t_embedder.mlp.2", "dit/time/fc2"),
+        # DiT's table of classes, here of two: conditional and null.
         Rule(("y_embedder.embedding_table.weight",), "dit/indicator/embedding", "same"),
         *_layer(f"{block}.attn.qkv", f"{ours}/attention/qkv"),
         *_layer(f"{block}.attn.proj", f"{ours}/attention/proj"),
@@ -62,6 +65,7 @@ def _dit_and_projector() -> tuple[Rule, ...]:
         *_layer("final_layer.linear", "dit/final/out"),
         *_layer("final_layer.adaLN_modulation.1", "dit/final/modulation"),
         *_layer(
+            # Three layers in the release, one fused layer in ours.
             tuple(f"{text}.attn.{name}" for name in ("W_Q", "W_K", "W_V")),
             f"{projector}/attention/qkv",
         ),
@@ -71,6 +75,7 @@ def _dit_and_projector() -> tuple[Rule, ...]:
         *_norm(f"{text}.norm1", f"{projector}/norm1", "g", "b"),
         *_norm(f"{text}.norm2", f"{projector}/norm2", "g", "b"),
         *_layer("context_encoder.linear", "projector/out"),
+        # 1 and 3 are activations.
         *_layer("context_projector.0", "align_head/fc1"),
         *_layer("context_projector.2", "align_head/fc2"),
         *_layer("context_projector.4", "align_head/fc3"),
@@ -79,7 +84,9 @@ def _dit_and_projector() -> tuple[Rule, ...]:
 
 
 def _transformer(side: str) -> tuple[Rule, ...]:
-    block, ours = f"{side}.transformer.{{}}", f"tokenizer/{side}/transformer/blocks"
+    """Makes the rules that encoder and decoder share."""
+    block = f"{side}.transformer.{{}}"
+    ours = f"tokenizer/{side}/transformer/blocks"
     return (
         *_norm(f"{side}.ln_pre", f"tokenizer/{side}/transformer/norm_pre"),
         *_norm(f"{block}.ln_1", f"{ours}/norm1"),
@@ -98,12 +105,15 @@ def _transformer(side: str) -> tuple[Rule, ...]:
 
 
 def _tokenizer() -> tuple[Rule, ...]:
-    encoder, decoder = "tokenizer/encoder", "tokenizer/decoder"
+    """Makes the rules of FlowTiTok's file (`modeling/modules/blocks.py`)."""
+    encoder = "tokenizer/encoder"
+    decoder = "tokenizer/decoder"
     text_positions = "decoder.text_guidance_positional_embedding"
     return (
         *_transformer("encoder"),
         Rule(("latent_tokens",), f"{encoder}/latent_tokens", "same"),
         *_layer("encoder.patch_embed", f"{encoder}/patch_embed", "patch"),
+        # The release's 1x1 convolutions are dense layers of ours.
         *_layer("encoder.conv_out", f"{encoder}/out", "dense1x1"),
         *_transformer("decoder"),
         Rule(("decoder.mask_token",), f"{decoder}/mask_token", "vector"),
@@ -116,7 +126,7 @@ def _tokenizer() -> tuple[Rule, ...]:
 
 
 def _clip_blocks(tower: str, ours: str) -> tuple[Rule, ...]:
-    """Blocks of a CLIP tower by their Hugging Face names."""
+    """Makes the rules of a CLIP tower's blocks, by their Hugging Face names."""
     block = f"{tower}.encoder.layers.{{}}"
     return (
         *_norm(f"{block}.layer_norm1", f"{ours}/norm1"),
@@ -132,7 +142,7 @@ def _clip_blocks(tower: str, ours: str) -> tuple[Rule, ...]:
 
 
 def _clip(ours: str) -> tuple[Rule, ...]:
-    """The text tower."""
+    """Makes the rules of CLIP's text tower."""
     embeddings = "text_model.embeddings"
     positions = f"{embeddings}.position_embedding.weight"
     token = f"{embeddings}.token_embedding.weight"
@@ -145,7 +155,7 @@ def _clip(ours: str) -> tuple[Rule, ...]:
 
 
 def _clip_scorer() -> tuple[Rule, ...]:
-    """Both towers and their projections."""
+    """Makes the rules of both CLIP towers and their projections."""
     embeddings = "vision_model.embeddings"
     patches = f"{embeddings}.patch_embedding.weight"
     positions = f"{embeddings}.position_embedding.weight"
@@ -155,7 +165,7 @@ def _clip_scorer() -> tuple[Rule, ...]:
         Rule((f"{embeddings}.class_embedding",), "vision/class_token", "same"),
         Rule((patches,), "vision/patch_embed/kernel", "patch"),
         Rule((positions,), "vision/positions", "same"),
-        # The name is misspelt there.
+        # "layrnorm" is misspelt in Hugging Face's model too.
         *_norm("vision_model.pre_layrnorm", "vision/norm_pre"),
         *_clip_blocks("vision_model", "vision/blocks"),
         *_norm("vision_model.post_layernorm", "vision/norm"),
@@ -165,7 +175,7 @@ def _clip_scorer() -> tuple[Rule, ...]:
 
 RULES = {"t2i": _dit_and_projector(), "tokenizer": _tokenizer(), "clip": _clip("clip")}
 
-# Source names that are dropped on purpose: (regex of the whole name, why).
+# Source names that are dropped on purpose: (regex of the whole name, reason).
 _OPEN_CLIP = (r"open_clip.*", "frozen CLIP weights: converted from CLIP's own file")
 IGNORED = {
     "t2i": (_OPEN_CLIP,),
@@ -191,7 +201,7 @@ TABLES = {
 }
 TABLE_TOLERANCE = 1e-5
 
-# Source names that may be absent, and the value they start training from.
+# Source names that may be absent, and the value that they have before training.
 DEFAULTS = {"t2i": {"t2t_temperature": math.log(1 / 0.07)}, "tokenizer": {}, "clip": {}}
 
 # Config key -> template whose blocks are counted.
@@ -207,7 +217,8 @@ DEPTHS = {
     "clip": {"clip.depth": "text_model.encoder.layers.{}."},
 }
 
-# Config key -> (source name, axis) that holds it.
+# Config key -> (source name, axis) whose length it is. "dit.mlp", "head_dim" and
+# "places" are no keys of the config: groups.py turns them into heads and image size.
 _ROPE = "{}.positional_embedding.freqs_cos"
 AXES = {
     "t2i": {
@@ -237,12 +248,12 @@ AXES = {
     },
 }
 
-# Heads by (width, depth), where no shape tells them; the DiT's are its SIZES.
+# (width, depth) -> heads, which no shape tells; the DiT's stand in its SIZES.
 PROJECTOR_HEADS = {(768, 6): 8}
-CLIP_HEAD_DIM = 64  # of every published text tower
+CLIP_HEAD_DIM = 64  # channels a head of every published text tower
 
 
-# Convolutions of FID's Inception by the blocks that have them.
+# Names of the convolutions of FID's Inception, by the blocks that have them.
 _STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
 _A = ("1x1", "5x5_1", "5x5_2", "3x3dbl_1", "3x3dbl_2", "3x3dbl_3", "_pool")
 _C = ("1x1", *(f"7x7_{i}" for i in (1, 2, 3)), *(f"7x7dbl_{i}" for i in range(1, 6)))
@@ -258,7 +269,7 @@ _MIXED = {
 
 
 def _inception() -> tuple[Rule, ...]:
-    """FID's Inception by the names of pytorch-fid's file."""
+    """Makes the rules of FID's Inception, by the names of pytorch-fid's file."""
     layers = [f"Conv2d_{name}" for name in _STEM]
     layers += [
         f"Mixed_{block}.branch{branch}"
@@ -266,6 +277,7 @@ def _inception() -> tuple[Rule, ...]:
         for block in blocks
         for branch in branches
     ]
+    # Vectors of a batch normalisation, which ours keeps apart.
     vectors = {
         "weight": "scale",
         "bias": "bias",
@@ -283,24 +295,26 @@ def _inception() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-# Convolutions of VGG16 by their places among torchvision's `features`.
-VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+# Places of VGG16's convolutions among torchvision's `features`, by layer.
+VGG_PLACES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 
 def _lpips() -> tuple[Rule, ...]:
+    """Makes the rules of LPIPS and its VGG16."""
     rules = []
-    for layer, places in enumerate(VGG):
+    for layer, places in enumerate(VGG_PLACES):
         for i, place in enumerate(places):
             name = f"net.slice{layer + 1}.{place}"
             rules += _layer(name, f"conv{layer}_{i}", "conv")
-        source = f"lin{layer}.model.1.weight"
+        source = f"lin{layer}.model.1.weight"  # model.0 is a dropout
         rules.append(Rule((source,), f"weights{layer}", "weights"))
     return tuple(rules)
 
 
 def _discriminator() -> tuple[Rule, ...]:
+    """Makes the rules of TA-TiTok's discriminator (`discriminator.py`)."""
     rules = [*_layer("block_in.0", "conv_in", "conv")]
-    for stage in range(3):
+    for stage in range(3):  # blocks.STAGE.1 is the blur, a fixed table
         rules += _layer(f"blocks.{stage}.0", f"conv{stage}", "conv")
         rules += _norm(f"blocks.{stage}.2", f"norm{stage}")
     rules += _layer("to_logits.0", "fc", "conv")
@@ -315,7 +329,7 @@ CRITICS = {
     "clip": _clip_scorer(),
 }
 
-# As IGNORED, of critics.
+# Names of critics that are dropped on purpose: (regex of the whole name, reason).
 CRITICS_IGNORED = {
     "inception": (
         (r".*\.num_batches_tracked", "counts training steps"),

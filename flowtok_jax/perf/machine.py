@@ -85,9 +85,13 @@ def peak_memory_gib(devices: Sequence[jax.Device]) -> dict[str, float]:
     if all("peak_bytes_in_use" in s for s in stats):
         peak = max(s["peak_bytes_in_use"] for s in stats)
         return {"device_peak_gib": round(peak / GIB, 3)}
-    unit = 1 if sys.platform == "darwin" else 1024  # of the field: bytes or KiB
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"process_resident_peak_gib": round(resident / GIB, 3)}
+    return {"process_resident_peak_gib": round(process_peak_bytes() / GIB, 3)}
+
+
+def process_peak_bytes() -> int:
+    """Returns the most memory that this process has held, mapped files included."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_tflops(device_kind: str) -> float | None:

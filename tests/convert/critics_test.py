@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from flowtok_jax.convert import critics, rules
-from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
+from flowtok_jax.convert.critics import convert_critic, prepare_critic, read_clip_sizes
 from flowtok_jax.convert.layout import source_shapes, to_source
 from flowtok_jax.eval.nets import make_module, shapes_of
 from flowtok_jax.models.critics import Discriminator
@@ -33,7 +33,7 @@ def targets(name: str) -> dict:
 @pytest.mark.parametrize("name", rules.CRITICS)
 def test_every_name_is_used_or_dropped_and_every_leaf_set(name):
     manifest = tiny.manifest(MANIFESTS[name])
-    kept = prepare(
+    kept = prepare_critic(
         name,
         {
             k: np.broadcast_to(0.0, s)
@@ -57,7 +57,7 @@ def test_no_name_and_no_leaf_has_two_rules(name):
 
 @pytest.mark.parametrize("name", ["discriminator", "clip"])
 def test_round_trip_is_exact(name):
-    state = prepare(name, tiny.state_dict(MANIFESTS[name]))
+    state = prepare_critic(name, tiny.state_dict(MANIFESTS[name]))
     params = convert_critic(name, state, targets(name))
     back = to_source(rules.CRITICS[name], flatten_dict(params, sep="/"))
     assert back.keys() == state.keys()
@@ -68,13 +68,13 @@ def test_round_trip_is_exact(name):
 def test_fixed_arrays_are_compared_and_dropped():
     state = tiny.state_dict("discriminator")
     name = "blocks.1.1.kernel"
-    assert name not in prepare("discriminator", state)
+    assert name not in prepare_critic("discriminator", state)
     state[name] = state[name][..., ::-1] * 1.01
     with pytest.raises(UserError, match=f"{name} of this state dict is .* another"):
-        prepare("discriminator", state)
+        prepare_critic("discriminator", state)
     state[name] = np.ones((1, 1, 3, 3), np.float32) / 9
     with pytest.raises(UserError, match=f"{name} of this state dict is .* another"):
-        prepare("discriminator", state)
+        prepare_critic("discriminator", state)
 
 
 def test_sizes_of_clip_are_read_off_its_shapes():
@@ -93,7 +93,7 @@ def test_sizes_of_clip_are_read_off_its_shapes():
 
 
 def test_rules_that_miss_a_leaf_are_a_bug():
-    state = prepare("discriminator", tiny.state_dict("discriminator"))
+    state = prepare_critic("discriminator", tiny.state_dict("discriminator"))
     more = targets("discriminator") | {"norm9/scale": (4,)}
     with pytest.raises(ValueError, match="no rule sets .'norm9/scale'"):
         convert_critic("discriminator", state, more)

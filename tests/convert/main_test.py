@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from flowtok_jax.convert.convert import convert
-from flowtok_jax.convert.files import read_state
+from flowtok_jax.convert.groups import convert
+from flowtok_jax.convert.state_dicts import read_state
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
@@ -218,7 +218,7 @@ def test_files_that_do_not_belong_together_are_named(damaged, command, flags, tm
     [
         ([], "expected one of --out=DIR and --to_release=FILE"),
         (["--out=x", "--to_release=y.pth"], "expected one of --out=DIR and"),
-        (["--out=x"], "no weights named; wanted --flowtok=FILE"),
+        (["--out=x"], "no weights named; expected --flowtok=FILE"),
         (["--out=x", "--heads=dit=4,head=2", "--flowtok=y"], "'head=2' is not"),
         (["--out=x", "--heads=dit=four", "--flowtok=y"], "'dit=four' is not"),
         (["--out=x", "--flowtok=nowhere.pth"], "nowhere.pth is not there"),

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.convert import files, parity
-from flowtok_jax.convert.convert import convert, networks, read_sizes
+from flowtok_jax.convert import parity, state_dicts
 from flowtok_jax.convert.goldens import Goldens
+from flowtok_jax.convert.groups import convert, networks, read_sizes
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 from tests.run import own_logging
@@ -209,7 +209,7 @@ def manifest(edit):
         ),
         (
             lambda f: (f / "flowtok_tiny.manifest.json").unlink(),
-            "manifest.json is not there",
+            "manifest.json does not exist",
         ),
         (
             manifest(lambda m: m.update(y=m.pop("x_embedder.bias"))),
@@ -266,7 +266,7 @@ def test_a_file_that_is_not_listed_is_said(capsys, folder):
 def test_a_released_file_is_compared_with_the_rule(capsys, folder, monkeypatch):
     path = folder / "flowtok_tiny.pth"
     path.write_bytes(b"not read without PyTorch")
-    monkeypatch.setattr(files, "has_torch", lambda: False)
+    monkeypatch.setattr(state_dicts, "has_torch", lambda: False)
     status, lines, summary = compare(capsys, folder)
     assert status == 0
     assert "not read: PyTorch is not installed" in lines[path.name]
@@ -294,7 +294,10 @@ def test_a_released_file_of_other_weights_fails(capsys, folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda f: shutil.rmtree(f), "golden.json is not there; wanted --golden=DIR"),
+        (
+            lambda f: shutil.rmtree(f),
+            "golden.json does not exist; expected --golden=DIR",
+        ),
         (lambda f: (f / "golden.json").write_text("{"), "golden.json cannot be read"),
         (lambda f: rewrite(f / "golden.json", lambda g: g.pop("salt")), "no 'salt'"),
         (
@@ -314,7 +317,7 @@ def test_what_is_no_folder_of_goldens_is_a_user_s_mistake(capsys, folder, damage
 def test_only_must_name_something(capsys, folder):
     assert parity.main([f"--golden={folder}", "--only=flowtok_big"]) == 2
     error = capsys.readouterr().err
-    assert "--only=flowtok_big is no file of golden.json; wanted one of" in error
+    assert "--only=flowtok_big is no file of golden.json; expected one of" in error
     assert parity.main([f"--golden={folder}", "--only=,"]) == 2
     rewrite(folder / "golden.json", lambda g: g.update(files=[]))
     assert parity.main([f"--golden={folder}"]) == 2

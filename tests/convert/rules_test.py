@@ -3,7 +3,7 @@
 import pytest
 
 from flowtok_jax.convert import rules
-from flowtok_jax.convert.convert import read_sizes, release_shapes
+from flowtok_jax.convert.groups import read_sizes, release_shapes
 from tests import tiny
 
 FILES = {

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.convert import metrics
-from flowtok_jax.convert.__main__ import _make_parser
+from flowtok_jax.convert import critics
+from flowtok_jax.convert.__main__ import make_convert_parser
 from flowtok_jax.eval import nets
 from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.runtime.errors import UserError
@@ -21,7 +21,7 @@ def place(tmp_path):
     """A directory with the tiny CLIP, to break."""
     tiny.write_clip(tmp_path / "source")
     flags = f"--clip_score={tmp_path}/source", f"--out={tmp_path}/metrics"
-    metrics.convert_metrics(_make_parser().parse_args(flags))
+    critics.convert_metrics(make_convert_parser().parse_args(flags))
     return tmp_path / "metrics"
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flowtok_jax.convert.convert import read_sizes, to_release
+from flowtok_jax.convert.groups import read_sizes, to_release
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.tasks import losses
 from tests import tiny

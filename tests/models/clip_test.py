@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from clu.parameter_overview import count_parameters
 
-from flowtok_jax.convert.critics import convert_critic, prepare, read_clip_sizes
+from flowtok_jax.convert.critics import convert_critic, prepare_critic, read_clip_sizes
 from flowtok_jax.eval.nets import shapes_of
 from flowtok_jax.models.clip import ClipScorer, ClipText, ClipVision, make_clip_scorer
 from tests import tiny
@@ -78,7 +78,7 @@ def test_embedding_std_is_that_of_the_config():
 @pytest.fixture(scope="module")
 def scorer():
     """The network behind clip_tiny.npz, and its parameters."""
-    state = prepare("clip", tiny.FOLDER.state("clip_tiny"))
+    state = prepare_critic("clip", tiny.FOLDER.state("clip_tiny"))
     shapes = {name: drawn.shape for name, drawn in state.items()}
     net = make_clip_scorer(**read_clip_sizes(shapes, {"text": 4, "vision": 4}))
     params = convert_critic("clip", state, shapes_of("clip", net))

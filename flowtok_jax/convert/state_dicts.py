@@ -1,16 +1,17 @@
-"""State dicts in files: PyTorch's own (.pth, .bin) and safetensors.
+"""State dicts in files, PyTorch's own (.pth, .bin) and safetensors; CLIP directories.
 
-PyTorch is needed for its own files only (the extra `convert`), and unpickles
-nothing but tensors (`weights_only=True`). The content decides, not the ending.
+PyTorch is needed for its own files only (the extra `convert`), and unpickles nothing
+but tensors (`weights_only=True`). A file's content tells its format, not its ending.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,18 +27,28 @@ from flowtok_jax.weights.safetensors import (
     write_safetensors,
 )
 
-# Where training checkpoints keep a state dict, best first: samples are drawn with EMA
-# weights.
+# Keys under which training checkpoints keep a state dict, best first: samples are drawn
+# with EMA weights.
 CONTAINERS = ("ema", "model_ema", "model", "state_dict")
 CLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+# Files of a hub repository to download; its weights in other formats stay there.
 CLIP_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*")
-# What our towers compute, by the names of CLIP's config.json.
+# Fixed choices of our towers, by the names of CLIP's config.json.
 CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
 
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Puts the name of a file before the UserErrors that its content causes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The state dict of a file, mapped into memory where its format allows.
+    """Reads the state dict of a file, mapped into memory where its format allows.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -45,24 +56,26 @@ def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
     check_file(path)
     with path.open("rb") as file:
         head = file.read(16)
-    if head[8:9] == b"{":  # first: its length, before, may look like the others
+    # A safetensors file begins with the length of its JSON header, 8 bytes that may
+    # look like the beginning of another format: so it is asked for first.
+    if head[8:9] == b"{":
         return read_safetensors(path)
-    if head.startswith(b"PK"):
+    if head.startswith(b"PK"):  # a zip archive, since PyTorch 1.6
         _check_archive(path)
         return _tensors(path, _unpickle(path, mmap=True))
-    if head.startswith(b"\x80"):  # before PyTorch 1.6
+    if head.startswith(b"\x80"):  # a bare pickle, before PyTorch 1.6
         return _tensors(path, _unpickle(path, mmap=False))
     raise UserError(
-        f"{path} is neither a file of PyTorch nor of safetensors; wanted a .pth, .bin "
-        "or .safetensors file"
+        f"{path} is neither a file of PyTorch nor of safetensors; expected a .pth, "
+        ".bin or .safetensors file"
     )
 
 
 def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict, whole or not at all; the ending says in which format.
+    """Writes a state dict, whole or not at all, in the format of the path's ending.
 
     Raises:
-        UserError: for another ending, and where there is such a file already.
+        UserError: if the ending is none of the known ones, or the file exists.
     """
     check_target(path)
     try:
@@ -71,7 +84,7 @@ def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
                 write_safetensors(part, state)
             else:
                 torch = _torch(path)
-                # PyTorch wants arrays that it could write to.
+                # torch.from_numpy warns about arrays that are not writable.
                 copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
                 torch.save(copies, part)
     except OSError as error:
@@ -79,7 +92,7 @@ def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def check_target(path: pathlib.Path) -> None:
-    """Refuses a file that `write_state` would not write."""
+    """Refuses a path that `write_state` would not write."""
     if path.suffix not in (".safetensors", ".pth", ".bin"):
         raise UserError(f"{path} ends in none of .safetensors, .pth, .bin")
     if path.exists():
@@ -91,7 +104,7 @@ def check_target(path: pathlib.Path) -> None:
 
 
 def has_torch() -> bool:
-    """Whether PyTorch's own files can be read."""
+    """Returns whether PyTorch is installed, and so its own files can be read."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -107,12 +120,11 @@ def _torch(path: pathlib.Path):
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Refuses an archive that is cut short or whose checksums, if any, are wrong.
-
-    PyTorch itself does not compare them.
-    """
+    """Refuses an archive that is cut short or whose checksums, if any, are wrong."""
+    # PyTorch itself does not compare checksums.
     try:
         with zipfile.ZipFile(path) as archive:
+            # PyTorch can be told to write none, which leaves them all 0.
             has_checksums = any(info.CRC for info in archive.infolist())
             damaged = archive.testzip() if has_checksums else None
     except (zipfile.BadZipFile, EOFError, OSError) as error:
@@ -132,22 +144,22 @@ def _unpickle(path: pathlib.Path, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        # PyTorch's advice comes first, and is to run the file's code.
+        # PyTorch's message opens with the advice to run the file's code: not passed on.
         found = str(error).splitlines() or [""]
         reason = next((line for line in found if "Unsupported" in line), found[0])
         reason = reason.split(". ", 1)[0].strip()
         raise UserError(
             f"{path} holds no plain state dict ({type(error).__name__}: {reason}); "
-            "wanted tensors by name, as of torch.save(model.state_dict(), FILE)"
+            "expected tensors by name, as of torch.save(model.state_dict(), FILE)"
         ) from error
 
 
 def _tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
-    """Arrays by name, out of a training checkpoint where it is one."""
+    """Returns arrays by name, out of a training checkpoint if the content is one."""
     torch = _torch(path)
     if not isinstance(content, Mapping):
         raise UserError(
-            f"{path} holds a {type(content).__name__}; wanted tensors by name"
+            f"{path} holds a {type(content).__name__}; expected tensors by name"
         )
     inside = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
     if inside:
@@ -167,20 +179,23 @@ def _tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
     if wrong or not content:
         raise UserError(
             f"{path} holds something else than tensors by name: "
-            f"{', '.join(wrong[:4]) or 'nothing'}; wanted a state dict, alone or as "
+            f"{', '.join(wrong[:4]) or 'nothing'}; expected a state dict, alone or as "
             f"one of {', '.join(CONTAINERS)}"
         )
     return {name: _array(torch, value.detach()) for name, value in content.items()}
 
 
 def _array(torch: Any, tensor: Any) -> np.ndarray:
+    # numpy has no bfloat16 of its own; ml_dtypes' has the same bits.
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
     return tensor.numpy()
 
 
 def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
-    """A CLIP directory, or where a hub id was put: its safetensors if it has any."""
+    """Returns a CLIP directory, downloaded to the cache if the source is a hub id."""
+    # Weights are asked for in one format after the other, safetensors first: a
+    # repository has several, each of gigabytes.
     for name in CLIP_WEIGHTS:
         directory = hub.find_directory(
             source, local_files_only=local_files_only, files=(*CLIP_FILES, name)
@@ -191,36 +206,37 @@ def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
 
 
 def find_clip_weights(directory: pathlib.Path) -> pathlib.Path:
-    """The file of weights of a CLIP directory.
+    """Returns the path of the weights in a CLIP directory.
 
     Raises:
-        UserError: where there is none.
+        UserError: if the directory has none.
     """
     for name in CLIP_WEIGHTS:
         if (directory / name).is_file():
             return directory / name
     raise UserError(
-        f"{directory} has no CLIP weights; wanted one of {', '.join(CLIP_WEIGHTS)}"
+        f"{directory} has no CLIP weights; expected one of {', '.join(CLIP_WEIGHTS)}"
     )
 
 
 def read_clip(
     directory: pathlib.Path, towers: Sequence[str] = ("text",)
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The state dict of a CLIP directory, and heads by tower if config.json says.
+    """Reads the state dict of a CLIP directory, and heads by tower if config.json says.
 
     Args:
-        towers: "text", "vision": those that must compute what ours do.
+        towers: "text", "vision": towers that must compute what ours do.
 
     Raises:
-        UserError: where there are no weights, or a tower computes something else than
+        UserError: if there are no weights, or a tower computes something else than
             ours.
     """
-    weights, config = find_clip_weights(directory), directory / "config.json"
+    weights = find_clip_weights(directory)
+    config = directory / "config.json"
     told = json.loads(config.read_text()) if config.is_file() else {}
     heads = {}
     for tower in towers:
-        # A text tower by itself has no sections.
+        # The config of a text tower by itself has no sections.
         values = told.get(f"{tower}_config", told if tower == "text" else {})
         for key, ours in CLIP_FIXED.items():
             if values.get(key, ours) != ours:
@@ -232,7 +248,7 @@ def read_clip(
             heads[tower] = values["num_attention_heads"]
     state = read_state(weights)
     if "embeddings.token_embedding.weight" in state:
-        # A text tower by itself, as transformers 5 saves it.
+        # transformers 5 saves a text tower by itself without the prefix.
         state = {f"text_model.{name}": array for name, array in state.items()}
     return state, heads
 
@@ -240,20 +256,20 @@ def read_clip(
 def read_clip_vocabulary(
     directory: pathlib.Path, context: int, vocab_size: int
 ) -> Vocabulary:
-    """The vocabulary of a CLIP directory.
+    """Reads the vocabulary of a CLIP directory.
 
     Args:
         vocab_size: rows of the weights' embedding.
 
     Raises:
-        UserError: where its files are not there, have no start token, or more tokens
-            than the weights.
+        UserError: if its files do not exist, have no start token, or more tokens than
+            the weights.
     """
     if not any(
         all((directory / name).is_file() for name in names) for names in CLIP_VOCABULARY
     ):
         raise UserError(
-            f"{directory} has no vocabulary; wanted vocab.json and merges.txt, or "
+            f"{directory} has no vocabulary; expected vocab.json and merges.txt, or "
             "tokenizer.json, beside the weights"
         )
     vocabulary = Vocabulary.load(str(directory), context)

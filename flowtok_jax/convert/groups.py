@@ -1,13 +1,12 @@
-"""Released state dicts to our parameters and back, by the tables in `rules.py`.
+"""Conversion of the model's released groups to our parameters and back.
 
-A state dict maps a name to an array in PyTorch's layout. Groups are those of
-`models/build.py` that have a release: "t2i" (FlowTok: projector, align head and DiT),
-"tokenizer" (FlowTiTok) and "clip" (the text tower, Hugging Face names). Every name must
-be used or dropped for a stated reason, every leaf of ours set, every shape right.
+A state dict maps names to arrays in PyTorch's layout. The groups with a release are
+"t2i" (FlowTok: projector, align head and DiT), "tokenizer" (FlowTiTok) and "clip" (the
+text tower, by Hugging Face names). The tables in `rules.py` must use every name or drop
+it for a stated reason, set every leaf of ours, and fit every shape.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules
 from flowtok_jax.convert.layout import (
     check_rules,
+    count_blocks,
     find_dropped,
     log_dropped,
     source_shapes,
@@ -36,22 +36,24 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights.safetensors import Shape, check_shapes
 
+# (width, depth) -> heads of the published sizes
 _DIT_HEADS = {(size["width"], size["depth"]): size["heads"] for size in SIZES.values()}
 
 
 def convert(
     group: str, state: Mapping[str, Any], heads: Mapping[str, int] | None = None
 ) -> dict[str, Params]:
-    """Our float32 parameters, by network, from a released state dict.
+    """Converts a released state dict to float32 parameters by network.
 
     Arrays that need neither stacking nor joining are views of the caller's.
 
     Args:
-        heads: as of `read_sizes`.
+        heads: network ("dit", "projector", "clip") -> number of heads, for networks of
+            unpublished sizes.
 
     Raises:
-        UserError: naming what is unused, unset, of a wrong shape, or a table that is
-            not ours.
+        UserError: naming arrays that are not used, missing, of a wrong shape, or fixed
+            tables with other values than ours.
     """
     log_dropped(group, find_ignored(group, state))
     sizes = read_sizes(group, {name: np.shape(x) for name, x in state.items()}, heads)
@@ -63,13 +65,14 @@ def convert(
 def to_release(
     group: str, params: dict[str, Params], sizes: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `convert`: names, layouts and fixed tables of the release.
+    """Converts parameters to a released state dict; the inverse of `convert`.
 
     Args:
         params: the group's parameters, by network.
-        sizes: as of `read_sizes`.
+        sizes: config sections of the networks, as `read_sizes` returns them.
     """
-    leaves, targets = flatten_dict(params, sep="/"), _targets(group, sizes)
+    leaves = flatten_dict(params, sep="/")
+    targets = _targets(group, sizes)
     got = {path: np.shape(leaf) for path, leaf in leaves.items()}
     what = f"these parameters do not fit the release's {group!r}"
     check_shapes(what, got, targets, note=f"sizes: {sizes}")
@@ -77,7 +80,7 @@ def to_release(
 
 
 def release_shapes(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
-    """Names and shapes of the state dict that the release has at these sizes."""
+    """Returns names and shapes of the released state dict at these sizes."""
     shapes = {name: table.shape for name, table in _tables(group, sizes).items()}
     return shapes | source_shapes(rules.RULES[group], _targets(group, sizes))
 
@@ -85,20 +88,20 @@ def release_shapes(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
 def read_sizes(
     group: str, shapes: Mapping[str, Shape], heads: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The config sections that a state dict's shapes tell, as nested dicts.
+    """Reads the config sections that a state dict's shapes tell, as nested dicts.
 
     Args:
-        shapes: of all the arrays of the state dict, by name.
+        shapes: shapes of all arrays of the state dict, by name.
         heads: network ("dit", "projector", "clip") -> number of heads, for networks of
-            unpublished sizes. The tokenizer's are told by its rotary tables.
+            unpublished sizes. The tokenizer's heads follow from its rotary tables.
 
     Raises:
-        UserError: naming what is unused, unset or of a wrong shape.
+        UserError: naming arrays that are not used, missing or of a wrong shape.
     """
     ignored = find_ignored(group, shapes)
     shapes = {name: tuple(s) for name, s in shapes.items() if name not in ignored}
-    shapes = dict.fromkeys(rules.DEFAULTS[group], ()) | shapes
-    flat = {key: _count(t, shapes) for key, t in rules.DEPTHS[group].items()}
+    shapes = dict.fromkeys(rules.DEFAULTS[group], ()) | shapes  # all are scalars
+    flat = {key: count_blocks(t, shapes) for key, t in rules.DEPTHS[group].items()}
     _check_names(group, shapes, flat)
     for key, (name, axis) in rules.AXES[group].items():
         flat[key] = _axis(group, name, shapes[name], axis)
@@ -110,25 +113,19 @@ def read_sizes(
     )
     sizes = unflatten_dict(flat, sep=".")
     _FINISH[group](sizes, heads or {}, note)
+    # Sizes come from a few arrays only; now all the others must agree with them.
     check_shapes(_misfit(group), shapes, release_shapes(group, sizes), note=note)
     return sizes
 
 
 def find_ignored(group: str, names: Iterable[str]) -> dict[str, str]:
-    """The names that conversion drops, each with the reason."""
+    """Returns the names that conversion drops, each with the reason."""
     return find_dropped(rules.IGNORED[group], names)
 
 
-def _count(template: str, names: Iterable[str]) -> int:
-    """Blocks with names of this template; at least one, so that none are missed."""
-    before, after = map(re.escape, template.split("{}"))
-    found = (re.match(rf"{before}(\d+){after}", name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
-
-
 def _check_names(group: str, names: Iterable[str], depths: Mapping[str, int]) -> None:
-    """Refuses names before any size is read off them."""
-    wanted = set(rules.TABLES[group])
+    """Refuses missing and unknown names, before sizes are read off the arrays."""
+    expected = set(rules.TABLES[group])
     for rule in rules.RULES[group]:
         for source in rule.sources:
             counts = (
@@ -136,9 +133,9 @@ def _check_names(group: str, names: Iterable[str], depths: Mapping[str, int]) ->
                 for key, template in rules.DEPTHS[group].items()
                 if source.startswith(template)
             )
-            wanted |= {source.format(i) for i in range(next(counts, 1))}
-    got, wanted = (dict.fromkeys(x, ()) for x in (names, wanted))
-    check_shapes(_misfit(group), got, wanted)
+            expected |= {source.format(i) for i in range(next(counts, 1))}
+    got, expected = (dict.fromkeys(x, ()) for x in (names, expected))
+    check_shapes(_misfit(group), got, expected)
 
 
 def _misfit(group: str) -> str:
@@ -148,7 +145,7 @@ def _misfit(group: str) -> str:
 def _axis(group: str, name: str, shape: Shape, axis: int) -> int:
     if axis >= len(shape):
         raise UserError(
-            f"{_misfit(group)}: wrong shape (1): {name} is {shape}, wanted at least "
+            f"{_misfit(group)}: wrong shape (1): {name} is {shape}, expected at least "
             f"{axis + 1} axes"
         )
     return shape[axis]
@@ -163,7 +160,7 @@ def _divide(whole: int, part: int, what: str, note: str) -> int:
 def _find_heads(
     network: str, size: tuple[int, int], known: Mapping, heads: Mapping, note: str
 ) -> int:
-    """Heads as given, else of the published (width, depth)."""
+    """Returns the heads as given, else those of the published (width, depth)."""
     found = heads.get(network) or known.get(size)
     if not found:
         raise UserError(
@@ -176,8 +173,10 @@ def _find_heads(
 
 
 def _finish_t2i(sizes: dict, heads: Mapping[str, int], note: str) -> None:
-    dit, projector = sizes["dit"], sizes["projector"]
-    mlp, width = dit.pop("mlp"), dit["width"]
+    dit = sizes["dit"]
+    projector = sizes["projector"]
+    width = dit["width"]
+    mlp = dit.pop("mlp")
     dit["mlp_ratio"] = _divide(mlp, width, "MLP of dit by its width", note)
     size = width, dit["depth"]
     dit["heads"] = _find_heads("dit", size, _DIT_HEADS, heads, note)
@@ -189,7 +188,9 @@ def _finish_t2i(sizes: dict, heads: Mapping[str, int], note: str) -> None:
 def _finish_tokenizer(sizes: dict, heads: Mapping[str, int], note: str) -> None:
     tokenizer = sizes["tokenizer"]
     for side in ("encoder", "decoder"):
-        head_dim, width = tokenizer[side].pop("head_dim"), tokenizer[side]["width"]
+        # The rotary table is [g*g head_dim], so its shape tells the heads too.
+        head_dim = tokenizer[side].pop("head_dim")
+        width = tokenizer[side]["width"]
         what = f"width of {side} by the width of its rotary table"
         tokenizer[side]["heads"] = _divide(width, head_dim, what, note)
     grid = math.isqrt(tokenizer.pop("places"))
@@ -199,16 +200,18 @@ def _finish_tokenizer(sizes: dict, heads: Mapping[str, int], note: str) -> None:
 def _finish_clip(sizes: dict, heads: Mapping[str, int], note: str) -> None:
     clip = sizes["clip"]
     size = clip["width"], clip["depth"]
+    # Any multiple of 64 passes as published, as all published towers are.
     is_published = size[0] % rules.CLIP_HEAD_DIM == 0
     known = {size: size[0] // rules.CLIP_HEAD_DIM} if is_published else {}
     clip["heads"] = _find_heads("clip", size, known, heads, note)
 
 
+# group -> function that completes sizes read off shapes: heads, ratios, image size
 _FINISH = {"t2i": _finish_t2i, "tokenizer": _finish_tokenizer, "clip": _finish_clip}
 
 
 def networks(sizes: Mapping[str, Any]) -> Nets:
-    """The networks of these sizes; of those without any, some."""
+    """Makes the networks of these sizes, with default sizes where none are given."""
     parts = defaultdict(dict, sizes)
     latent = dict(parts["latent"])
     tokenizer = {"encoder": {}, "decoder": {}} | dict(parts["tokenizer"])
@@ -224,7 +227,7 @@ def networks(sizes: Mapping[str, Any]) -> Nets:
 
 
 def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
-    """Path -> shape of every leaf of the group, each of which has a rule."""
+    """Returns path -> shape of every leaf of the group, each of which has a rule."""
     leaves = flatten_dict(abstract_group(networks(sizes), group), sep="/")
     targets = {path: leaf.shape for path, leaf in leaves.items()}
     check_rules(group, rules.RULES[group], targets)
@@ -232,17 +235,17 @@ def _targets(group: str, sizes: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _tables(group: str, sizes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The fixed tables that the release stores, computed by us."""
+    """Computes the fixed tables that the release stores."""
     if group == "t2i":
         shape = sizes["latent"]["tokens"], sizes["dit"]["width"]
-        return {"pos_embed": sincos_positions(*shape)[None]}
+        return {"pos_embed": sincos_positions(*shape)[None]}  # [1 n d]
     tables = {}
     if group == "tokenizer":
         tokenizer = sizes["tokenizer"]
         grid = tokenizer["image_size"] // tokenizer["patch"]
         for side in ("encoder", "decoder"):
             head_dim = tokenizer[side]["width"] // tokenizer[side]["heads"]
-            names = (n for n in rules.TABLES[group] if n.startswith(side))
+            names = (n for n in rules.TABLES[group] if n.startswith(side))  # cos, sin
             tables |= zip(names, rope_tables(grid, head_dim), strict=True)
     return tables
 
@@ -253,10 +256,11 @@ def _check_tables(
     """Refuses a state dict whose fixed tables are not those of our model."""
     for name, ours in _tables(group, sizes).items():
         table = np.asarray(state[name])
+        # A file in half precision rounds its tables too.
         tolerance = max(rules.TABLE_TOLERANCE, float(jnp.finfo(table.dtype).eps))
         error = np.abs(table.astype(np.float32) - ours).max()
-        if not error <= tolerance:
+        if not error <= tolerance:  # true for nan, too
             raise UserError(
                 f"{name} of this state dict differs from our table by {error:.2g}, "
-                f"wanted at most {tolerance:.2g}: it is another model's"
+                f"expected at most {tolerance:.2g}: it is another model's"
             )

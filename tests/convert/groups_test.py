@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowtok_jax.convert.convert import convert, find_ignored, read_sizes, to_release
+from flowtok_jax.convert.groups import convert, find_ignored, read_sizes, to_release
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import abstract_group, networks_of

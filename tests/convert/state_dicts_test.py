@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flowtok_jax.convert import files
-from flowtok_jax.convert.files import read_clip, read_state, write_state
+from flowtok_jax.convert import state_dicts
+from flowtok_jax.convert.state_dicts import read_clip, read_state, write_state
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 
@@ -265,12 +265,12 @@ def test_a_tower_that_computes_something_else_is_refused(
 def test_a_clip_of_pytorch_is_read_where_there_is_no_other(released, tmp_path, torch):
     state, _ = read_clip(released / "clip")
     write_state(tmp_path / "pytorch_model.bin", state)
-    again, _ = read_clip(files.find_clip(str(tmp_path), local_files_only=True))
+    again, _ = read_clip(state_dicts.find_clip(str(tmp_path), local_files_only=True))
     equal(again, state)
 
 
 def test_a_directory_without_clip_or_its_vocabulary_is_named(tmp_path):
-    with pytest.raises(UserError, match="no CLIP weights; wanted one of model.saf"):
+    with pytest.raises(UserError, match="no CLIP weights; expected one of model.saf"):
         read_clip(tmp_path)
-    with pytest.raises(UserError, match="no vocabulary; wanted vocab.json"):
-        files.read_clip_vocabulary(tmp_path, 77, 49408)
+    with pytest.raises(UserError, match="no vocabulary; expected vocab.json"):
+        state_dicts.read_clip_vocabulary(tmp_path, 77, 49408)
