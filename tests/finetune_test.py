@@ -109,7 +109,7 @@ def test_mistakes_are_said_in_one_line(cli, demo, photos, tmp_path):
     del arguments[1]
     outcome = cli(*arguments)
     assert outcome.status == 2
-    assert "takes their sizes; wanted --checkpoint=DIR" in outcome.complaint
+    assert "takes their sizes; expected --checkpoint=DIR" in outcome.complaint
     wide = command(demo.workdir, tmp_path / "mine", spec, **{"dit.width": 32})
     outcome = cli(*wide)
     assert outcome.status == 2
