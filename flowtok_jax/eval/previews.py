@@ -236,7 +236,7 @@ def mean_psnr_db(images: np.ndarray, examples: PreviewExamples) -> float:
     return float(psnr_db(images, examples.floats).mean())
 
 
-def grid_rows(items: Sequence[Any], rows: int = 2) -> list[list[Any]]:
+def grid_rows(items: Sequence[Any] | np.ndarray, rows: int = 2) -> list[list[Any]]:
     """Splits the first items into rows of a grid."""
     columns = PREVIEW_COLUMNS
     return [list(items[i * columns : (i + 1) * columns]) for i in range(rows)]

@@ -215,7 +215,7 @@ def measure(place, start_step, steps, **options):
 
 
 def steps_there(place):
-    text = (place / metrics.FILE).read_text()
+    text = (place / metrics.METRICS).read_text()
     return [json.loads(line)["step"] for line in text.splitlines()]
 
 
@@ -226,7 +226,7 @@ def test_metrics_are_copied_before_a_checkpoint_and_at_the_end(place, store):
         measured.store()
         assert steps_there(place) == [2]
         measured.store()
-        assert store.written.count(metrics.FILE) == 1  # it did not grow
+        assert store.written.count(metrics.METRICS) == 1  # it did not grow
         measured.scalars(4, {"loss/total": 1.0})
         measured.images(4, {"grid": np.zeros((4, 6, 3), np.uint8)})
     assert steps_there(place) == [2, 4]
