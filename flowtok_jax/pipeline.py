@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import ROWS, Image, Params
+from flowtok_jax.array_types import Image, Params
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -293,19 +294,8 @@ class FlowTok:
                 self._compiled[key] = jax.jit(function, out_shardings=whole)
         return self._compiled[key]
 
-    @property
-    def _row_parts(self) -> int:
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
-
-    def _put(self, rows: np.ndarray) -> Array:
-        """Places an input on the device, split over the mesh where that divides it."""
-        if self.mesh is None:
-            return jnp.asarray(rows)
-        splits = len(rows) % self._row_parts == 0
-        return put(rows, NamedSharding(self.mesh, ROWS if splits else PartitionSpec()))
-
     def _run(self, function: Callable, *inputs):
-        inputs = (self._put(np.asarray(x)) for x in inputs)
+        inputs = (put_rows(self.mesh, np.asarray(x)) for x in inputs)
         return self._program(function)(self.params, *inputs)
 
     def _in_batches(
@@ -318,12 +308,15 @@ class FlowTok:
     ) -> np.ndarray:
         """Runs all the inputs through one program, the last batch filled up."""
         program = self._program(function, options=options)
-        parts, count = self._row_parts, len(inputs)
+        parts = row_parts(self.mesh)
+        count = len(inputs)
         size = -(-min(options.batch_size, count) // parts) * parts
-        rows = np.arange(-(-count // size) * size)
-        key, results = np.asarray(jax.random.key_data(jax.random.key(seed))), []
-        for part in rows.reshape(-1, size):
-            batch = self._put(inputs[np.minimum(part, count - 1)])
-            numbers = self._put(first_row + part)
-            results.append(program(self.params, batch, key, numbers))
-        return np.concatenate([np.asarray(r) for r in results])[:count]
+        key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+        def start(rows: np.ndarray) -> Array:
+            # The last input is repeated; its noise is that of a row of its own.
+            batch = put_rows(self.mesh, inputs[np.minimum(rows, count - 1)])
+            numbers = put_rows(self.mesh, first_row + rows)
+            return program(self.params, batch, key, numbers)
+
+        return run_rows(start, count, size)

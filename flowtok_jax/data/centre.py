@@ -3,6 +3,7 @@ pretokenising, evaluation, reference statistics and captioning.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +26,19 @@ def file_record(path: pathlib.Path) -> Record:
         return Record(str(path), image=path.read_bytes())
     except OSError as error:
         raise BadRecord("unreadable_file", str(path)) from error
+
+
+class ImageFiles(Records):
+    """Image files as records without captions."""
+
+    def __init__(self, paths: Sequence[pathlib.Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return file_record(self.paths[index])
 
 
 def open_images(

@@ -22,19 +22,25 @@ from flowtok_jax.data.vocabulary import Vocabulary
 Batch = dict[str, np.ndarray]
 
 
-def open_source(config: ConfigDict, spec: str) -> Source:
+def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Source:
     """Makes the source that a source string names, with a config's sizes and options.
+
+    Args:
+        centre: take the centre of each image as it is, whatever training draws.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
+    transform = config.data.transform.to_dict()
+    if centre:
+        transform |= {"crop": "center", "flip": False}
     return make_source(
         spec,
         image_size=config.tokenizer.image_size,
         seed=config.train.seed,
         tokens=config.latent.tokens,
         channels=config.latent.channels,
-        transform=config.data.transform.to_dict(),
+        transform=transform,
         filters=config.data.filters.to_dict(),
         cache=config.data.cache,
     )

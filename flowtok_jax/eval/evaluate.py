@@ -32,6 +32,7 @@ from flowtok_jax.runtime.files import (
     Place,
     claim,
     json_sha256,
+    read_bytes,
     read_json,
     write_bytes,
     write_json,
@@ -143,8 +144,9 @@ class Chunks:
         path = self._path(number)
         if not path.is_file():
             return None
+        data = read_bytes(path)
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as file:
+            with np.load(io.BytesIO(data)) as file:
                 return dict(file)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             logging.warning("%s is damaged (%s) and made again", path, error)

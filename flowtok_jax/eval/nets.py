@@ -7,7 +7,6 @@ vocabulary.json    captions to CLIP's ids, where it has clip
 which `python -m flowtok_jax.convert` writes; or "random".
 """
 
-import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -23,8 +22,8 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import file_sha256, local_file, to_place
+from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_place
 from flowtok_jax.weights.safetensors import Shape, check_shapes, read_safetensors
 
 METRICS = "metrics.json"
@@ -128,7 +127,9 @@ def read_metrics(place: str) -> dict[str, Any]:
     """
     path = to_place(place) / METRICS
     try:
-        entries = json.loads(path.read_text())
+        entries = read_json(path)
+    except StoreError:  # a ValueError too, and no fault of the file
+        raise
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist; expected a directory of metric weights, made by "

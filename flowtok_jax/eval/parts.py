@@ -31,7 +31,7 @@ from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.digests import params_sha256
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place
 from flowtok_jax.weights.place import RUN, Weights
 
@@ -102,10 +102,11 @@ class PartMaker:
             return NO_WEIGHTS
         try:
             net = load_metric_net(name, self._config.eval.weights)
+        except StoreError:  # no reason to measure less: another try may find them
+            raise
         except UserError as error:
             return str(error)
-        # Networks stay on the devices for the whole evaluation:
-        # Once, not with every chunk.
+        # Networks stay on the devices, and are not sent with every chunk.
         return net._replace(params=jax.device_put(net.params))
 
     def _clip_net(self) -> tuple[MetricNet, Vocabulary] | str:

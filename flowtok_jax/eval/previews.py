@@ -123,7 +123,8 @@ def make_preview(
     The names of sampled scalars say how many samples they rest on.
     """
     count = config.log.preview_samples
-    source = open_source(config, config.data.eval or config.data.train)
+    spec = config.data.eval or config.data.train
+    source = open_source(config, spec, centre=True)
     examples = load_examples(source, count)
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
     fid = make_fid(config, examples, mesh) if task.draws else None

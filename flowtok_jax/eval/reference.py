@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import images, sources
-from flowtok_jax.data.centre import CentreReader, file_record, open_images
+from flowtok_jax.data.centre import CentreReader, ImageFiles, open_images
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
@@ -48,12 +48,19 @@ from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.fid import Gaussian, Moments, Reference
 from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.runtime import cli, processes
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, to_place, write_bytes
+from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.files import (
+    Place,
+    is_remote,
+    read_bytes,
+    to_place,
+    write_bytes,
+)
 from flowtok_jax.runtime.mesh import make_mesh
 
 BLOCK = 2048  # images between two updates of the moments
 COMMAND = "python -m flowtok_jax.eval.reference --images=DIR --out=FILE.npz"
+CURE = f"make it by `{COMMAND}`"
 
 
 def make_reference(
@@ -123,7 +130,7 @@ def _numbers(
 ) -> np.ndarray:
     """Returns an array of a file, all finite; None in its shape is any length."""
     if name not in arrays:
-        raise UserError(f"reference {place} has no {name}; make it by `{COMMAND}`")
+        raise UserError(f"reference {place} has no {name}; {CURE}")
     found = arrays[name]
     fits = found.ndim == len(shape) and all(
         n in (None, m) for n, m in zip(shape, found.shape, strict=True)
@@ -132,7 +139,7 @@ def _numbers(
         expected = ", ".join("any" if n is None else str(n) for n in shape)
         raise UserError(
             f"reference {place}: {name} is {found.dtype} of shape {found.shape}; "
-            f"expected numbers of shape ({expected}); make it by `{COMMAND}`"
+            f"expected numbers of shape ({expected}); {CURE}"
         )
     if not np.isfinite(found).all():
         raise UserError(f"reference {place}: {name} is not finite; make it again")
@@ -154,19 +161,20 @@ def read_reference(place: Place) -> Reference:
     Raises:
         UserError: if the file does not exist, is damaged or something else.
     """
-    if not place.is_file():
-        raise UserError(f"reference {place} does not exist; make it by `{COMMAND}`")
     try:
-        data = io.BytesIO(place.read_bytes())
+        data = io.BytesIO(read_bytes(place))
         # np.load takes a lone array and a pickle as well, and names neither.
         if not zipfile.is_zipfile(data):
             raise zipfile.BadZipFile("File is not a zip file")
         with np.load(data, allow_pickle=False) as file:
             arrays = dict(file)
+    except StoreError:  # a ValueError too, and no fault of the file
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"reference {place} does not exist; {CURE}") from error
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
-            f"reference {place} is no npz file that can be read ({error}); make it by "
-            f"`{COMMAND}`"
+            f"reference {place} is no npz file that can be read ({error}); {CURE}"
         ) from error
     if not {"mu", "sigma"} <= set(arrays):
         raise UserError(
@@ -197,7 +205,7 @@ def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
     if there != extract.width:
         raise UserError(
             f"reference {name} has {there} dimensions, Inception's features here "
-            f"{extract.width}; make it by `{COMMAND}`"
+            f"{extract.width}; {CURE}"
         )
     if reference.resize not in (None, extract.resize):
         raise UserError(
@@ -237,19 +245,6 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=8, help="that decode and resize")
     cli.add_cluster_arguments(parser)
     return parser
-
-
-class ImageFiles(Records):
-    """Image files as records without captions."""
-
-    def __init__(self, paths: Sequence[pathlib.Path]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Record:
-        return file_record(self.paths[index])
 
 
 def find_images(where: str, size: int) -> Records:

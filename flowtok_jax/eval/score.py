@@ -19,8 +19,8 @@ from flowtok_jax.data.folder import karpathy_rows
 from flowtok_jax.eval.captions import Scores, score_captions
 from flowtok_jax.eval.real import image_id
 from flowtok_jax.runtime import cli
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.files import Place, read_json, to_place
 
 
 def read_references(path: str | Place, split: str = "test") -> dict[int, list[str]]:
@@ -91,7 +91,9 @@ def read_results(path: str | Place) -> dict[int, str]:
 
 def _read(path: str | Place) -> Any:
     try:
-        return json.loads(to_place(path).read_bytes())
+        return read_json(to_place(path))
+    except StoreError:  # a ValueError too, and no fault of the file
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except ValueError as error:

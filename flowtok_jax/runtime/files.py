@@ -173,6 +173,21 @@ def write_bytes(place: Place, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def read_bytes(place: Place) -> bytes:
+    """Reads a file.
+
+    Raises:
+        StoreError: if a remote file cannot be read.
+        OSError: if a local file cannot be read, or a file of either does not exist.
+    """
+    with reaching(place):
+        try:
+            return place.read_bytes()
+        except FileNotFoundError as error:
+            missing = error  # an answer of the store, and no failure
+    raise missing
+
+
 def write_json(path: Place, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -180,7 +195,7 @@ def write_json(path: Place, value: Any) -> None:
 
 def read_json(path: Place) -> Any:
     """Reads the value of a JSON file."""
-    return json.loads(path.read_text())
+    return json.loads(read_bytes(path))
 
 
 @contextlib.contextmanager

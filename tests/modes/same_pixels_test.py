@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from configs import demo
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.folder import make_folder
+from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval.previews import load_examples
@@ -84,8 +86,13 @@ def by_training(folder):
 
 
 def by_preview(folder):
-    source = make_source(f"folder:{folder}", image_size=SIDE, seed=0)
-    return load_examples(source, 1).images[0]
+    """Whatever training draws."""
+    config = demo.get_config()
+    config.tokenizer.image_size = SIDE
+    config.data.transform.crop = "random"
+    config.data.transform.flip = True
+    source = open_source(config, f"folder:{folder}", centre=True)
+    return load_examples(source, 2).images[1]
 
 
 def by_pretokenizing(folder):

@@ -18,10 +18,13 @@ from PIL import Image
 from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import pictures
+from flowtok_jax.eval import nets, pictures, reference, score
+from flowtok_jax.eval.evaluate import Chunks
+from flowtok_jax.eval.parts import PartMaker
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import files as places
 from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
 from flowtok_jax.weights import pretrained, workdir
@@ -213,7 +216,7 @@ def measure(place, start_step, steps, **options):
 
 
 def steps_there(place):
-    text = (place / metrics.FILE).read_text()
+    text = (place / metrics.METRICS).read_text()
     return [json.loads(line)["step"] for line in text.splitlines()]
 
 
@@ -224,7 +227,7 @@ def test_metrics_are_copied_before_a_checkpoint_and_at_the_end(place, store):
         measured.store()
         assert steps_there(place) == [2]
         measured.store()
-        assert store.written.count(metrics.FILE) == 1  # it did not grow
+        assert store.written.count(metrics.METRICS) == 1  # it did not grow
         measured.scalars(4, {"loss/total": 1.0})
         measured.images(4, {"grid": np.zeros((4, 6, 3), np.uint8)})
     assert steps_there(place) == [2, 4]
@@ -264,6 +267,41 @@ def test_where_copying_fails_lines_wait_for_the_next_time(
 def test_a_process_that_does_not_write_leaves_a_store_alone(place, store):
     measure(place, 0, [2], writes=False).store()
     assert not store.written
+
+
+def test_a_store_that_fails_is_no_reason_to_measure_less(
+    place, store, monkeypatch, tmp_path
+):
+    """The next try may find well what this one could not read."""
+    chunks = Chunks(place / "part", 2, 2)
+    chunks.write(0, {"pool": np.zeros(2)})
+    for name in (nets.METRICS, "reference.npz", "results.json"):
+        places.write_bytes(place / name, b"{}")
+
+    def fail(self, path, mode="rb", **options):
+        raise OSError("503")
+
+    monkeypatch.setattr(Store, "_open", fail)
+    for read in (
+        lambda: nets.load_metric_net("clip", RUN),
+        lambda: reference.read_reference(place / "reference.npz"),
+        lambda: score.read_results(place / "results.json"),
+        lambda: chunks.read(0),
+    ):
+        with pytest.raises(StoreError, match="503"):
+            read()
+    config = demo_config.get_config()
+    config.eval.weights = RUN
+    maker = PartMaker(config, place, tmp_path, make_mesh(data=-1, fsdp=1, tensor=1))
+    with pytest.raises(StoreError, match="503"):
+        maker._net("clip")
+
+
+def test_what_a_store_has_not_is_no_failure(place):
+    with pytest.raises(FileNotFoundError):
+        places.read_bytes(place / "nothing")
+    with pytest.raises(UserError, match="nothing.npz does not exist; make it by"):
+        reference.read_reference(place / "nothing.npz")
 
 
 def test_only_finished_remote_checkpoints_count(place):
