@@ -2,20 +2,33 @@
 
 The pages link as on GitHub: `../launch/README.md` is the file beside docs/. Such files
 become part of the site under the same path without `../`, and the links are changed to
-fit, so that they are checked like any other.
+fit, so that they are checked like any other. README.md is an exception: mkdocs would
+take it for the front page, which is index.md.
 """
 
 import pathlib
 import posixpath
 import re
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "flowtok_jax"
 REFERENCE = "reference"
 LINK = re.compile(r"(\]\(|src=\")([^)\"\s#:]+)(?=[)\"#])")
-TITLE = re.compile(r"^# .+", re.MULTILINE)
+RENAMED = {"README.md": "readme.md"}
+# A bracket after another, on a line of prose without code: no link in a docstring.
+BRACKETS = re.compile(r"^(?! {4})([^`\n]*)\]\[", re.MULTILINE)
+
+
+class PlainBrackets(griffe.Extension):
+    """Keeps Markdown from reading `KIND[:ARGUMENTS][@WEIGHT]` of a docstring as a link."""
+
+    def on_object(self, *, obj, **kwargs):
+        """Escapes the brackets of an object's docstring."""
+        if obj.docstring:
+            obj.docstring.value = BRACKETS.sub(r"\1]\\[", obj.docstring.value)
 
 
 def modules() -> list[str]:
@@ -85,26 +98,27 @@ def on_files(files, config):
                 continue
             added.add(path)
             source = str(ROOT / path)
-            files.append(File.generated(config, path, abs_src_path=source))
+            name = RENAMED.get(path, path)
+            files.append(File.generated(config, name, abs_src_path=source))
             if path.endswith(".md"):
                 waiting.append(path)
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Changes links to files outside docs/ to where the site has them."""
-    source = page.file.src_uri
-    is_ours = (ROOT / "docs" / source).is_file()
-    origin = f"docs/{source}" if is_ours else source
-    outside = outside_links(markdown, origin)
-    folder = posixpath.dirname(source) or "."
+    """Changes links between docs/ and the files outside to where the site has them."""
+    here = page.file.src_uri
+    origin = next((old for old, new in RENAMED.items() if new == here), here)
+    if (ROOT / "docs" / here).is_file():
+        origin = f"docs/{here}"
 
     def change(found: re.Match) -> str:
         before, link = found.groups()
-        path = outside.get(link)
-        if path is None and not is_ours:  # from outside into docs/
-            path = posixpath.normpath(posixpath.join(folder, link))
-            path = path.removeprefix("docs/")
-        return before + (posixpath.relpath(path, folder) if path else link)
+        path = posixpath.join(posixpath.dirname(origin), link)
+        path = posixpath.normpath(path)
+        if "://" in link or not (ROOT / path).is_file():
+            return found[0]
+        path = RENAMED.get(path, path.removeprefix("docs/"))
+        return before + posixpath.relpath(path, posixpath.dirname(here) or ".")
 
     return LINK.sub(change, markdown)
