@@ -1,4 +1,4 @@
-"""Hooks of `mkdocs build`: the API reference, and files outside docs/ that pages link to.
+"""Hooks of `mkdocs build`: the API reference, and linked files outside docs/.
 
 The pages link as on GitHub: `../launch/README.md` is the file beside docs/. Such files
 become part of the site under the same path without `../`, and the links are changed to
@@ -23,7 +23,7 @@ BRACKETS = re.compile(r"^(?! {4})([^`\n]*)\]\[", re.MULTILINE)
 
 
 class PlainBrackets(griffe.Extension):
-    """Keeps Markdown from reading `KIND[:ARGUMENTS][@WEIGHT]` of a docstring as a link."""
+    """Keeps `KIND[:ARGUMENTS][@WEIGHT]` in a docstring from being read as a link."""
 
     def on_object(self, *, obj, **kwargs):
         """Escapes the brackets of an object's docstring."""

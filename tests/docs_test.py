@@ -1,4 +1,4 @@
-"""README and docs/: the links lead somewhere, and commands and code do what they say."""
+"""README and docs/: links lead somewhere, commands and code do what they say."""
 
 import argparse
 import ast
@@ -112,7 +112,7 @@ def only_parse(monkeypatch):
 
 
 def check_main(monkeypatch, arguments: list[str]) -> None:
-    """Parses flags of main; keys are checked by `test_keys_of_configs_are_known` too."""
+    """Parses flags of main."""
     argv = ["main", *arguments]
     if "--help" in argv:
         return
