@@ -6,7 +6,7 @@
         --config.eval.captions=captions_val2014.json \\
         --config.eval.weights=weights/metrics --config.eval.fid.reference=coco.npz
 
-README, "Measure", says where the files come from; the keys are in `eval` of
+docs/evaluation.md says where the files come from; the keys are in `eval` of
 configs/default.py. Paper: COCO FID-30K 10.06 (XL) and 9.67 (H), MJHQ-30K 7.68 and 7.15,
 at scale 2 and 20 steps; nobody has measured the released weights with this code yet.
 """
