@@ -61,7 +61,7 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     assert "| cosine | `loss.t2i.align=cosine` | 1 |" in text
     trained = []
     monkeypatch.setattr(
-        ablations.train, "train", lambda *_: trained.append("trained again")
+        ablations.train, "train_stages", lambda *_: trained.append("trained again")
     )
     monkeypatch.setattr(ablations, "measure", lambda *_, **__: trained.append("again"))
     assert ablations.run(arguments(demo, out))["variants"] == report["variants"]
