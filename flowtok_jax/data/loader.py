@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
-from flowtok_jax.data.sources import make_source, parse
+from flowtok_jax.data.sources import make_source, parse_sources
 from flowtok_jax.data.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -65,7 +65,7 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.tokenizer.image_size
     batch = {"caption_ids": jax.ShapeDtypeStruct((rows, tokens), np.int32)}
     # The first part tells: a mixture has images alone or moments alone.
-    if parse(config.data.train)[0].kind == "latents":
+    if parse_sources(config.data.train)[0].kind == "latents":
         shape = (rows, tokens, 2 * config.latent.channels)
         return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
     return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}
@@ -162,12 +162,9 @@ class _Reader:
 def _read_ahead(
     batches: grain.MapDataset[Example], prefetch: int, workers: int
 ) -> grain.IterDataset[Example]:
-    """Reads whole batches ahead, in order.
-
-    Batches rather than single examples, because grain looks through all elements that
-    are ready each time it returns one.
-    """
-    # Two batches at once, so that no thread of the reader idles at the end of one.
+    """Reads batches ahead, in order."""
+    # Batches and not examples: grain looks through all that is ready for each element.
+    # Two at once, so that no thread of the reader idles at the end of a batch.
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
     ready = batches.to_iter_dataset(ahead)
     if not workers:
