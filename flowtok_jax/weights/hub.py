@@ -34,8 +34,7 @@ def find_directory(
         raise UserError(f"{source} is a file; expected the directory it is in")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise UserError(
-            f"{source} does not exist; expected a run's workdir, a directory of "
-            "pretrained weights, or a hub id OWNER/NAME"
+            f"{source} does not exist; expected a directory, or a hub id OWNER/NAME"
         )
     import huggingface_hub  # slow to import, and needed only here
 

@@ -292,7 +292,8 @@ def test_a_store_that_fails_is_no_reason_to_measure_less(
             read()
     config = demo_config.get_config()
     config.eval.weights = RUN
-    maker = PartMaker(config, place, tmp_path, make_mesh(data=-1, fsdp=1, tensor=1))
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    maker = PartMaker(config, open_weights(tmp_path), tmp_path, mesh)
     with pytest.raises(StoreError, match="503"):
         maker._net("clip")
 
