@@ -26,6 +26,7 @@ from flowtok_jax.runtime.processes import Preemption, first_does, is_first
 from flowtok_jax.tasks import abstract_groups, find_task
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
+from flowtok_jax.train.check import check_run
 from flowtok_jax.train.summary import merge_summary, show_summary
 from flowtok_jax.weights.place import (
     Weights,
@@ -65,10 +66,8 @@ def run(arguments: Arguments) -> int:
 def train_stages(config: ConfigDict, workdir: Place) -> None:
     """Trains every stage of the config that is not finished, then sums up."""
     stages = {stage: for_stage(config, stage) for stage in config.stages}
-    for stage, own in stages.items():  # mistakes show before anything is written
-        loop.check_stage(own, find_task(stage))
-        loop.check_data(own, find_task(stage))
     start = functools.cache(functools.partial(open_start, config))
+    check_run(stages, workdir, start)  # mistakes show before anything is written
     first_does(lambda: _open(config, workdir, start))
     vocabulary = open_vocabulary(workdir, config)
     init_clip = functools.partial(init_networks, make_nets(config), ("clip",))

@@ -9,11 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.data.loader import Batch, Loader, open_source
+from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.digests import params_sha256
-from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import (
     from_local_rows,
@@ -28,6 +27,7 @@ from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.state import TrainState
 from flowtok_jax.tasks.step import make_trainer, train_steps
 from flowtok_jax.train import sharding
+from flowtok_jax.train.check import check_stage
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from flowtok_jax.train.log import (
     Metrics,
@@ -132,51 +132,6 @@ def plan_program(
         rates=trainer.rates,
         mesh=mesh,
     )
-
-
-def check_stage(
-    config: ConfigDict, task: Task, devices: Sequence[jax.Device] | None = None
-) -> None:
-    """Refuses numbers that can be told wrong before anything is written or computed.
-
-    Raises:
-        UserError: naming the key.
-    """
-    mesh = make_mesh(**config.mesh, devices=devices)
-    counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
-    for name in (*counts, "max_skipped_in_a_row"):
-        if config.train[name] < 1:
-            raise UserError(
-                f"train.{name} is {config.train[name]}; expected at least 1"
-            )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    if config.checkpoint.keep < 1:
-        raise UserError(
-            f"checkpoint.keep is {config.checkpoint.keep}; expected at least 1"
-        )
-    if config.train.batch_size % parts:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}; expected a multiple of "
-            f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
-            "split it"
-        )
-    # A trainer refuses the schedules and optimisers that it cannot make.
-    make_trainer(task, config, make_nets(config))
-
-
-def check_data(config: ConfigDict, task: Task) -> None:
-    """Refuses sources whose records do not hold what the task needs.
-
-    Raises:
-        UserError: naming the source.
-    """
-    for spec in {config.data.train, config.data.eval or config.data.train}:
-        content = open_source(config, spec).content
-        if content not in task.contents:
-            raise UserError(
-                f"stage {task.name} needs {' or '.join(task.contents)} data; "
-                f"{spec} has {content}"
-            )
 
 
 def _next_stop(step: int, config: ConfigDict) -> int:
