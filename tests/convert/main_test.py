@@ -155,7 +155,7 @@ def test_what_a_whole_clip_has_more_is_left_out_and_named(damaged, command, tmp_
         (
             "flowtok",
             lambda s: s.update({"blocks.0.attn.qkv.bias": np.zeros(9, np.float32)}),
-            "blocks.0.attn.qkv.bias is (9,), wanted (192,)",
+            "blocks.0.attn.qkv.bias is (9,), expected (192,)",
         ),
     ],
     ids=["value", "renamed", "missing", "missing_tokenizer", "size"],
@@ -221,8 +221,8 @@ def test_files_that_do_not_belong_together_are_named(damaged, command, flags, tm
         (["--out=x"], "no weights named; expected --flowtok=FILE"),
         (["--out=x", "--heads=dit=4,head=2", "--flowtok=y"], "'head=2' is not"),
         (["--out=x", "--heads=dit=four", "--flowtok=y"], "'dit=four' is not"),
-        (["--out=x", "--flowtok=nowhere.pth"], "nowhere.pth is not there"),
-        (["--out=x", "--clip=nowhere"], "nowhere does not exist; wanted a directory"),
+        (["--out=x", "--flowtok=nowhere.pth"], "nowhere.pth does not exist"),
+        (["--out=x", "--clip=nowhere"], "nowhere does not exist; expected a"),
         (["--to_release=y.pth"], "needs --checkpoint=DIR"),
     ],
 )
