@@ -168,8 +168,9 @@ def _result(meta: dict[str, Any]) -> StageResult:
 
 
 def _checkpoints(config: ConfigDict, task: Task, workdir: Place) -> Checkpoints:
-    options = {name: config.checkpoint[name] for name in ("keep", "keep_every")}
-    return Checkpoints(workdir, task.name, **options)
+    keep = config.checkpoint.keep
+    every = config.checkpoint.keep_every
+    return Checkpoints(workdir, task.name, keep=keep, keep_every=every)
 
 
 def train(
