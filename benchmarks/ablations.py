@@ -153,7 +153,7 @@ class Ablations:
         config = make_config(self.demo, changes)
         log = self.out / f"{folder.name}.log"
         with log.open("w") as file_of_log, contextlib.redirect_stdout(file_of_log):
-            train.train(config, folder)
+            train.train_stages(config, folder)
         flowtok = FlowTok.from_pretrained(folder, for_stage(config, STAGE))
         result = {"variant": name, "seed": seed, "steps": self.steps}
         result |= {"samples": len(self.held_out.captions)}

@@ -61,7 +61,7 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     assert "| cosine | `loss.t2i.align=cosine` | 1 |" in text
     trained = []
     monkeypatch.setattr(
-        ablations.train, "train", lambda *_: trained.append("trained again")
+        ablations.train, "train_stages", lambda *_: trained.append("trained again")
     )
     monkeypatch.setattr(ablations, "measure", lambda *_, **__: trained.append("again"))
     assert ablations.run(arguments(demo, out))["variants"] == report["variants"]
@@ -142,7 +142,7 @@ def test_the_walk_of_sampling_is_short(demo):
     *moves, counts = found.stdout.splitlines()
     counts = json.loads(counts)
     assert counts["moves"] == len(moves)
-    assert counts["files"] <= 22
+    assert counts["files"] <= 23
     assert counts["before_the_caption"] <= 45
     assert "pipeline.py -> data/vocabulary.py Vocabulary.encode" in moves
     assert moves.index("main.py -> modes/sample.py run") < counts["before_the_caption"]
