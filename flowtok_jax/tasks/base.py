@@ -113,6 +113,7 @@ def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterio
     """
     if "moments" in batch:
         return Posterior.from_moments(batch["moments"], clip=True)
+    # Images travel to the device as bytes, a quarter of their floats.
     image = batch["image"].astype(jnp.float32) / 255
     return nets.tokenizer.apply({"params": params}, image, method="encode")
 
@@ -167,5 +168,6 @@ def flow_loss(
         predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
         return losses.velocity_loss(predicted, inputs[1]).mean(), ()
 
+    # Null rows couple the batch, so times and targets are drawn before it is parted.
     path = paths.straight_path(z_src, z_tgt, t)
     return accumulate(rows_loss, parts)(dit, path, (t, null), key)[0]
