@@ -155,7 +155,7 @@ def judge(made: Preview, examples: PreviewExamples) -> tuple[Scalars, Pictures]:
         if examples.scenes:
             accuracy = attribute_accuracy(made.images, examples.scenes)
             scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
-    elif made.captions is not None:
+    elif made.captions is not None:  # exact for copies, else right in meaning
         if made.are_copies:
             pairs = zip(made.captions, examples.captions, strict=True)
             marks = [a == b for a, b in pairs]

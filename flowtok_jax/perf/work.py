@@ -201,6 +201,7 @@ def training_work(
     _, frozen, batch = step.arguments
 
     def start() -> Callable[[], None]:
+        # The program is compiled already: this one only makes the state.
         planned = loop.plan_program(config, task, nets, frozen, devices)
         held = {
             role: weights.at(task.frozen[role], nets, _places(params))

@@ -93,7 +93,7 @@ class Task(NamedTuple):
     loss: Loss
     preview: Callable[[PreviewModel, Any], Preview]
     passes: tuple[str, ...]
-    draws: bool = False
+    draws: bool = False  # metrics of images are loaded before the stage begins
     contents: tuple[str, ...] = ("image", "moments")
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
@@ -165,6 +165,7 @@ def flow_loss(
     z_tgt, null = paths.null_row_targets(z_tgt, chosen)
 
     def rows_loss(params, inputs, rest, key):
+        # inputs: (z_t, velocity), through which gradients reach a trained source.
         predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
         return losses.velocity_loss(predicted, inputs[1]).mean(), ()
 
