@@ -109,6 +109,7 @@ def plan_program(
     mesh = make_mesh(**config.mesh, devices=devices)
     check_stage(config, task, devices)
     trainer = make_trainer(task, config, nets)
+    # Shapes come first: a large state is made where it will lie, never whole anywhere.
     abstract = jax.eval_shape(functools.partial(trainer.start, None))
     places = sharding.shardings(mesh, abstract)
     make = jax.jit(trainer.start, out_shardings=places)
@@ -123,7 +124,7 @@ def plan_program(
         start=start,
         step=jax.jit(
             in_mesh(mesh, functools.partial(train_steps, trainer.step)),
-            donate_argnums=0,
+            donate_argnums=0,  # the new state takes the old one's memory
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
         ),
@@ -136,6 +137,7 @@ def plan_program(
 
 def _next_stop(step: int, config: ConfigDict) -> int:
     """Returns the step at which the host has to look at the state again."""
+    # A call ends early where something is due within it, resumed or not.
     stops = [step + config.train.steps_per_call, config.train.num_steps]
     for every in (config.checkpoint.every, config.log.every, config.log.preview_every):
         if every > 0:
@@ -147,6 +149,7 @@ def _stack(
     loader: Iterator[Batch], count: int, mesh: jax.sharding.Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
     """Stacks the next batches into global arrays [count, batch_size, ...]."""
+    # The loader has this process's rows only; together they make global arrays.
     batches = [next(loader) for _ in range(count)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
@@ -154,10 +157,12 @@ def _stack(
 
 def finished(config: ConfigDict, task: Task, workdir: Place) -> StageResult | None:
     """Reads the result of a stage with nothing left to train; None for another."""
+    # A finished stage may be extended by a larger train.num_steps.
     if max(steps_of(workdir, task.name), default=-1) < config.train.num_steps:
         return None
     with _checkpoints(config, task, workdir) as checkpoints:
         meta = checkpoints.read_meta()
+    # Only the last checkpoint of a run that came to its end has a digest.
     if meta is None or "params_sha256" not in meta:
         return None
     return _result(meta)
@@ -191,7 +196,6 @@ def train(
 
     Args:
         frozen: parameters by their role in the task.
-        evaluate: called at previews.
         load_start: gives the parameters to start from, None for random ones; called
             only where there is no checkpoint.
 
@@ -202,6 +206,7 @@ def train(
     """
     with _checkpoints(config, task, workdir) as checkpoints:
         program = make_program(config, task, nets, frozen)
+        # The start is made only where nothing is restored: it may be read from afar.
         state, meta = checkpoints.restore(program.abstract) or (
             program.start(load_start()),
             {"seconds": 0.0},
@@ -250,6 +255,7 @@ def _run_steps(
         state, scalars = program.step(state, program.frozen, batches)
         report.call(step, scalars)
         done = step == config.train.num_steps
+        # All processes look after the same call, so that all end at the same step.
         ends = preemption.look() and not done
         saves = done or ends or is_due(step, config.checkpoint.every)
         shows = done or (is_due(step, config.log.preview_every) and not ends)
@@ -263,7 +269,7 @@ def _run_steps(
             if done:
                 meta["params_sha256"] = params_sha256(state.params)
                 meta["rejected"] = report.rejected()
-            report.store()
+            report.store()  # before the checkpoint, past which a run does not go back
             checkpoints.save(state, meta, step * config.train.batch_size)
         if done:
             return _result(meta)
