@@ -10,23 +10,25 @@ from flowtok_jax.data import globs, shards
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.runtime.errors import UserError
 
-DAMAGE = (RuntimeError, ValueError, KeyError, TypeError)  # of reading and unpacking
-LOOKED_AT = 32  # records that are opened at the start, to tell a wrong source
+# Exceptions of array_record and of shards.unpack for a damaged entry.
+DAMAGE = (RuntimeError, ValueError, KeyError, TypeError)
+LOOKED_AT = 32  # records opened at the start, to tell a wrong source
 
 
 class ArrayRecords(Records):
-    """Shards of images, or of latents.
+    """Records of ArrayRecord shards, with images or with latents.
 
     Args:
-        pattern: see `globs.find_files`; local files.
-        moments: (n, 2 * c) of latents; None: images are wanted.
+        pattern: glob of local files; see `globs.find_files`.
+        moments: (n, 2 * c) of latents; None: the shards hold images.
 
     Raises:
-        UserError: naming a shard that is missing, cut short, or holds something else.
+        UserError: for a shard that is missing, cut short, or holds something else.
     """
 
     def __init__(self, pattern: str, *, moments: tuple[int, int] | None = None):
-        self.pattern, self.moments = pattern, moments
+        self.pattern = pattern
+        self.moments = moments
         if globs.is_remote(pattern):
             raise UserError(
                 f"source {pattern}: ArrayRecord shards are read from local files only; "
@@ -37,6 +39,7 @@ class ArrayRecords(Records):
             shards.check_manifest(directory)
         counts = [count_records(pathlib.Path(file.path)) for file in found]
         pairs = zip(found, counts, strict=True)
+        # Without [0:count] grain would open and count each shard once more.
         self._entries = grain.sources.ArrayRecordDataSource(
             [f"{file.path}[0:{count}]" for file, count in pairs]
         )
@@ -55,40 +58,39 @@ class ArrayRecords(Records):
             raise BadRecord("unreadable_file", f"{self.pattern}:{index}") from error
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
-        """See Records; one call reads them all, in parallel."""
+        """Reads many records by one call, in parallel."""
         try:
             return [shards.unpack(e) for e in self._entries.__getitems__(indices)]
-        except DAMAGE:  # of one: find out which
+        except DAMAGE:  # one by one, to find the damaged record
             return super().read_many(indices)
 
     def _check_content(self) -> None:
-        shapes, readable = set(), 0
-        for index in range(min(LOOKED_AT, len(self))):
-            try:
-                record = self[index]
-            except BadRecord:
-                continue
-            readable += 1
-            shapes.add(None if record.moments is None else record.moments.shape)
-        if readable and self.moments not in shapes:
-            wanted = "images" if self.moments is None else f"latents {self.moments}"
-            got = ", ".join("images" if s is None else f"latents {s}" for s in shapes)
+        """Refuses shards whose first records have none of the expected shape."""
+        found = super().read_many(range(min(LOOKED_AT, len(self))))
+        moments = [r.moments for r in found if not isinstance(r, BadRecord)]
+        shapes = {None if m is None else m.shape for m in moments}
+        if shapes and self.moments not in shapes:
             raise UserError(
-                f"{self.pattern} holds {got}; wanted {wanted}: is it a source of "
-                "another kind (arrayrecord, latents), or made for another config?"
+                f"{self.pattern} holds {', '.join(map(_content, shapes))}; expected "
+                f"{_content(self.moments)}: is it a source of another kind "
+                "(arrayrecord, latents), or made for another config?"
             )
-        if not readable and len(self):
+        if not shapes and len(self):
             raise UserError(
-                f"{self.pattern} holds no records of this package; wanted shards of "
+                f"{self.pattern} holds no records of this package; expected shards of "
                 "`python -m flowtok_jax.data.prepare` or of --mode=pretokenize"
             )
 
 
+def _content(shape: tuple[int, ...] | None) -> str:
+    return "images" if shape is None else f"latents {shape}"
+
+
 def count_records(path: pathlib.Path) -> int:
-    """How many records a shard holds.
+    """Counts the records of a shard.
 
     Raises:
-        UserError: where it is cut short or is no ArrayRecord file.
+        UserError: if the shard is cut short or is no ArrayRecord file.
     """
     reader = ArrayRecordReader(str(path))
     if not reader.ok():

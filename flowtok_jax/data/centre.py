@@ -40,7 +40,7 @@ def open_images(
     Raises:
         UserError: if a source has a weight, or latents instead of images.
     """
-    parts = sources.parse(spec)
+    parts = sources.parse_sources(spec)
     if any(part.kind == "latents" or part.weight is not None for part in parts):
         raise UserError(
             f"{key}={spec} has latents or weights; expected images, each once"

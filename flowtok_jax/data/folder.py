@@ -1,4 +1,4 @@
-"""Captioned images in a folder, and in a folder with Karpathy's JSON beside it."""
+"""Records of a folder of captioned images, and of a folder with Karpathy's JSON."""
 
 import csv
 import json
@@ -22,22 +22,23 @@ TEXT_COLUMNS = ("text", "caption")
 
 
 class Entry(NamedTuple):
-    """What is known of a record before its files are read."""
+    """Paths and captions of one record, known before its files are read."""
 
     name: str
     image: pathlib.Path | None = None
     caption: pathlib.Path | None = None
     recaption: pathlib.Path | None = None
-    captions: Any = None  # where no file holds them
+    captions: Any = None  # if no file holds them
     metadata: Mapping[str, Any] = {}
-    fault: str = ""
+    fault: str = ""  # reason of the BadRecord that reading raises
 
 
 class Files(Records):
-    """Records of entries, in their order."""
+    """Records of a list of entries, in their order."""
 
     def __init__(self, name: str, entries: list[Entry]):
-        self.name, self._entries = name, entries
+        self.name = name
+        self._entries = entries
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -57,10 +58,11 @@ class Files(Records):
             captions = _texts(entry.caption, name)
         elif entry.captions is None and recaptions:
             captions = ()
-        else:
+        else:  # raises for None
             captions = caption_list(entry.captions, name)
         record = Record(name, metadata=entry.metadata)
         record = record.with_captions(captions, recaptions)
+        # Last, since the image is by far the largest file.
         return record._replace(image=_read(entry.image, "missing_image", name))
 
 
@@ -79,12 +81,12 @@ def _read(path: pathlib.Path, missing: str, name: str) -> bytes:
         raise BadRecord("unreadable_file", name) from error
 
 
-def make_folder(directory: str) -> Files:
-    """`a.jpg` + `a.txt` (+ `a.recap_txt`) at any depth; or the images that
-    metadata.jsonl or metadata.csv lists by `file_name`, with their `text`.
+def open_folder(directory: str) -> Files:
+    """Lists `a.jpg` + `a.txt` (+ `a.recap_txt`) at any depth; or, if the folder has a
+    metadata.jsonl or metadata.csv, its images by `file_name`, with their `text`.
 
     Raises:
-        UserError: where there is no such directory, or nothing in it.
+        UserError: if the directory does not exist or is empty.
     """
     root = _directory(directory, f"folder:{directory}")
     listed = next((root / name for name in METADATA if (root / name).is_file()), None)
@@ -96,8 +98,8 @@ def make_folder(directory: str) -> Files:
         entries = list(_json_entries(root, listed))
     if not entries:
         raise UserError(
-            f"source folder:{directory} is empty; wanted a.jpg with a.txt beside it, "
-            f"or {METADATA[0]} with file_name and text"
+            f"source folder:{directory} is empty; expected a.jpg with a.txt beside "
+            f"it, or {METADATA[0]} with file_name and text"
         )
     return Files(directory, entries)
 
@@ -114,13 +116,13 @@ def _directory(given: str, source: str) -> pathlib.Path:
 
 
 def _pairs(root: pathlib.Path) -> list[Entry]:
-    """Entries by what stands before the last dot of the files' names."""
+    """Groups the files below a folder by their path up to the last dot."""
     fields: dict[str, dict[str, Any]] = {}
     kinds = dict.fromkeys(images.EXTENSIONS, "image")
     kinds |= {"txt": "caption", "recap_txt": "recaption"}
     for folder, folders, names in os.walk(root):
-        folders.sort()
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # In place: os.walk goes on with what this list then holds, in its order.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             stem, _, extension = name.rpartition(".")
             kind = kinds.get(extension.lower())
@@ -136,12 +138,12 @@ def _pairs(root: pathlib.Path) -> list[Entry]:
 
 
 def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
-    """The entry of a row of metadata."""
+    """Makes the entry of a row of metadata."""
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         return Entry(line, fault="missing_image")
     inner = pathlib.PurePosixPath(name)
-    if inner.is_absolute() or ".." in inner.parts:
+    if _leaves_its_folder(inner):
         return Entry(f"{root}:{name}", fault="unsafe_name")
     path = root / inner
     text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
@@ -151,7 +153,12 @@ def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
     return Entry(str(path), image=path, captions=text, metadata=rest)
 
 
+def _leaves_its_folder(path: pathlib.PurePosixPath) -> bool:
+    return path.is_absolute() or ".." in path.parts
+
+
 def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
+    # Bytes, so that a line of another encoding spoils no other line.
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -171,44 +178,45 @@ def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
 
 
 def _csv_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
-    # Bytes that are no UTF-8 pass as surrogates, and are told from them below.
+    # Bytes that are no UTF-8 become surrogates, which do not encode again below.
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         columns = rows.fieldnames or []
         if "file_name" not in columns or not set(TEXT_COLUMNS) & set(columns):
             raise UserError(
-                f"{path} has the columns {', '.join(columns) or 'none'}; wanted "
+                f"{path} has the columns {', '.join(columns) or 'none'}; expected "
                 "file_name and text"
             )
         for row in rows:
             where = f"{path}:{rows.line_num}"
             try:
                 "".join(value for value in row.values() if value).encode()
-            except (UnicodeEncodeError, TypeError):  # a list: more cells than columns
+            except (UnicodeEncodeError, TypeError):
+                # Cells beyond the columns stand in a list under None.
                 reason = "bad_json" if None in row else "bad_text_encoding"
                 yield Entry(where, fault=reason)
-                continue
-            yield _listed(root, row, where)
+            else:
+                yield _listed(root, row, where)
 
 
-def make_karpathy(arguments: str) -> Files:
-    """JSON:IMAGEDIR:SPLIT: Karpathy's dataset_coco.json and the folder of the images;
+def open_karpathy(arguments: str) -> Files:
+    """Lists JSON:IMAGEDIR:SPLIT: Karpathy's dataset_coco.json and a folder of images;
     several splits are joined by `+`, as in train+restval.
 
     Raises:
-        UserError: for what is missing, and a split that the JSON does not have.
+        UserError: if a file or folder is missing, or the JSON lacks the split.
     """
     source = f"karpathy:{arguments}"
     parts = arguments.split(":")
     if len(parts) != 3:
-        raise UserError(f"source {source}; wanted karpathy:JSON:IMAGEDIR:SPLIT")
+        raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
     root = _directory(parts[1], source)
     rows = read_karpathy(parts[0], parts[2])
     return Files(source, [_sentences(root, row) for row in rows])
 
 
 def read_karpathy(json_file: str, split: str) -> list[Mapping[str, Any]]:
-    """Rows of the images of a split of Karpathy's JSON; see `karpathy_rows`."""
+    """Reads the rows of a split from a file of Karpathy's; see `karpathy_rows`."""
     path = pathlib.Path(json_file)
     try:
         content = json.loads(path.read_bytes())
@@ -220,38 +228,38 @@ def read_karpathy(json_file: str, split: str) -> list[Mapping[str, Any]]:
 
 
 def karpathy_rows(content: Any, name: str, split: str) -> list[Mapping[str, Any]]:
-    """Rows of the images of a split, or of several joined by `+`.
+    """Returns the rows of the images of a split, or of several joined by `+`.
 
     Args:
-        content: of Karpathy's JSON.
-        name: of the file, for messages.
+        content: value of Karpathy's JSON.
+        name: file name, for messages.
 
     Raises:
-        UserError: where it is something else, or lacks the split.
+        UserError: if the content has another form, or lacks the split.
     """
     try:
         rows = content["images"]
         splits = {row["split"] for row in rows}
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{name} is not Karpathy's JSON ({error}); wanted dataset_coco.json or one "
-            "of the same form"
+            f"{name} is not Karpathy's JSON ({error}); expected dataset_coco.json or a "
+            "file of the same form"
         ) from error
-    wanted = set(split.split("+"))
-    if not wanted <= splits:
+    asked = set(split.split("+"))
+    if not asked <= splits:
         raise UserError(
-            f"{name} has no split {', '.join(sorted(wanted - splits))}; it has "
+            f"{name} has no split {', '.join(sorted(asked - splits))}; it has "
             f"{', '.join(sorted(splits))}"
         )
-    return [row for row in rows if row["split"] in wanted]
+    return [row for row in rows if row["split"] in asked]
 
 
 def _sentences(root: pathlib.Path, row: Mapping[str, Any]) -> Entry:
     inner = pathlib.PurePosixPath(row.get("filepath", ""), row.get("filename", ""))
-    if inner.is_absolute() or ".." in inner.parts:
+    if _leaves_its_folder(inner):
         return Entry(f"{root}:{inner}", fault="unsafe_name")
     path = root / inner
-    if not path.is_file():  # some keep all images in one folder
+    if not path.is_file():  # some people keep all images in one folder
         path = root / inner.name
     texts = [sentence.get("raw") for sentence in row.get("sentences", ())]
     rest = {key: row[key] for key in ("cocoid", "imgid", "split") if key in row}

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
-from flowtok_jax.data.sources import make_source, parse
+from flowtok_jax.data.sources import make_source, parse_sources
 from flowtok_jax.data.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -59,7 +59,7 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.tokenizer.image_size
     batch = {"caption_ids": jax.ShapeDtypeStruct((rows, tokens), np.int32)}
     # The first part tells: a mixture has images alone or moments alone.
-    if parse(config.data.train)[0].kind == "latents":
+    if parse_sources(config.data.train)[0].kind == "latents":
         shape = (rows, tokens, 2 * config.latent.channels)
         return batch | {"moments": jax.ShapeDtypeStruct(shape, np.float16)}
     return batch | {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8)}

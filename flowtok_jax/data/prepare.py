@@ -1,13 +1,13 @@
-"""Any source of captioned images to ArrayRecord shards, with a report of what is there.
+"""Command that writes any source of captioned images as ArrayRecord shards.
 
     python -m flowtok_jax.data.prepare --source='tars:DIR/*.tar' --out=data/mine
 
 Training reads it as `--config.data.train='arrayrecord:data/mine/*.arrayrecord'`.
 
-The bytes of the images stay as they are; each is decoded once, to find what is broken.
-DIR appears when all of it is written: shards, manifest.json (counts, SHA-256) and
-report.json. The last line of stdout is one JSON object: `records`, and `rejected` by
-reason. Exit status: 0, or 2 for a mistake of the user's, with one line.
+Image files keep their bytes; each is decoded once, to find the broken ones. DIR appears
+when all of it is written: shards, manifest.json (counts, SHA-256) and report.json. The
+last line of stdout is one JSON object: `records`, and `rejected` by reason. Exit
+status: 0, or 2 for a mistake of the user's, with one line.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import check_new_directory, new_directory, write_json
 
-CHUNK = 512  # records that are decoded at a time
+CHUNK = 512  # records decoded, and held in memory, at a time
 
 
 class Checked(NamedTuple):
-    """A record that can be used, and what decoding told."""
+    """A usable record, with its image's size and format and a digest of its content."""
 
     record: Record
     size: tuple[int, int] | None
@@ -47,7 +47,8 @@ def _make_parser() -> argparse.ArgumentParser:
     """The flags."""
     description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
     parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
-    add, pixels = parser.add_argument, images.MAX_PIXELS
+    add = parser.add_argument
+    pixels = images.MAX_PIXELS
     add("--source", metavar="SPEC", help="what to read, see below; no weights")
     add("--out", metavar="DIR", help="directory to write; must be new or empty")
     add("--dedupe", action="store_true", help="drop images that came before, by bytes")
@@ -65,21 +66,23 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def make_filters(flags: argparse.Namespace) -> Filters:
-    """The filters that the flags ask for."""
+    """Makes the filters that the flags ask for."""
     try:
         low, high = map(float, flags.aspect.split(","))
     except ValueError as error:
         raise UserError(
-            f"--aspect={flags.aspect}; wanted the range of height/width, as in 0.5,2"
+            f"--aspect={flags.aspect}; expected the range of height/width, as in 0.5,2"
         ) from error
     return Filters(aspect=(low, high), min_side=flags.min_side)
 
 
-def check(records: Records, index: int, filters: Filters, pixels: int) -> Checked:
+def check_record(
+    records: Records, index: int, filters: Filters, pixels: int
+) -> Checked:
     """Reads and decodes a record.
 
     Raises:
-        BadRecord: where it cannot be used, or is not wanted.
+        BadRecord: if the record is broken or refused by the filters.
     """
     record = records[index]
     if record.moments is not None:
@@ -88,6 +91,7 @@ def check(records: Records, index: int, filters: Filters, pixels: int) -> Checke
     if record.image is None:
         raise BadRecord("missing_image", record.name)
     size_is_known = filters.check_metadata(record)
+    # From the header: the decoded image, which may be a converted copy, has no format.
     kind = images.open_image(record.image, record.name, pixels).format or "unknown"
     size = images.decode(record.image, record.name, pixels).size
     if not size_is_known:
@@ -95,10 +99,10 @@ def check(records: Records, index: int, filters: Filters, pixels: int) -> Checke
     return Checked(record, size, kind, hashlib.sha256(record.image).digest())
 
 
-def wanted_records(
+def keep_records(
     found: Iterable[Checked | BadRecord], report: DataReport, dedupe: bool
 ) -> Iterator[Record]:
-    """Records that are kept; the report hears of all."""
+    """Yields the records that are kept, and reports all."""
     seen: set[bytes] = set()
     for item in found:
         if isinstance(item, Checked) and dedupe:
@@ -116,14 +120,14 @@ def wanted_records(
 def check_all(
     every: Sequence[Records], filters: Filters, pixels: int, limit: int | None
 ) -> Iterator[Checked | BadRecord]:
-    """What all records turn out to be, in order."""
+    """Checks all records on threads, and yields the results in order."""
     total = sum(map(len, every))
     places = ((records, i) for records in every for i in range(len(records)))
     places = itertools.islice(places, limit)
 
     def attempt(place: tuple[Records, int]) -> Checked | BadRecord:
         try:
-            return check(*place, filters, pixels)
+            return check_record(*place, filters, pixels)
         except BadRecord as bad:
             return bad
 
@@ -132,6 +136,7 @@ def check_all(
         ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool,
         tqdm.tqdm(total=shown, unit="record", disable=None) as bar,
     ):
+        # In chunks: pool.map would read all records before the first is written.
         while chunk := list(itertools.islice(places, CHUNK)):
             yield from pool.map(attempt, chunk)
             bar.update(len(chunk))
@@ -140,9 +145,10 @@ def check_all(
 def write_shards(
     records: Iterator[Record], folder: pathlib.Path, shard_bytes: int
 ) -> list[shards.Shard]:
-    """Writes records in shards of about that many bytes."""
+    """Writes records in shards of about `shard_bytes` each."""
     written: list[shards.Shard] = []
 
+    # Draws from the iterator that the loop below goes through.
     def fill(first: Record) -> Iterator[Record]:
         size = 0
         for record in itertools.chain([first], records):
@@ -158,7 +164,7 @@ def write_shards(
     return written
 
 
-def prepare(flags: argparse.Namespace) -> DataReport:
+def write_data_set(flags: argparse.Namespace) -> DataReport:
     """Reads the source and writes the directory.
 
     Raises:
@@ -166,9 +172,10 @@ def prepare(flags: argparse.Namespace) -> DataReport:
     """
     if not (flags.source and flags.out):
         raise UserError("expected --source=SPEC and --out=DIR; --help explains SPEC")
-    out, filters = pathlib.Path(flags.out), make_filters(flags)
+    out = pathlib.Path(flags.out)
+    filters = make_filters(flags)
     check_new_directory(out)  # before anything is read
-    parts = sources.parse(flags.source)
+    parts = sources.parse_sources(flags.source)
     if any(part.weight is not None for part in parts):
         raise UserError(
             f"--source={flags.source} has weights; every record is written once: leave "
@@ -186,7 +193,7 @@ def prepare(flags: argparse.Namespace) -> DataReport:
     ]
     report = DataReport()
     found = check_all(every, filters, flags.max_pixels, flags.limit)
-    records = wanted_records(found, report, flags.dedupe)
+    records = keep_records(found, report, flags.dedupe)
     with new_directory(out) as part:
         written = write_shards(records, part, flags.shard_mb << 20)
         if not written:
@@ -205,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     flags = _make_parser().parse_args(argv)
 
     def command() -> None:
-        report = prepare(flags)
+        report = write_data_set(flags)
         sys.stderr.write(f"{report.table()}\n\nwrote {flags.out}\n")
         summary = report.summary()
         cli.say(json.dumps({key: summary[key] for key in ("records", "rejected")}))

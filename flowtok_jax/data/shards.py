@@ -1,6 +1,7 @@
-"""Data sets written in shards: ArrayRecord with our records, or the release's tars.
+"""Shards of data sets: ArrayRecord files with our records, or the release's tars.
 
-A shard has its final name only when it is whole, and a manifest counts what is there.
+A shard has its final name only once it is whole; a manifest lists the shards of a
+directory.
 
 One ArrayRecord entry is a msgpack map: `name`, `captions`, `recaptions`, `metadata` as
 JSON, and `image` (the bytes of a file) or `moments` (float16, little endian, row by
@@ -23,7 +24,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256, new_file, read_json, write_json
 
 MANIFEST = "manifest.json"
-# One record a chunk: random access. JPEG and noise do not get smaller by compression.
+# One record per chunk, for random access. Compression makes JPEG and noise no smaller.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -37,12 +38,15 @@ class Shard(NamedTuple):
 
 
 def pack(record: Record) -> bytes:
-    """A record as one entry of an ArrayRecord file."""
+    """Packs a record as one entry of an ArrayRecord file."""
     fields: dict[str, Any] = {
+        # A name off a file system may hold surrogates, which msgpack refuses.
         "name": record.name.encode(errors="backslashreplace").decode(),
         "captions": record.captions,
         "recaptions": record.recaptions,
-        "metadata": json.dumps(dict(record.metadata)),
+        "metadata": json.dumps(
+            dict(record.metadata)
+        ),  # ints beyond 64 bits, surrogates
     }
     if record.image is not None:
         fields["image"] = record.image
@@ -53,10 +57,10 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(entry: bytes) -> Record:
-    """The record of an entry.
+    """Unpacks the record of an entry.
 
     Raises:
-        ValueError, KeyError, TypeError: where it is none of ours.
+        ValueError, KeyError, TypeError: if `pack` did not make the entry.
     """
     fields = msgpack.unpackb(entry)
     moments = None
@@ -73,7 +77,7 @@ def unpack(entry: bytes) -> Record:
 
 
 def write_arrayrecord(path: pathlib.Path, records: Iterable[Record]) -> Shard:
-    """Writes a shard of ours."""
+    """Writes an ArrayRecord shard."""
     count = 0
     with new_file(path) as part:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
@@ -89,8 +93,8 @@ def write_arrayrecord(path: pathlib.Path, records: Iterable[Record]) -> Shard:
 def write_release_tar(path: pathlib.Path, records: Iterable[Record]) -> Shard:
     """Writes latents as the release reads them.
 
-    That format has one caption a key: a record with several becomes several keys with
-    the same moments; its recaptions, of which a key takes one, are dealt out in turn.
+    The release's format has one caption per key: a record with several becomes several
+    keys with the same moments. A key takes one recaption; they are dealt out in turn.
     """
     count = 0
     stem = path.name.partition(".")[0]
@@ -99,7 +103,7 @@ def write_release_tar(path: pathlib.Path, records: Iterable[Record]) -> Shard:
         tarfile.open(part, "w:", format=tarfile.PAX_FORMAT) as tar,
     ):
         for record in records:
-            moments = np.ascontiguousarray(record.moments.T, "<f2").tobytes()
+            moments = np.ascontiguousarray(record.moments.T, "<f2").tobytes()  # [2*c n]
             recaptions = record.recaptions
             for i, caption in enumerate(record.captions or recaptions[:1]):
                 key = f"{stem}_{count:08d}"
@@ -113,7 +117,7 @@ def write_release_tar(path: pathlib.Path, records: Iterable[Record]) -> Shard:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner and time are zero: the same bytes each time
+    info = tarfile.TarInfo(name)  # owner and time 0: the same bytes each time
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
@@ -126,7 +130,7 @@ def _describe(path: pathlib.Path, count: int) -> Shard:
 
 
 def write_manifest(directory: pathlib.Path, shards: Iterable[Shard]) -> None:
-    """Lists the shards of a directory, whole or not at all."""
+    """Writes the manifest of a directory, whole or not at all."""
     shards = sorted(shards)
     content = {
         "records": sum(shard.records for shard in shards),
@@ -136,10 +140,10 @@ def write_manifest(directory: pathlib.Path, shards: Iterable[Shard]) -> None:
 
 
 def read_manifest(directory: pathlib.Path) -> list[Shard]:
-    """The shards that a directory's manifest lists; none where it has no manifest.
+    """Reads the shards that a directory's manifest lists; none without a manifest.
 
     Raises:
-        ValueError, KeyError, TypeError: where it is damaged.
+        ValueError, KeyError, TypeError: if the manifest is damaged.
     """
     place = directory / MANIFEST
     if not place.is_file():
@@ -151,10 +155,10 @@ def check_manifest(directory: pathlib.Path, checksums: bool = False) -> None:
     """Compares the shards of a directory with its manifest, if it has one.
 
     Args:
-        checksums: whether each file is read and its SHA-256 compared as well.
+        checksums: whether each file is read, to compare its SHA-256 as well.
 
     Raises:
-        UserError: naming a shard that is missing or differs.
+        UserError: for a shard that is missing or differs.
     """
     try:
         listed = read_manifest(directory)

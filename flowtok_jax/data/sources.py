@@ -25,7 +25,7 @@ from PIL import Image
 from flowtok_jax.data import scenes
 from flowtok_jax.data.arrayrecord import ArrayRecords
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
-from flowtok_jax.data.folder import make_folder, make_karpathy
+from flowtok_jax.data.folder import open_folder, open_karpathy
 from flowtok_jax.data.records import Record, Records
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
@@ -112,7 +112,7 @@ class SourceSpec(NamedTuple):
         return f"{self.kind}:{self.arguments}" if self.arguments else self.kind
 
 
-def parse(spec: str) -> list[SourceSpec]:
+def parse_sources(spec: str) -> list[SourceSpec]:
     """Splits a source string into its sources.
 
     Raises:
@@ -171,7 +171,7 @@ def make_records(
             shapes = Shapes(part.arguments or "train", image_size, seed)
             records = ShapeRecords(shapes)
         case "folder":
-            records = make_folder(part.arguments)
+            records = open_folder(part.arguments)
         case "tars":
             records = Tars(part.arguments, cache=cache)
         case "arrayrecord":
@@ -183,7 +183,7 @@ def make_records(
         case "tfds":
             records = Tfds(part.arguments)
         case "karpathy":
-            records = make_karpathy(part.arguments)
+            records = open_karpathy(part.arguments)
     if not len(records):
         raise UserError(f"source {part.spec} has no records")
     return records
@@ -213,7 +213,7 @@ def make_source(
         UserError: for a source that is missing, damaged or given wrongly.
     """
     options = dict(transform or {})
-    parts = parse(spec)
+    parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":

@@ -1,4 +1,4 @@
-"""What a tar holds and where: an index of its members, kept in a cache directory.
+"""Index of the members of a tar and their places, kept in a cache directory.
 
 Members are grouped as WebDataset does: `KEY.EXTENSION`, split at the first dot of the
 file name. A key is a name in messages, never a path: nothing is unpacked.
@@ -19,7 +19,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import json_sha256, new_file
 
 PARTS = ("image", "moments", "caption", "recaption", "metadata")
-# The images' are those that the release reads; the content need not match.
+# For images the extensions that the release reads; the content need not match.
 EXTENSIONS = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
     "token.npy": "moments",
@@ -27,28 +27,28 @@ EXTENSIONS = {
     "recap_txt": "recaption",
     "json": "metadata",
 }
-KEY_BYTES = 200  # of a key in the index
-ABSENT = -1
-THREADS = 8  # that read indices
-VERSION = 1  # of what is in the cache
+KEY_BYTES = 200  # bytes of a key that the index keeps
+ABSENT = -1  # offset and size of a part that a record lacks
+THREADS = 8  # threads that read or make indices
+VERSION = 1  # of the form of an index; another one makes all anew
 
 Spans = dict[str, tuple[int, int]]  # part -> offset and size in bytes
 
 
 def default_cache() -> pathlib.Path:
-    """Where indices are kept if nobody says where."""
+    """Returns the user's cache directory for indices."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "flowtok_jax" / "tars"
 
 
 def read_indices(found: Sequence[globs.File], cache: str | None) -> list[np.ndarray]:
-    """The index of each tar: from the cache, or made and put there.
+    """Reads the index of each tar from the cache; a missing one is made and kept.
 
-    An index is a structured array, one row a key: `key`, `fault` (1 + its place in
+    An index is a structured array, one row per key: `key`, `fault` (1 + its place in
     REASONS, 0: none), and `offset` and `size` of each of PARTS.
 
     Raises:
-        UserError: naming a tar that is missing, cut short or damaged.
+        UserError: for a tar that is missing, cut short or damaged.
     """
     folder = pathlib.Path(cache) if cache else default_cache()
     places = [folder / f"{_digest(file)}.npy" for file in found]
@@ -65,8 +65,9 @@ def _digest(file: globs.File) -> str:
 
 def _read_index(file: globs.File, place: pathlib.Path) -> np.ndarray:
     try:
+        # Mapped: the indices of a large set need not fit into memory.
         return np.load(place, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # none there, or one that is damaged
+    except (OSError, ValueError, EOFError):  # a missing or damaged index
         index = make_index(file)
     try:
         with new_file(place) as part, part.open("wb") as out:
@@ -77,10 +78,10 @@ def _read_index(file: globs.File, place: pathlib.Path) -> np.ndarray:
 
 
 def make_index(file: globs.File) -> np.ndarray:
-    """Reads through the headers of a tar.
+    """Makes the index of a tar from the headers of its members.
 
     Raises:
-        UserError: where it is no tar, or cut short, or damaged.
+        UserError: if the file is no tar, cut short or damaged.
     """
     groups: dict[str, Spans] = {}
     faults: dict[str, str] = {}
@@ -91,7 +92,7 @@ def make_index(file: globs.File) -> np.ndarray:
         ):
             for member in tar:
                 _add_member(member, groups, faults)
-            stream.seek(tar.offset)
+            stream.seek(tar.offset)  # of the block after the last member
             end = stream.read(tarfile.BLOCKSIZE)
     except FileNotFoundError as error:
         raise UserError(f"{file.path} does not exist") from error
@@ -100,7 +101,7 @@ def make_index(file: globs.File) -> np.ndarray:
             f"{file.path} is no whole tar ({file.size} bytes; {error}); fetch it again "
             "(compressed tars must be unpacked: they have no random access)"
         ) from error
-    # Where something else than the end mark stands, tarfile stops without a word.
+    # At a block that is no header tarfile stops in silence, as at the end mark.
     if end != bytes(tarfile.BLOCKSIZE):
         raise UserError(
             f"{file.path} is cut short or damaged: no end mark after its last readable "
@@ -127,7 +128,7 @@ def _add_member(
         faults.setdefault(key, "duplicate_member")
     elif part:
         spans[part] = (member.offset_data, member.size)
-    else:
+    else:  # tells a wrong extension from a missing image
         spans["unknown"] = (member.offset_data, member.size)
 
 
@@ -135,11 +136,9 @@ def _to_array(groups: dict[str, Spans], faults: dict[str, str]) -> np.ndarray:
     keys = [key.encode(errors="surrogateescape")[:KEY_BYTES] for key in groups]
     width = max(map(len, keys), default=1)
     cells = (len(PARTS),)
-    index = np.zeros(
-        len(keys),
-        [("key", f"S{width}"), ("fault", "u1"), ("offset", "<i8", cells)]
-        + [("size", "<i8", cells)],
-    )
+    columns = [("key", f"S{width}"), ("fault", "u1")]
+    columns += [("offset", "<i8", cells), ("size", "<i8", cells)]
+    index = np.zeros(len(keys), columns)
     index["key"] = keys
     for row, (key, spans) in zip(index, groups.items(), strict=True):
         fault = faults.get(key)

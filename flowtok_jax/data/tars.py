@@ -1,4 +1,4 @@
-"""Records in tars, by an index of their members and one read a record."""
+"""Records in tars, found by an index of the members, with one read per record."""
 
 import bisect
 import itertools
@@ -23,20 +23,20 @@ from flowtok_jax.data.shards import check_manifest
 from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
 from flowtok_jax.runtime.errors import UserError
 
-GAP = 1 << 16  # bytes between members that are read along rather than sought over
+GAP = 1 << 16  # bytes between two members up to which one read takes both
 
 
 class Tars(Records):
-    """`KEY.jpg` (png, webp, ...), `KEY.txt`, `KEY.recap_txt`, `KEY.json` of tars; or
-    `KEY.token.npy` instead of the image: a raw float16 buffer [2 * c, n].
+    """Records of tars: `KEY.jpg` (png, webp, ...), `KEY.txt`, `KEY.recap_txt`,
+    `KEY.json`; or, instead of the image, `KEY.token.npy`: raw float16 [2 * c, n].
 
     Args:
-        pattern: see `globs.find_files`.
-        moments: (n, 2 * c) of latents; None: images are wanted.
+        pattern: glob of the tars; see `globs.find_files`.
+        moments: (n, 2 * c) of latents; None: the tars hold images.
         cache: directory for the indices; None: the user's cache directory.
 
     Raises:
-        UserError: naming a tar that is missing, cut short or damaged.
+        UserError: for a tar that is missing, cut short or damaged.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Tars(Records):
         moments: tuple[int, int] | None = None,
         cache: str | None = None,
     ):
-        self.pattern, self.moments = pattern, moments
+        self.pattern = pattern
+        self.moments = moments
         self._files = globs.find_files(pattern, pattern)
         if moments and not globs.is_remote(pattern):
             for directory in {pathlib.Path(file.path).parent for file in self._files}:
@@ -56,13 +57,14 @@ class Tars(Records):
         self._check_content()
 
     def _check_content(self) -> None:
-        """Refuses tars of which no record can be what is wanted."""
+        """Refuses tars in which no record has an image, or moments of this size."""
         part = "image" if self.moments is None else "moments"
-        wanted = 2 * math.prod(self.moments) if self.moments else None
-        place, largest = PARTS.index(part), ABSENT
+        expected = 2 * math.prod(self.moments) if self.moments else None  # bytes
+        place = PARTS.index(part)
+        largest = ABSENT
         for index in self._indices:  # mostly the first one tells
             sizes = index["size"][:, place]
-            if ((sizes != ABSENT) if wanted is None else (sizes == wanted)).any():
+            if ((sizes != ABSENT) if expected is None else (sizes == expected)).any():
                 return
             largest = max(largest, int(sizes.max(initial=ABSENT)))
         if largest == ABSENT:
@@ -73,7 +75,7 @@ class Tars(Records):
         tokens, channels = self.moments
         raise UserError(
             f"{self.pattern} has members .token.npy of up to {largest} bytes; "
-            f"{tokens} tokens of {channels // 2} channels take {wanted}: made for "
+            f"{tokens} tokens of {channels // 2} channels take {expected}: made for "
             "another config?"
         )
 
@@ -90,7 +92,7 @@ class Tars(Records):
         return found
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
-        """See Records; each tar is opened once."""
+        """Reads many records; each tar is opened once, and read from front to back."""
         found: dict[int, Record | BadRecord] = {}
         for tar, rows in itertools.groupby(sorted(set(indices)), self._tar):
             path = self._files[tar].path
@@ -143,7 +145,7 @@ class Tars(Records):
         if len(buffer) != 2 * math.prod(self.moments):
             raise BadRecord("wrong_shape", name)
         channels_first = np.frombuffer(buffer, "<f2").reshape(self.moments[::-1])
-        return {"moments": channels_first.T}
+        return {"moments": channels_first.T}  # [n 2*c]
 
 
 def _metadata(parts: dict[str, bytes], name: str) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _metadata(parts: dict[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _spans(offsets: Sequence[int], sizes: Sequence[int]) -> Spans:
-    """The parts that are there."""
+    """Returns the spans of the parts that a record has."""
     rows = zip(PARTS, offsets, sizes, strict=True)
     return {part: (offset, size) for part, offset, size in rows if offset != ABSENT}
 
@@ -167,19 +169,20 @@ def _spans(offsets: Sequence[int], sizes: Sequence[int]) -> Spans:
 def _read_parts(
     path: str, plans: Sequence[tuple[int, str, Spans]]
 ) -> Iterator[tuple[int, str, dict[str, bytes]]]:
-    """Records' bytes by part; those that stand together are read together."""
+    """Yields (index, name, bytes by part); adjacent parts are read together."""
     ranges: list[globs.Range] = []
     for _, _, spans in plans:
         start = min(offset for offset, _ in spans.values())
         end = max(offset + size for offset, size in spans.values())
         if end - start <= GAP + sum(size for _, size in spans.values()):
+            # One read for all parts of the record, with the headers between them.
             ranges.append((start, end - start))
         else:
             ranges += spans.values()
     blocks = zip(ranges, globs.read_ranges(path, ranges), strict=True)
     for index, name, spans in plans:
         parts: dict[str, bytes] = {}
-        while len(parts) < len(spans):
+        while len(parts) < len(spans):  # one block for all parts, or one for each
             (start, size), data = next(blocks)
             if len(data) != size:
                 raise UserError(

@@ -14,7 +14,9 @@ import tokenizers
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place, write_bytes
 
-START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+UNKNOWN = "<unk>"
 PAD_ID = 0
 VOCABULARY = "vocabulary.json"
 SHOWN = 200  # characters of a caption in a warning

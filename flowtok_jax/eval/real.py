@@ -65,7 +65,7 @@ class RealImages:
         self._records = open_images(
             spec, key="data.eval", image_size=size, seed=seed, cache=cache
         )
-        parts = sources.parse(spec)
+        parts = sources.parse_sources(spec)
         if needs_all and len(parts) > 1:
             raise UserError(
                 f"captions are measured on one source of images; got {spec!r}: give "

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from flowtok_jax.data.folder import make_folder, make_karpathy
+from flowtok_jax.data.folder import open_folder, open_karpathy
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.runtime.errors import UserError
@@ -38,7 +38,7 @@ def test_images_are_paired_with_texts_of_their_name(folder):
     (folder / "lonely.txt").write_text("no image")
     (folder / ".hidden.jpg").write_bytes(b"")
     (folder / "notes.md").write_text("not read")
-    records = make_folder(str(folder))
+    records = open_folder(str(folder))
     assert outcomes(records) == {
         "0": ("picture 0",),
         "1": ("picture 1",),
@@ -57,7 +57,7 @@ def test_dirty_files_have_their_reasons(folder):
     (folder / "2.txt").write_text("two images")
     (folder / "2.png").write_bytes(b"")
     (folder / "3.txt").mkdir()
-    found = outcomes(make_folder(str(folder)))
+    found = outcomes(open_folder(str(folder)))
     assert found["0"] == "empty_caption"
     assert found["1"] == "bad_text_encoding"
     assert found["2"] == "duplicate_member"
@@ -78,7 +78,7 @@ def test_metadata_in_json_lines(folder):
     lines = [json.dumps(row).encode() for row in rows]
     lines += [b"{broken", b'{"file_name": "\xff", "text": "x"}', b"[]", b""]
     (folder / "metadata.jsonl").write_bytes(b"\n".join(lines))
-    records = make_folder(str(folder))
+    records = open_folder(str(folder))
     assert outcomes(records) == {
         "0.jpg": ("zero",),
         "4.v2.PNG": ("a", "b"),
@@ -103,7 +103,7 @@ def test_metadata_in_csv(folder):
         rows.writerow(["1.jpg", "", ""])
     with (folder / "metadata.csv").open("ab") as file:
         file.write(b"2.jpg,caf\xe9,0\n3.jpg,three,0,too,many\n")
-    records = make_folder(str(folder))
+    records = open_folder(str(folder))
     assert outcomes(records) == {
         "0.jpg": ('zero, "quoted"',),
         "1.jpg": "empty_caption",
@@ -115,8 +115,8 @@ def test_metadata_in_csv(folder):
 
 def test_a_csv_without_the_columns_is_refused(folder):
     (folder / "metadata.csv").write_text("image,text\n0.jpg,zero\n")
-    with pytest.raises(UserError, match="has the columns image, text; wanted file_nam"):
-        make_folder(str(folder))
+    with pytest.raises(UserError, match="has the columns image, text; expected file_"):
+        open_folder(str(folder))
 
 
 def test_a_folder_becomes_examples(folder):
@@ -130,11 +130,11 @@ def test_a_folder_becomes_examples(folder):
 
 def test_folders_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="is no directory"):
-        make_folder(str(tmp_path / "absent"))
+        open_folder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="is empty"):
-        make_folder(str(tmp_path))
+        open_folder(str(tmp_path))
     with pytest.raises(UserError, match="local files only"):
-        make_folder("gs://bucket/folder")
+        open_folder("gs://bucket/folder")
 
 
 @pytest.fixture
@@ -161,30 +161,30 @@ def coco(tmp_path):
 
 
 def test_karpathys_splits_have_five_captions_an_image(coco):
-    test = make_karpathy(f"{coco}:{coco.parent}/images:test")
+    test = open_karpathy(f"{coco}:{coco.parent}/images:test")
     assert len(test) == 2
     assert test[1].captions == tuple(f"caption 4 {j}" for j in range(5))
     assert test[1].image == made.jpeg(4)
     assert test[1].metadata == {"cocoid": 104, "split": "test"}
-    train = make_karpathy(f"{coco}:{coco.parent}/images:train+restval")
+    train = open_karpathy(f"{coco}:{coco.parent}/images:train+restval")
     assert [train[i].metadata["cocoid"] for i in range(len(train))] == [100, 101]
 
 
 def test_images_may_stand_in_one_folder(coco):
-    test = make_karpathy(f"{coco}:{coco.parent}/images/val2014:val")
+    test = open_karpathy(f"{coco}:{coco.parent}/images/val2014:val")
     assert test[0].image == made.jpeg(2)
 
 
 def test_karpathy_strings_that_cannot_be(coco):
     images = coco.parent / "images"
     with pytest.raises(UserError, match="no split trian; it has restval, test, train"):
-        make_karpathy(f"{coco}:{images}:trian")
-    with pytest.raises(UserError, match="wanted karpathy:JSON:IMAGEDIR:SPLIT"):
-        make_karpathy(f"{coco}:{images}")
+        open_karpathy(f"{coco}:{images}:trian")
+    with pytest.raises(UserError, match="expected karpathy:JSON:IMAGEDIR:SPLIT"):
+        open_karpathy(f"{coco}:{images}")
     with pytest.raises(UserError, match="is no directory"):
-        make_karpathy(f"{coco}:{images}/no:test")
+        open_karpathy(f"{coco}:{images}/no:test")
     with pytest.raises(UserError, match="cannot be read"):
-        make_karpathy(f"{coco}.no:{images}:test")
+        open_karpathy(f"{coco}.no:{images}:test")
     coco.write_text("[1]")
     with pytest.raises(UserError, match="is not Karpathy's JSON"):
-        make_karpathy(f"{coco}:{images}:test")
+        open_karpathy(f"{coco}:{images}:test")

@@ -244,7 +244,7 @@ def test_latents_of_another_config_are_refused(tmp_path):
     with pytest.raises(UserError, match="4928 bytes; 16 tokens of 4 channels take 256"):
         open_latents(f"{tmp_path}/x.tar", tmp_path, tokens=16, channels=4)
     shards.write_arrayrecord(tmp_path / "x.arrayrecord", made.latents(2))
-    with pytest.raises(UserError, match=r"\(77, 32\); wanted latents \(16, 8\)"):
+    with pytest.raises(UserError, match=r"\(77, 32\); expected latents \(16, 8\)"):
         open_latents(f"{tmp_path}/x.arrayrecord", tmp_path, tokens=16, channels=4)
 
 
@@ -254,7 +254,7 @@ def test_kinds_are_not_confused(tmp_path):
     options = dict(image_size=8, seed=0, cache=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="is it a source latents:"):
         make_source(f"tars:{tmp_path}/x.tar", **options)
-    with pytest.raises(UserError, match="holds latents .*; wanted images"):
+    with pytest.raises(UserError, match="holds latents .*; expected images"):
         make_source(f"arrayrecord:{tmp_path}/x.arrayrecord", **options)
     with pytest.raises(UserError, match="mixes images and latents"):
         make_source(f"shapes,latents:{tmp_path}/x.arrayrecord", **options)

@@ -187,7 +187,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(run, tmp_path, capsys):
     assert "exists already and is not empty" in complaint(full)
     assert "has weights" in complaint(run("shapes@2"))
     assert "does not exist" in complaint(run(f"tars:{tmp_path}/no.tar"))
-    assert "wanted one of" in complaint(run("webdata:x"))
+    assert "expected one of" in complaint(run("webdata:x"))
     assert "--aspect=2" in complaint(run("shapes", "--aspect=2"))
     assert "cannot be written" in complaint(
         run("shapes", "--limit=1", out=tmp_path / "full" / "mine" / "out")

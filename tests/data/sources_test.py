@@ -7,7 +7,7 @@ import pytest
 
 from flowtok_jax.data.examples import Mixture, RecordSource, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.data.sources import Shapes, make_source, parse
+from flowtok_jax.data.sources import Shapes, make_source, parse_sources
 from flowtok_jax.data.transforms import ImageTransform
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
@@ -42,31 +42,31 @@ def examples(length, broken=(), name="r", seed=0, **options):
 
 def test_the_grammar():
     text = "tars:{a,b}/{0..3}.tar@2,folder:x@1e-1,shapes,karpathy:a:b:c,shapes:seen"
-    assert [tuple(part) for part in parse(text)] == [
+    assert [tuple(part) for part in parse_sources(text)] == [
         ("tars", "{a,b}/{0..3}.tar", 2.0),
         ("folder", "x", 0.1),
         ("shapes", "", None),
         ("karpathy", "a:b:c", None),
         ("shapes", "seen", None),
     ]
-    assert parse("tars:gs://b/x@y/*.tar")[0].arguments == "gs://b/x@y/*.tar"
+    assert parse_sources("tars:gs://b/x@y/*.tar")[0].arguments == "gs://b/x@y/*.tar"
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", ""])
 def test_weights_that_cannot_be(weight):
     with pytest.raises(UserError, match=f"has the weight '{weight}'"):
-        parse(f"shapes@{weight}")
+        parse_sources(f"shapes@{weight}")
 
 
 @pytest.mark.parametrize("spec", ["", "webdata:x", "shapes,", "shape"])
 def test_kinds_that_are_not_known(spec):
     with pytest.raises(UserError, match="expected one of shapes, folder, tars"):
-        parse(spec)
+        parse_sources(spec)
 
 
 def test_a_source_without_arguments_is_refused():
     with pytest.raises(UserError, match="says not of what"):
-        parse("folder")
+        parse_sources("folder")
 
 
 def test_one_source_is_itself_whatever_its_weight():

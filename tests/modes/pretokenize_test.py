@@ -15,7 +15,7 @@ from etils import epath
 
 from configs import finetune
 from flowtok_jax.data import shards
-from flowtok_jax.data.folder import make_folder
+from flowtok_jax.data.folder import open_folder
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
@@ -316,7 +316,7 @@ def test_a_process_writes_its_share_of_the_shards(
     adopt(config, weights, {"compute.dtype": "float32", **SIZES})
     nets = make_nets(config)
     params = weights.read("tokenizer", abstract_group(nets, "tokenizer"), nets)
-    records = make_folder(str(photos))
+    records = open_folder(str(photos))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index, (wanted, count) in enumerate((({0, 2}, 40), ({0, 1, 2}, 30))):
         monkeypatch.setattr(jax, "process_index", lambda i=index: i)

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.folder import make_folder
+from flowtok_jax.data.folder import open_folder
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval.previews import load_examples
@@ -90,7 +90,7 @@ def by_preview(folder):
 
 def by_pretokenizing(folder):
     options = dict(kind="arrayrecord", shard_records=2, max_rejected=0.0)
-    records = make_folder(str(folder))
+    records = open_folder(str(folder))
     out = folder / "out"
     seen = []
 
