@@ -81,7 +81,7 @@ def collate(examples: Sequence[Example]) -> Example:
     return batch
 
 
-@dataclasses.dataclass(eq=False, repr=False)
+@dataclasses.dataclass(eq=False)
 class RecordSource(Source):
     """Examples made of records; a record that cannot be used is replaced by another."""
 
@@ -94,9 +94,6 @@ class RecordSource(Source):
 
     def __len__(self) -> int:
         return len(self.records)
-
-    def __repr__(self) -> str:
-        return f"RecordSource({self.records!r}, seed={self.seed})"
 
     def read(self, position: Number, index: Number) -> Example:
         """Makes one example; see Source.

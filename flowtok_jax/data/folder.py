@@ -143,7 +143,7 @@ def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
     if not isinstance(name, str) or not name:
         return Entry(line, fault="missing_image")
     inner = pathlib.PurePosixPath(name)
-    if _leaves_its_folder(inner):
+    if inner.is_absolute() or ".." in inner.parts:
         return Entry(f"{root}:{name}", fault="unsafe_name")
     path = root / inner
     text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
@@ -151,10 +151,6 @@ def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
         return Entry(str(path), fault="empty_caption")
     rest = {k: v for k, v in row.items() if k not in ("file_name", *TEXT_COLUMNS)}
     return Entry(str(path), image=path, captions=text, metadata=rest)
-
-
-def _leaves_its_folder(path: pathlib.PurePosixPath) -> bool:
-    return path.is_absolute() or ".." in path.parts
 
 
 def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
@@ -256,7 +252,7 @@ def karpathy_rows(content: Any, name: str, split: str) -> list[Mapping[str, Any]
 
 def _sentences(root: pathlib.Path, row: Mapping[str, Any]) -> Entry:
     inner = pathlib.PurePosixPath(row.get("filepath", ""), row.get("filename", ""))
-    if _leaves_its_folder(inner):
+    if inner.is_absolute() or ".." in inner.parts:
         return Entry(f"{root}:{inner}", fault="unsafe_name")
     path = root / inner
     if not path.is_file():  # some people keep all images in one folder

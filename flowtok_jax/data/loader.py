@@ -156,12 +156,9 @@ class _Reader:
 def _read_ahead(
     batches: grain.MapDataset[Example], prefetch: int, workers: int
 ) -> grain.IterDataset[Example]:
-    """Reads whole batches ahead, in order.
-
-    Batches rather than single examples, because grain looks through all elements that
-    are ready each time it returns one.
-    """
-    # Two batches at once, so that no thread of the reader idles at the end of one.
+    """Reads batches ahead, in order."""
+    # Batches and not examples: grain looks through all that is ready for each element.
+    # Two at once, so that no thread of the reader idles at the end of a batch.
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
     ready = batches.to_iter_dataset(ahead)
     if not workers:

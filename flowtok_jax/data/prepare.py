@@ -44,7 +44,7 @@ class Checked(NamedTuple):
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    # Of the sources' description all but its first sentence.
     description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
     parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
     add = parser.add_argument
@@ -181,16 +181,9 @@ def write_data_set(flags: argparse.Namespace) -> DataReport:
             f"--source={flags.source} has weights; every record is written once: leave "
             "them to training"
         )
-    every = [
-        sources.make_records(
-            part,
-            image_size=flags.image_size,
-            seed=flags.seed,
-            moments=(flags.tokens, 2 * flags.channels),
-            cache=flags.cache,
-        )
-        for part in parts
-    ]
+    options = {name: getattr(flags, name) for name in ("image_size", "seed", "cache")}
+    options["moments"] = (flags.tokens, 2 * flags.channels)
+    every = [sources.make_records(part, **options) for part in parts]
     report = DataReport()
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = keep_records(found, report, flags.dedupe)

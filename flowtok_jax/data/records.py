@@ -3,6 +3,7 @@
 import abc
 import bisect
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -151,6 +152,7 @@ def caption_list(value: Any, name: str) -> tuple[str, ...]:
     return found
 
 
+@dataclasses.dataclass(eq=False)
 class RejectCounter:
     """Counter of rejected records by reason; too many broken records stop the run.
 
@@ -163,17 +165,12 @@ class RejectCounter:
             records beyond that count each time.
     """
 
-    def __init__(
-        self,
-        max_fraction: float = 0.05,
-        first: int = 5,
-        patience: int = 200,
-        known: int = 1_000_000,
-    ):
-        self.max_fraction = max_fraction
-        self.first = first
-        self.patience = patience
-        self.known = known
+    max_fraction: float = 0.05
+    first: int = 5
+    patience: int = 200
+    known: int = 1_000_000
+
+    def __post_init__(self):
         self.counts: collections.Counter[str] = collections.Counter()
         self.names: dict[str, list[str]] = {}
         self.read = self.broken = 0

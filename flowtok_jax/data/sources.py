@@ -13,6 +13,7 @@ sees each record of all the sources once; if any has a weight, sources without o
 weight 1, and each is drawn in proportion.
 """
 
+import dataclasses
 import io
 import math
 import re
@@ -37,31 +38,30 @@ SEPARATOR = re.compile(r",(?![^{]*\})")  # a comma outside braces
 WEIGHT = re.compile(r"(.*)@([-+.\w]*)")  # no `/`: a path may hold an @
 
 
+@dataclasses.dataclass(eq=False)
 class Shapes(Source):
     """Source of generated scenes, each a pure function of (seed, split, index)."""
 
     content = "image"
 
-    def __init__(self, split: str, image_size: int, seed: int, length: int = 1 << 20):
-        if split not in scenes.SPLITS:
+    split: str
+    image_size: int
+    seed: int
+    length: int = 1 << 20
+
+    def __post_init__(self):
+        if self.split not in scenes.SPLITS:
             raise UserError(
-                f"source shapes:{split} has no such split; expected one of "
+                f"source shapes:{self.split} has no such split; expected one of "
                 f"{', '.join(scenes.SPLITS)}"
             )
-        if image_size % 2:  # a scene is drawn quadrant by quadrant
+        if self.image_size % 2:  # a scene is drawn quadrant by quadrant
             raise UserError(
-                f"source shapes makes images of even sides; got {image_size}"
+                f"source shapes makes images of even sides; got {self.image_size}"
             )
-        self.split = split
-        self.image_size = image_size
-        self.seed = seed
-        self._length = length
 
     def __len__(self) -> int:
-        return self._length
-
-    def __repr__(self) -> str:
-        return f"Shapes({self.split!r}, {self.image_size}, seed={self.seed})"
+        return self.length
 
     def _draw(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
         entropy = (self.seed, scenes.SPLITS.index(self.split), int(index))
@@ -213,13 +213,13 @@ def make_source(
         UserError: for a source that is missing, damaged or given wrongly.
     """
     options = dict(transform or {})
+    moments = (tokens, 2 * channels)
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        moments = (tokens, 2 * channels)
         records = make_records(
             part, image_size=image_size, seed=seed, moments=moments, cache=cache
         )
@@ -234,7 +234,6 @@ def make_source(
         sources.append(RecordSource(records, make, content=content, seed=seed))
     if len(sources) == 1:  # a weight alone says nothing
         return sources[0]
-    weights = [part.weight for part in parts]
-    if all(weight is None for weight in weights):
+    if all(part.weight is None for part in parts):
         return Mixture(sources, None)
-    return Mixture(sources, [1.0 if w is None else w for w in weights])
+    return Mixture(sources, [1.0 if p.weight is None else p.weight for p in parts])

@@ -7,7 +7,7 @@ restval, val and test, with five captions an image.
 import re
 from typing import Any
 
-from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.data.records import BadRecord, Record, Records, decode_text
 from flowtok_jax.runtime.errors import UserError
 
 # A version after the name, NAME:1.1.0, begins with a digit, a split does not.
@@ -58,10 +58,10 @@ class Tfds(Records):
         name = name.decode(errors="replace") or f"{self.arguments}:{index}"
         if "image" not in row:
             raise BadRecord("missing_image", name)
-        captions = _captions(row, name)
         # The number by which captions of COCO are scored.
         known = {"image_id": int(row["image/id"])} if "image/id" in row else {}
-        return Record(name, captions, image=row["image"], metadata=known)
+        record = Record(name, image=row["image"], metadata=known)
+        return record.with_captions(_captions(row, name), ())
 
 
 def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -71,10 +71,4 @@ def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:
     texts = [found] if isinstance(found, bytes) else list(found or ())
     if not texts:
         raise BadRecord("missing_caption", name)
-    try:
-        captions = tuple(t.decode().strip() for t in texts if t.strip())
-    except UnicodeDecodeError as error:
-        raise BadRecord("bad_text_encoding", name) from error
-    if not captions:
-        raise BadRecord("empty_caption", name)
-    return captions
+    return tuple(decode_text(text, name) for text in texts)
