@@ -102,9 +102,7 @@ def write_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
     return folder
 
 
-def latents(
-    count: int, start: int = 0, shape: tuple[int, int] = (77, 32)
-) -> list[Record]:
+def latents(count: int, start: int = 0) -> list[Record]:
     """Records of latents; every second one has a recaption as well."""
     found = []
     for i in range(start, start + count):

@@ -80,7 +80,12 @@ def test_the_report_says_what_the_data_is_like(run, tmp_path):
     assert (aspect["min"], aspect["mean"], aspect["max"]) == (0.5, 1.625, 3)
     assert report["measures"]["words a caption"]["max"] == 4
     assert "records: 4 (3 JPEG, 1 WEBP)" in stderr
-    assert max(map(len, stderr.splitlines())) <= 80
+    lines = stderr.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "rejected" in lines
+    (line,) = (line.split() for line in lines if "empty_file" in line)
+    assert line[:2] == ["empty_file", "1"]
+    assert line[2].endswith("/4")
 
 
 def test_rejects_of_one_name_are_counted_each(run, tmp_path):

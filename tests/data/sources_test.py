@@ -60,7 +60,9 @@ def test_weights_that_cannot_be(weight):
 
 @pytest.mark.parametrize("spec", ["", "webdata:x", "shapes,", "shape"])
 def test_kinds_that_are_not_known(spec):
-    with pytest.raises(UserError, match="expected one of shapes, folder, tars"):
+    with pytest.raises(
+        UserError, match="is of kind .*; expected one of shapes, folder, tars"
+    ):
         parse_sources(spec)
 
 
@@ -122,7 +124,7 @@ def test_weights_that_are_no_whole_numbers():
         assert counts[part] / 10_000 == pytest.approx(weight, rel=0.01)
 
 
-def test_a_mixture_reads_its_parts(tmp_path):
+def test_a_mixture_reads_its_parts():
     mixed = Mixture([examples(3), examples(2, name="s")], None)
     wanted = ["r0", "r1", "r2", "s0", "s1"]
     assert [mixed[i]["caption"] for i in range(5)] == wanted

@@ -53,6 +53,14 @@ def test_random_crops_reach_both_ends():
     assert max(lefts) > 85
 
 
+def test_the_crop_is_the_centre_unless_it_is_random():
+    ramp = np.tile(np.arange(120, dtype=np.uint8), (30, 1))[..., None].repeat(3, -1)
+    wide = record(image=made.encode(made.Image.fromarray(ramp)))
+    for i in range(3):
+        image = ImageTransform(30)(wide, random.Random(i))["image"]
+        np.testing.assert_array_equal(image, ramp[:, 45:75])
+
+
 def test_half_of_the_images_are_mirrored_if_wanted():
     plain = ImageTransform(16)(record(), random.Random(0))["image"]
     assert (plain != plain[:, ::-1]).any()

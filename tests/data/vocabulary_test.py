@@ -57,6 +57,8 @@ def test_decoding_stops_at_the_first_end_token(vocabulary):
     ids = vocabulary.encode(["a red circle"])[0]
     ids[5] = ids[1]  # after the end
     assert vocabulary.decode(ids[None]) == ["a red circle"]
+    ids[3] = 0  # padding instead of the end token
+    assert vocabulary.decode(ids[None, :5]) == ["a red circle"]
 
 
 def test_a_vocabulary_is_the_same_after_saving(vocabulary, tmp_path):
