@@ -104,7 +104,7 @@ def check_forward(check: Check) -> None:
     check.compare("text_logvar", posterior.logvar, model.tolerance)
     target, _ = model.apply("align_head", text)
     check.compare("text_projection", target, model.tolerance)
-    if not model.is_tiny:
+    if not model.is_tiny:  # bfloat16 is what full sizes are sampled in
         velocity = model.apply("dit", x, t, null, dtype=jnp.bfloat16)
         check.compare("velocity", velocity, BFLOAT16, note=" (bfloat16)")
 

@@ -186,6 +186,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
         vocabulary = state_dicts.read_clip_vocabulary(
             place, text["context"], text["vocab_size"]
         )
+    # All files are open by now, so most mistakes show before the first is written.
     entries = {}
     with new_directory(pathlib.Path(flags.out)) as part:
         for name, source in sources.items():

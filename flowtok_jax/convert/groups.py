@@ -108,6 +108,8 @@ def read_sizes(
     sources = rules.DEPTHS[group] | {
         k: name for k, (name, _) in rules.AXES[group].items()
     }
+    # Part of each message below: one wrong array may spoil a size, and with it the
+    # expected shapes of many others.
     note = "sizes as read: " + ", ".join(
         f"{key} = {size} ({sources[key]})" for key, size in flat.items()
     )
@@ -128,6 +130,7 @@ def _check_names(group: str, names: Iterable[str], depths: Mapping[str, int]) ->
     expected = set(rules.TABLES[group])
     for rule in rules.RULES[group]:
         for source in rule.sources:
+            # A name with a block's number is expected once per block, others once.
             counts = (
                 depths[key]
                 for key, template in rules.DEPTHS[group].items()
@@ -221,6 +224,7 @@ def networks(sizes: Mapping[str, Any]) -> Nets:
         tokenizer=Tokenizer(**tokenizer, **latent),
         projector=TextProjector(**parts["projector"], **channels),
         align_head=AlignHead(**parts["align_head"], **channels),
+        # The DiT has no default sizes; S stands in where the group is another one.
         dit=DiT(**(SIZES["s"] | dict(parts["dit"])), **latent),
         text_decoder=TextDecoder(),
     )

@@ -123,8 +123,9 @@ def _pieces(rule: Rule, shape: Shape) -> Iterator[tuple[str, tuple]]:
     parts = len(rule.sources)
     for block in range(shape[0] if is_stacked else 1):
         for part, source in enumerate(rule.sources):
+            # Blocks are stacked on our first axis, joined layers on our last.
             index: tuple = (block,) if is_stacked else ()
-            if parts > 1:  # e.g. queries, keys, values side by side
+            if parts > 1:
                 width = shape[-1] // parts
                 index += (..., slice(part * width, (part + 1) * width))
             yield source.format(block), index

@@ -105,6 +105,7 @@ def compare(
             reason = (str(error).splitlines() or [""])[0]
             report.fault(name, f"cannot be computed: {type(error).__name__}: {reason}")
         seconds[name] = round(time.monotonic() - start, 1)
+    # The authors' own file of a model once, whatever number of its golden files ran.
     for model in dict.fromkeys(name.split(".")[0] for name in names):
         try:
             unread += check_released(goldens, model, report)

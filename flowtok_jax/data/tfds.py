@@ -4,6 +4,8 @@ Reading needs no TensorFlow. For coco_captions the splits are Karpathy's: train,
 restval, val and test, with five captions an image.
 """
 
+import contextlib
+import io
 import re
 from typing import Any
 
@@ -35,10 +37,12 @@ class Tfds(Records):
             f"{name} --file_format=array_record`; TFDS_DATA_DIR says where it lies"
         )
         try:
-            builder = tfds.builder(name)
-            # The files' bytes: images are decoded by data/images.py alone.
-            decoders = {"image": tfds.decode.SkipDecoding()}
-            self._rows = builder.as_data_source(split, decoders=decoders)
+            # It prints a banner on TensorFlow, which reading does not need.
+            with contextlib.redirect_stderr(io.StringIO()):
+                builder = tfds.builder(name)
+                # The files' bytes: images are decoded by data/images.py alone.
+                decoders = {"image": tfds.decode.SkipDecoding()}
+                self._rows = builder.as_data_source(split, decoders=decoders)
         except Exception as error:  # of many kinds, with a page of advice
             reason = next(iter(str(error).strip().splitlines()), "")
             raise UserError(

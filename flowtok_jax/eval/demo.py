@@ -64,6 +64,7 @@ def summarize_scenes(
         )
         for split in ("held_out", "seen")
     )
+    # The oracle itself, on images that nobody drew: what 1.0 means below.
     real = np.concatenate([held_out.floats, seen.floats])
     scalars = {
         "text_tower": RANDOM_TOWER.partition(": ")[2],
@@ -84,6 +85,8 @@ def _summarize_tokenizer(
     """Measures reconstructions, and whether tokens or caption carry the image."""
     tokens = np.asarray(flowtok.encode_image(held_out.floats).mean)
     captions = held_out.captions
+    # Were the picture in the caption, another's caption would draw another picture, and
+    # tokens that say nothing would still give it away.
     others = captions[1:] + captions[:1]
     average = np.broadcast_to(tokens.mean(0), tokens.shape)
     images, wrong, blind = (
@@ -118,6 +121,7 @@ def _summarize_t2i(flowtok: FlowTok, held_out: PreviewExamples, seen: PreviewExa
         "t2i_diversity": float(np.abs(first - second).mean()),
         "source_sigma": float(flowtok.encode_text(held_out.captions).std.mean()),
     }
+    # Two samples of a caption stand one above the other, the caption below them.
     samples = (grid_rows(pictures.to_uint8(x)) for x in (first, second))
     rows = [row for pair in zip(*samples, strict=True) for row in pair]
     captions = (held_out.captions[:8], held_out.captions[8:16])
@@ -131,6 +135,7 @@ def _summarize_i2t(flowtok: FlowTok, held_out: PreviewExamples, seen: PreviewExa
     captions = flowtok.image_to_text(held_out.floats)
     marks = captions_right(captions, held_out.scenes)
     trained = captions_right(flowtok.image_to_text(seen.floats), seen.scenes)
+    # Grammatical: a phrase that the scenes' grammar could have made of the scene.
     phrased = [
         c in scenes.captions_of(s)
         for c, s in zip(captions, held_out.scenes, strict=True)

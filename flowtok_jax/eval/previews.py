@@ -34,7 +34,7 @@ from flowtok_jax.tasks.base import Preview, Task
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
 Fid = Callable[[np.ndarray], Scalars]
-PREVIEW_COLUMNS = 8
+PREVIEW_COLUMNS = 8  # of a preview grid
 RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
 
@@ -126,12 +126,14 @@ def make_preview(
     spec = config.data.eval or config.data.train
     source = open_source(config, spec, centre=True)
     examples = load_examples(source, count)
+    # Without parameters, which each preview hands over; compiled programs stay.
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
     fid = make_fid(config, examples, mesh) if task.draws else None
 
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
         groups = {task.frozen[role]: params for role, params in frozen.items()}
-        flowtok.params = {**groups, task.name: ema}  # where they lie
+        # Where they lie: FlowTok would copy them to every device.
+        flowtok.params = {**groups, task.name: ema}
         made = task.preview(flowtok, examples)
         scalars, grids = judge(made, examples)
         return scalars | (fid(made.images) if fid else {}), grids
@@ -153,7 +155,7 @@ def judge(made: Preview, examples: PreviewExamples) -> tuple[Scalars, Pictures]:
         if examples.scenes:
             accuracy = attribute_accuracy(made.images, examples.scenes)
             scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
-    elif made.captions is not None:
+    elif made.captions is not None:  # exact for copies, else right in meaning
         if made.are_copies:
             pairs = zip(made.captions, examples.captions, strict=True)
             marks = [a == b for a, b in pairs]
@@ -213,6 +215,7 @@ def make_fid(config: ConfigDict, examples: PreviewExamples, mesh: Mesh) -> Fid:
     """
     if not config.log.preview_fid:
         return lambda images: {}
+    # Refused before training, not at its first preview.
     count = len(examples.captions)
     if examples.images is None or count < 2:
         raise UserError(

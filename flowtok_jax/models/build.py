@@ -65,6 +65,7 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
     tokens = jnp.zeros((1, tokenizer.tokens, tokenizer.channels))
     text_feats = jnp.zeros((1, tokenizer.tokens, nets.clip.width))
     side = tokenizer.image_size
+    # One row each: only shapes matter to the parameters.
     inputs = {
         "clip": (jnp.zeros((1, tokenizer.tokens), jnp.int32),),
         "tokenizer": (jnp.zeros((1, side, side, 3)), text_feats),
@@ -73,6 +74,7 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
         "text_decoder": (tokens,),
     }
+    # The order of names decides the keys, and so the bits of a fresh start.
     keys = jax.random.split(key, len(names))
     return {
         name: getattr(nets, name).init(k, *inputs[name])["params"]

@@ -70,6 +70,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
             f" (arguments {result['argument_gib']:.2f}, "
             f"temporary {result['temp_gib']:.2f})"
         )
+    # All devices together, unlike the sizes above.
     lines.append(
         f"work  {result['model_tflops_per_step']:.1f} TFLOP a step, "
         f"{100 * result['recompute_fraction']:.1f} % of that computed again"

@@ -1,14 +1,13 @@
 """--mode=train: all stages of a config in one workdir, and a summary at the end.
 
-python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
+    python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
+
+Finished stages are skipped; one that was interrupted goes on.
 """
 
 import functools
-import json
 import logging
-import textwrap
 from collections.abc import Callable
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -26,7 +25,8 @@ from flowtok_jax.runtime.processes import Preemption, first_does, is_first
 from flowtok_jax.tasks import abstract_groups, find_task
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
-from flowtok_jax.train.summary import merge_summary, show_summary
+from flowtok_jax.train.check import check_run
+from flowtok_jax.train.summary import config_text, merge_summary, show_summary
 from flowtok_jax.weights.place import (
     Weights,
     inherit_vocabulary,
@@ -65,13 +65,12 @@ def run(arguments: Arguments) -> int:
 def train_stages(config: ConfigDict, workdir: Place) -> None:
     """Trains every stage of the config that is not finished, then sums up."""
     stages = {stage: for_stage(config, stage) for stage in config.stages}
-    for stage, own in stages.items():  # mistakes show before anything is written
-        loop.check_stage(own, find_task(stage))
-        loop.check_data(own, find_task(stage))
     start = functools.cache(functools.partial(open_start, config))
+    check_run(stages, workdir, start)  # mistakes show before anything is written
     first_does(lambda: _open(config, workdir, start))
-    vocabulary = open_vocabulary(workdir, config)
+    vocabulary = open_vocabulary(workdir, config)  # made by process 0 above
     init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
+    # A tower that is never trained is stored too: weights trained on it depend on it.
     store_random_clip(config, workdir, start, init_clip)
     results = {}
     try:
@@ -99,20 +98,7 @@ def _open(
     except StoreError as error:  # at the start it is a mistake, not bad luck
         raise UserError(str(error)) from error
     if not known_workdir:
-        wrap = {"subsequent_indent": "    ", "break_long_words": False}
-        for section, values in read_json(workdir / CONFIG).items():
-            say(textwrap.fill(f"{section}: {_inline(values)}", 88, **wrap))
-
-
-def _inline(value: Any) -> str:
-    """Formats a JSON value as `key=value, section(key=value)`."""
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    parts = (
-        f"{k}({_inline(v)})" if isinstance(v, dict) else f"{k}={_inline(v)}"
-        for k, v in value.items()
-    )
-    return ", ".join(parts)
+        say(config_text(read_json(workdir / CONFIG)))
 
 
 def _train_stage(
@@ -123,8 +109,7 @@ def _train_stage(
     preemption: Preemption,
 ) -> loop.StageResult:
     """Trains one stage with what it needs of others, unless it is finished."""
-    result = loop.finished(config, task, workdir)
-    if result is not None:
+    if (result := loop.finished(config, task, workdir)) is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(task.name, 0)

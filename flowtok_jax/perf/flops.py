@@ -68,6 +68,7 @@ def _blocks(depth: int, tokens: int, width: int, **mlp: int) -> dict[str, int]:
     Args:
         mlp: weights of the MLP's layers, by name.
     """
+    # A multiply-add is 2 FLOPs, below too.
     weights = {"qkv": 3 * width**2, "proj": width**2, **mlp}
     parts = {name: 2 * tokens * count for name, count in weights.items()}
     parts["attention"] = 4 * tokens**2 * width  # queries by keys, weights by values
@@ -80,6 +81,7 @@ def dit(net: DiT) -> Forward:
     d = net.width
     hidden = net.mlp_ratio * d
     blocks = _blocks(net.depth, n, d, fc1=d * hidden, fc2=d * hidden)
+    # Shift, scale and gate of both branches, once a row and not once a token.
     blocks["modulation"] = net.depth * 2 * d * 6 * d
     ends = 2 * 2 * n * net.channels * d  # tokens in, velocity out
     return Forward(blocks, ends + sum(_conditions(net)))
@@ -148,7 +150,7 @@ def decoder(net: Tokenizer, text_width: int) -> Forward:
     d = net.decoder["width"]
     weights = places * 3 * net.patch**2 + net.tokens * (net.channels + text_width)
     smooth = 2 * net.image_size**2 * 3 * 3 * 9  # a 3 x 3 convolution of RGB to RGB
-    length = places + 2 * net.tokens
+    length = places + 2 * net.tokens  # patches, image tokens, text features
     return _side(net, net.decoder, length, 2 * d * weights + smooth)
 
 

@@ -61,7 +61,7 @@ def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
         "platform": devices[0].platform,
         "devices": len(devices),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)),  # those that this process may use
         "memory_gib": round(_host_bytes() / GIB, 1),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},

@@ -68,7 +68,7 @@ def plan_train_step(
     planned = loop.plan_program(config, task, nets, frozen, devices)
     batch = abstract_batch(config)
     places = sharding.batch_sharding(planned.mesh)
-    stacked = {
+    stacked = {  # one step's batch: [1 rows ...]
         name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype, sharding=places)
         for name, a in batch.items()
     }
@@ -104,6 +104,7 @@ def plan_sample_step(
     if direction.takes_images:
         rows = jax.ShapeDtypeStruct((size, side, side, 3), np.float32)
     places = jax.NamedSharding(mesh, ROWS)
+    # Parameters are split as in training, since one device may not hold them all.
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         with_shardings(params, sharding.shardings(mesh, params)),
@@ -130,6 +131,7 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, float]:
         "argument_gib": stats.argument_size_in_bytes,
         "temp_gib": stats.temp_size_in_bytes,
     }
+    # A program's own code is no small part of it on TPU.
     total = sum(sizes.values()) + new + stats.generated_code_size_in_bytes
     sizes["total_gib"] = total
     return {name: round(size / GIB, 4) for name, size in sizes.items()}
@@ -137,6 +139,7 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, float]:
 
 def _too_large(error: Exception) -> dict[str, float | None]:
     """Reads the total off libtpu's refusal of a program for its size."""
+    # As in "Used 20.06G of 15.75G hbm".
     total = None
     if needed := re.search(r"(?:\(|Used )(\d+(?:\.\d+)?)([GT])", str(error)):
         total = float(needed[1]) * {"G": 1, "T": 1024}[needed[2]]

@@ -11,7 +11,7 @@ COLUMNS = ("batch", "steps", "p50 s", "p95 s", "images/s", "TFLOP/s", "MFU", "Gi
 
 def show_bench(report: dict[str, Any]) -> None:
     """Prints the report of --mode=bench."""
-    console = rich.console.Console(width=80)
+    console = rich.console.Console(width=80)  # also where stdout is no terminal
     on = report["machine"]
     table = rich.table.Table(
         title=f"{on['devices']} x {on['device_kind']}, {report['precision']}",

@@ -94,6 +94,7 @@ def _fill(abstract: Any, vocab_size: int) -> jax.Array:
     """Makes random data of an argument's shape: ids, pixels or moments."""
     if jax.dtypes.issubdtype(abstract.dtype, jax.dtypes.prng_key):
         return put(jax.random.key(SEED), abstract.sharding)
+    # Values change no time, but ids beyond the vocabulary would read nowhere.
     rng = np.random.default_rng(SEED)
     if np.issubdtype(abstract.dtype, np.integer):
         high = 256 if abstract.dtype == np.uint8 else vocab_size
@@ -129,13 +130,14 @@ def _compile(
     """
     room = room_gib(devices)
     begun = time.perf_counter()
+    # Arguments alone may be too much, which is known without compiling.
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(step.arguments)
     )
     needed = held / GIB
     compiled = None
-    if needed <= room:  # else compiling would only take its minutes
+    if needed <= room:
         with fitting(name):
             compiled = step.program.lower(*step.arguments).compile()
         needed = programs.memory_of(compiled)["total_gib"]
@@ -163,6 +165,7 @@ def sampling_work(
 ) -> Work:
     """Makes a direction of sampling: parameters on every device, rows split."""
     section = DIRECTIONS[part].section
+    # The stage's own values in per_stage count, as when its weights were trained.
     stage = next(name for name, task in TASKS.items() if task.direction == part)
     config = for_stage(config, stage)
     config.mesh.update({"data": len(devices), "fsdp": 1, "tensor": 1})
@@ -175,6 +178,7 @@ def sampling_work(
     def start() -> Callable[[], None]:
         params = {g: weights.at(g, nets, _places(p)) for g, p in abstract.items()}
         rest = [_fill(x, nets.clip.vocab_size) for x in inputs]
+        # JAX returns before the device is done: a timed call has to wait.
         return lambda: jax.block_until_ready(made["compiled"](params, *rest))
 
     options = config[section].to_dict()
@@ -197,6 +201,7 @@ def training_work(
     _, frozen, batch = step.arguments
 
     def start() -> Callable[[], None]:
+        # The program is compiled already: this one only makes the state.
         planned = loop.plan_program(config, task, nets, frozen, devices)
         held = {
             role: weights.at(task.frozen[role], nets, _places(params))

@@ -42,7 +42,9 @@ def make_mesh(
         divisors = [d for d in range(1, count + 1) if count % d == 0]
         raise UserError(
             f"{named} does not cover {count} devices; expected sizes with product "
-            f"{count}, each one of {divisors}, or one of them -1 for the rest"
+            f"{count}, each one of {divisors}, or one of them -1 for the rest: on this "
+            "machine --config.mesh.fsdp=1 --config.mesh.tensor=1, on others as in "
+            "docs/training.md"
         )
     types = (AxisType.Auto,) * 3
     return Mesh(_grid(sizes, devices), MESH_AXES, axis_types=types)

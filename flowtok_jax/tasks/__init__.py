@@ -13,6 +13,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import i2t, t2i, text_tokenizer, tokenizer
 from flowtok_jax.tasks.base import Task
 
+# By name, in the order in which a whole run trains them.
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK for module in (tokenizer, text_tokenizer, t2i, i2t)
 }

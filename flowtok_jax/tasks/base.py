@@ -93,7 +93,7 @@ class Task(NamedTuple):
     loss: Loss
     preview: Callable[[PreviewModel, Any], Preview]
     passes: tuple[str, ...]
-    draws: bool = False
+    draws: bool = False  # metrics of images are loaded before the stage begins
     contents: tuple[str, ...] = ("image", "moments")
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
@@ -113,6 +113,7 @@ def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterio
     """
     if "moments" in batch:
         return Posterior.from_moments(batch["moments"], clip=True)
+    # Images travel to the device as bytes, a quarter of their floats.
     image = batch["image"].astype(jnp.float32) / 255
     return nets.tokenizer.apply({"params": params}, image, method="encode")
 
@@ -164,8 +165,10 @@ def flow_loss(
     z_tgt, null = paths.null_row_targets(z_tgt, chosen)
 
     def rows_loss(params, inputs, rest, key):
+        # inputs: (z_t, velocity), through which gradients reach a trained source.
         predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
         return losses.velocity_loss(predicted, inputs[1]).mean(), ()
 
+    # Null rows couple the batch, so times and targets are drawn before it is parted.
     path = paths.straight_path(z_src, z_tgt, t)
     return accumulate(rows_loss, parts)(dit, path, (t, null), key)[0]

@@ -57,7 +57,7 @@ def kl_loss(
     """
     if form not in KL_FORMS:
         raise UserError(f"KL form is {form!r}; expected one of {KL_FORMS}")
-    name, how = form.split("_", 1)
+    name, how = form.split("_", 1)  # release_batch_sum: release, batch_sum
     return REDUCTIONS[how](KL[name](mean, logvar), batch or mean.shape[0])
 
 
@@ -79,6 +79,7 @@ def contrastive_alignment(
     a, b = (x.reshape(groups, x.shape[0] // groups, -1) for x in (z, target))
     a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
     logits = jnp.exp(tau) * jnp.einsum("gif,gjf->gij", a, b)
+    # Row i of a group belongs to target i.
     labels = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape[:2])
     losses = [
         optax.softmax_cross_entropy_with_integer_labels(x, labels).mean()

@@ -9,6 +9,7 @@ import optax
 from flowtok_jax.runtime.errors import UserError
 
 MOMENTS = ("float32", "bfloat16")
+# bfloat16 has 8 bits: an average that moves by less than 1/128 a step stands still.
 MAX_BETA_BFLOAT16 = 0.99
 SCHEDULES = ("constant", "cosine")
 
@@ -17,7 +18,7 @@ def make_schedule(
     *, lr: float, lr_end: float, warmup_steps: int, schedule: str, num_steps: int
 ) -> optax.Schedule:
     """Makes (1); after the first step of a warm-up the rate is still 0."""
-    rest = max(1, num_steps - warmup_steps)
+    rest = max(1, num_steps - warmup_steps)  # a warm-up may fill the whole run
     if schedule == "constant":
         after = optax.constant_schedule(lr)
     elif schedule == "cosine":
@@ -28,6 +29,7 @@ def make_schedule(
         )
     if not warmup_steps:
         return after
+    # The second schedule counts from the end of the warm-up.
     warmup = optax.linear_schedule(0.0, lr, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
 
@@ -70,6 +72,7 @@ def _with_moments(
 ) -> optax.GradientTransformation:
     """Wraps Adam to compute in float32 and keep its moments in another dtype."""
 
+    # Rounding happens between steps only: updates see float32 moments.
     def kept_as(state, dtype):
         moments = {name: optax.tree.get(state, name) for name in ("mu", "nu")}
         return optax.tree.set(state, **optax.tree.cast(moments, dtype))

@@ -56,6 +56,7 @@ def make_state(
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),  # a copy, or both could not be donated
+        # A copy, as one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
     )

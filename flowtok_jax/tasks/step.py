@@ -44,6 +44,7 @@ def train_step(
         "opt_state": opt_state,
     }
     old = {name: getattr(state, name) for name in new}
+    # A choice of values, not of branches: the step is one program either way.
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     state = state.replace(
         **kept,
@@ -99,5 +100,6 @@ def train_steps(
     Returns:
         The state, and the scalars of the last step.
     """
+    # One call to the device for many steps: small models wait for the host otherwise.
     state, scalars = jax.lax.scan(lambda s, b: step(s, frozen, b), state, batches)
     return state, jax.tree.map(lambda x: x[-1], scalars)

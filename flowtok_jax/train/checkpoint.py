@@ -88,10 +88,10 @@ class Checkpoints:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=True,  # left by a run killed while it wrote
         )
         with reaching(self._folder):
-            if processes.is_first():
+            if processes.is_first():  # before the manager removes them
                 self._report_half_written()
             self._manager = _Manager(self._folder, options=options)
 
@@ -142,6 +142,7 @@ class Checkpoints:
             data=ocp.args.JsonSave({"examples_seen": examples}),
             meta=ocp.args.JsonSave({**meta, "checksums": _sums(state)}),
         )
+        # By force: the loop decides when, and Orbax has no policy of its own.
         with uninterrupted(), self._complaining():
             self._manager.save(int(state.step), args=items, force=True)
 
@@ -177,6 +178,7 @@ class Checkpoints:
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             found, reason = self._try(step, abstract)
+            # One process's damage is everyone's: all have to go on from one step.
             if processes.total(np.array([found is None]))[0]:
                 reason = reason or "another process found it damaged"
             elif _sums(found[0]) != found[1]["checksums"]:
@@ -209,6 +211,7 @@ class Checkpoints:
                 with uninterrupted():
                     wanted = ocp.args.StandardRestore(tree)
                     items[name] = handler.restore(self._item(step, name), args=wanted)
+            # A task's own state may be a subclass with more fields.
             return (type(abstract)(**items["state"], ema=items["ema"]), meta), None
         except Exception as error:
             if isinstance(error, DAMAGE) and not re.search(OUTAGE, str(error)):

@@ -160,6 +160,7 @@ class Progress:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
             "{postfix} [{elapsed}<{remaining}]",
         )
+        # A file or a pipe gets lines, where a bar would be one endless line.
         self._lines = shows and self._bar.disable
         self._last_line = time.monotonic()
 
@@ -287,7 +288,7 @@ class StepReport:
 
     def _read(self, step: int, scalars: dict[str, Any]) -> None:
         values = {name: float(v) for name, v in jax.device_get(scalars).items()}
-        in_a_row = int(values.pop("skipped_in_a_row"))
+        in_a_row = int(values.pop("skipped_in_a_row"))  # for us, not for the files
         if self._last:  # the first call compiles, and tells no speed
             last, then = self._last
             images = (step - last) * self._config.train.batch_size

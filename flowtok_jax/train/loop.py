@@ -9,11 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.data.loader import Batch, Loader, open_source
+from flowtok_jax.data.loader import Batch, Loader
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.digests import params_sha256
-from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import (
     from_local_rows,
@@ -28,6 +27,7 @@ from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.state import TrainState
 from flowtok_jax.tasks.step import make_trainer, train_steps
 from flowtok_jax.train import sharding
+from flowtok_jax.train.check import check_stage
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from flowtok_jax.train.log import (
     Metrics,
@@ -109,6 +109,7 @@ def plan_program(
     mesh = make_mesh(**config.mesh, devices=devices)
     check_stage(config, task, devices)
     trainer = make_trainer(task, config, nets)
+    # Shapes come first: a large state is made where it will lie, never whole anywhere.
     abstract = jax.eval_shape(functools.partial(trainer.start, None))
     places = sharding.shardings(mesh, abstract)
     make = jax.jit(trainer.start, out_shardings=places)
@@ -123,7 +124,7 @@ def plan_program(
         start=start,
         step=jax.jit(
             in_mesh(mesh, functools.partial(train_steps, trainer.step)),
-            donate_argnums=0,
+            donate_argnums=0,  # the new state takes the old one's memory
             in_shardings=(places, frozen_places, sharding.batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
         ),
@@ -134,53 +135,9 @@ def plan_program(
     )
 
 
-def check_stage(
-    config: ConfigDict, task: Task, devices: Sequence[jax.Device] | None = None
-) -> None:
-    """Refuses numbers that can be told wrong before anything is written or computed.
-
-    Raises:
-        UserError: naming the key.
-    """
-    mesh = make_mesh(**config.mesh, devices=devices)
-    counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
-    for name in (*counts, "max_skipped_in_a_row"):
-        if config.train[name] < 1:
-            raise UserError(
-                f"train.{name} is {config.train[name]}; expected at least 1"
-            )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    if config.checkpoint.keep < 1:
-        raise UserError(
-            f"checkpoint.keep is {config.checkpoint.keep}; expected at least 1"
-        )
-    if config.train.batch_size % parts:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}; expected a multiple of "
-            f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
-            "split it"
-        )
-    # A trainer refuses the schedules and optimisers that it cannot make.
-    make_trainer(task, config, make_nets(config))
-
-
-def check_data(config: ConfigDict, task: Task) -> None:
-    """Refuses sources whose records do not hold what the task needs.
-
-    Raises:
-        UserError: naming the source.
-    """
-    for spec in {config.data.train, config.data.eval or config.data.train}:
-        content = open_source(config, spec).content
-        if content not in task.contents:
-            raise UserError(
-                f"stage {task.name} needs {' or '.join(task.contents)} data; "
-                f"{spec} has {content}"
-            )
-
-
 def _next_stop(step: int, config: ConfigDict) -> int:
     """Returns the step at which the host has to look at the state again."""
+    # A call ends early where something is due within it, resumed or not.
     stops = [step + config.train.steps_per_call, config.train.num_steps]
     for every in (config.checkpoint.every, config.log.every, config.log.preview_every):
         if every > 0:
@@ -192,6 +149,7 @@ def _stack(
     loader: Iterator[Batch], count: int, mesh: jax.sharding.Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
     """Stacks the next batches into global arrays [count, batch_size, ...]."""
+    # The loader has this process's rows only; together they make global arrays.
     batches = [next(loader) for _ in range(count)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     return jax.tree.map(lambda a: from_local_rows(mesh, batch_size, a), stacked)
@@ -199,10 +157,12 @@ def _stack(
 
 def finished(config: ConfigDict, task: Task, workdir: Place) -> StageResult | None:
     """Reads the result of a stage with nothing left to train; None for another."""
+    # A finished stage may be extended by a larger train.num_steps.
     if max(steps_of(workdir, task.name), default=-1) < config.train.num_steps:
         return None
     with _checkpoints(config, task, workdir) as checkpoints:
         meta = checkpoints.read_meta()
+    # Only the last checkpoint of a run that came to its end has a digest.
     if meta is None or "params_sha256" not in meta:
         return None
     return _result(meta)
@@ -213,8 +173,9 @@ def _result(meta: dict[str, Any]) -> StageResult:
 
 
 def _checkpoints(config: ConfigDict, task: Task, workdir: Place) -> Checkpoints:
-    options = {name: config.checkpoint[name] for name in ("keep", "keep_every")}
-    return Checkpoints(workdir, task.name, **options)
+    keep = config.checkpoint.keep
+    every = config.checkpoint.keep_every
+    return Checkpoints(workdir, task.name, keep=keep, keep_every=every)
 
 
 def train(
@@ -235,7 +196,6 @@ def train(
 
     Args:
         frozen: parameters by their role in the task.
-        evaluate: called at previews.
         load_start: gives the parameters to start from, None for random ones; called
             only where there is no checkpoint.
 
@@ -246,6 +206,7 @@ def train(
     """
     with _checkpoints(config, task, workdir) as checkpoints:
         program = make_program(config, task, nets, frozen)
+        # The start is made only where nothing is restored: it may be read from afar.
         state, meta = checkpoints.restore(program.abstract) or (
             program.start(load_start()),
             {"seconds": 0.0},
@@ -294,6 +255,7 @@ def _run_steps(
         state, scalars = program.step(state, program.frozen, batches)
         report.call(step, scalars)
         done = step == config.train.num_steps
+        # All processes look after the same call, so that all end at the same step.
         ends = preemption.look() and not done
         saves = done or ends or is_due(step, config.checkpoint.every)
         shows = done or (is_due(step, config.log.preview_every) and not ends)
@@ -307,7 +269,7 @@ def _run_steps(
             if done:
                 meta["params_sha256"] = params_sha256(state.params)
                 meta["rejected"] = report.rejected()
-            report.store()
+            report.store()  # before the checkpoint, past which a run does not go back
             checkpoints.save(state, meta, step * config.train.batch_size)
         if done:
             return _result(meta)

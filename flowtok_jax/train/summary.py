@@ -1,5 +1,7 @@
-"""The summary of a run: time, digest and rejected records of each trained stage."""
+"""The texts about a run: its config, and the summary of its trained stages."""
 
+import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,32 @@ import rich.table
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.train.loop import StageResult
 from flowtok_jax.weights.workdir import SAMPLES, SUMMARY
+
+WIDTH = 88  # columns of the config's text
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Formats a config for reading, a paragraph a section."""
+    return "\n".join(
+        textwrap.fill(
+            f"{section}: {_inline(values)}",
+            WIDTH,
+            subsequent_indent="    ",
+            break_long_words=False,  # paths stay whole
+        )
+        for section, values in config.items()
+    )
+
+
+def _inline(value: Any) -> str:
+    """Formats a JSON value as `key=value, section(key=value)`."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    parts = (
+        f"{k}({_inline(v)})" if isinstance(v, dict) else f"{k}={_inline(v)}"
+        for k, v in value.items()
+    )
+    return ", ".join(parts)
 
 
 def merge_summary(
@@ -48,4 +76,5 @@ def _cell(value: str | float | dict) -> str:
     """Formats a digest, seconds, or counts of what was rejected."""
     if isinstance(value, dict):
         return ", ".join(f"{reason} {n}" for reason, n in value["counts"].items())
+    # The beginning of a digest is enough to tell two apart.
     return value[:12] if isinstance(value, str) else f"{value:.1f}"

@@ -38,6 +38,12 @@ UNSEEN = {
     "dit": ("dit.heads", "tokenizer.latent_scale"),
 }
 
+# Groups that the release or the hub has, and the flag that converts them.
+CONVERTED = {
+    "clip": "--clip=openai/clip-vit-large-patch14-336",
+    "tokenizer": "--tokenizer=FlowTiTok_512.bin",
+}
+
 # Sections of a config that belong to weights, as a run or a directory stores them.
 OF_WEIGHTS = ("latent", *Nets._fields, "text", "loss", "sample", "caption")
 
@@ -237,26 +243,38 @@ def load_groups(
     Raises:
         UserError: where no place has a group, saying what to do.
     """
-    found = {}
-    for group, shapes in wanted.items():
-        place = next((p for p in places if group in p.groups), None)
-        if place is None:
-            where = " nor in ".join(str(p.place) for p in places)
-            raise UserError(f"no weights of {group} in {where}; {_cure(group)}")
-        found[group] = place.read(group, shapes, nets)
-    return found
+    return {
+        group: find_place(group, places).read(group, shapes, nets)
+        for group, shapes in wanted.items()
+    }
 
 
-def _cure(group: str) -> str:
-    if group == "clip":
-        return (
-            "set --config.init_from=DIR to a directory that has it, or "
-            "--config.text.weights=random for a tower at random initialisation"
+def find_place(group: str, places: Sequence[Weights]) -> Weights:
+    """Returns the first of the places that has a group.
+
+    Raises:
+        UserError: where none has, with the command that gets the group.
+    """
+    for place in places:
+        if group in place.groups:
+            return place
+    where = " nor in ".join(str(p.place) for p in places)
+    missing = f"no weights of {group}" + (f" in {where}" if places else "")
+    if group in CONVERTED:
+        cure = (
+            f"set --config.init_from=DIR to a directory that has them, made by `python "
+            f"-m flowtok_jax.convert {CONVERTED[group]} --out=DIR`"
         )
-    return (
-        f"train it first (stage {group}), or set --config.init_from=WORKDIR to where "
-        "it was trained"
-    )
+        if group == "clip":
+            cure += ", or --config.text.weights=random for a tower never trained"
+        else:
+            cure += f", or to the workdir of a run that trained stage {group}"
+    else:
+        cure = (
+            f"train stage {group} first, or set --config.init_from=WORKDIR to where it "
+            "was trained"
+        )
+    raise UserError(f"{missing}; {cure}")
 
 
 def store_random_clip(

@@ -217,7 +217,7 @@ def test_heads_that_nothing_tells_must_be_given(group, network):
 def test_to_release_refuses_parameters_of_other_sizes():
     params = convert("clip", make_state("clip"), tiny.HEADS)
     sizes = {"latent": {"tokens": 7}, "clip": CLIP_SIZES["clip"]}
-    with pytest.raises(UserError, match=r"clip/positions is \(6, 32\), wanted \(7"):
+    with pytest.raises(UserError, match=r"clip/positions is \(6, 32\), expected \(7"):
         to_release("clip", params, sizes)
 
 

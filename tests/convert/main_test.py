@@ -222,7 +222,7 @@ def test_files_that_do_not_belong_together_are_named(damaged, command, flags, tm
         (["--out=x", "--heads=dit=4,head=2", "--flowtok=y"], "'head=2' is not"),
         (["--out=x", "--heads=dit=four", "--flowtok=y"], "'dit=four' is not"),
         (["--out=x", "--flowtok=nowhere.pth"], "nowhere.pth does not exist"),
-        (["--out=x", "--clip=nowhere"], "nowhere does not exist; expected a directory"),
+        (["--out=x", "--clip=nowhere"], "nowhere does not exist; expected a"),
         (["--to_release=y.pth"], "needs --checkpoint=DIR"),
     ],
 )

@@ -131,7 +131,7 @@ def shift(state):
         ),
         (
             lambda s: s.update({"net.slice5.24.bias": np.zeros(3, np.float32)}),
-            "net.slice5.24.bias is (3,), wanted (512,)",
+            "net.slice5.24.bias is (3,), expected (512,)",
         ),
         (shift, "scaling_layer.shift of this state dict is [0.07"),
     ],
@@ -192,7 +192,10 @@ def test_a_clip_that_cannot_score_is_refused(command, tmp_path, damage, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--inception=nowhere.pth"], "error: nowhere.pth is not there; wanted a file"),
+        (
+            ["--inception=nowhere.pth"],
+            "error: nowhere.pth does not exist; expected a file",
+        ),
         (["--inception=a", "--flowtok=b"], "go to a directory of their own"),
         (["--lpips=a", "--heads=clip=4"], "--heads and --dtype are for the model's"),
         (["--lpips=a", "--dtype=bfloat16"], "--heads and --dtype are for the model's"),

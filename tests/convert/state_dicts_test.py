@@ -92,7 +92,7 @@ def test_an_unknown_type_is_named(tmp_path):
         (b"\n  " + HTML, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b"some other bytes " * 9, "neither a file of PyTorch nor of safetensors"),
-        (None, "is not there"),
+        (None, "does not exist"),
     ],
 )
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

@@ -1,0 +1,124 @@
+"""Checks before a run: numbers, devices, data, weights; all faults are said at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from flowtok_jax.data.loader import open_source
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.runtime.errors import UserError, raise_together
+from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.mesh import make_mesh
+from flowtok_jax.tasks import find_task
+from flowtok_jax.tasks.base import Task
+from flowtok_jax.tasks.step import make_trainer
+from flowtok_jax.weights.place import Weights, find_place, open_weights
+
+PRETOKENIZE = (
+    "if its images are not encoded yet: `python -m flowtok_jax.main "
+    "--mode=pretokenize --config=configs/finetune.py --checkpoint=WEIGHTS "
+    "--config.data.train=folder:IMAGES --workdir=DIR`"
+)
+
+
+def check_run(
+    stages: Mapping[str, ConfigDict],
+    workdir: Place,
+    start: Callable[[], Weights | None],
+) -> None:
+    """Refuses a run that lacks devices, data or weights, naming all that it lacks.
+
+    Nothing is written, and no weights are read.
+
+    Args:
+        stages: the config of each stage, in order.
+        start: opens the weights to start from.
+
+    Raises:
+        UserError: with the command that gets each thing.
+    """
+    own = open_weights(workdir) if workdir.is_dir() else None
+    checks: dict[str, Callable[[], object]] = {}
+    trained: list[str] = []  # groups of the stages before
+    for stage, config in stages.items():
+        task = find_task(stage)
+        of = f" of {stage}" if len(stages) > 1 else ""
+        checks[f"settings{of}"] = lambda c=config, t=task: check_stage(c, t)
+        for key in ("train", "eval"):
+            checks[f"data.{key}{of}"] = lambda c=config, t=task, k=key: check_data(
+                c, t, k
+            )
+        needed = set(task.frozen.values()) - set(trained)
+        if own is not None and own.steps.get(stage, -1) >= config.train.num_steps:
+            needed = set()  # a finished stage reads none
+        if config.text.weights == "random":
+            needed.discard("clip")
+        for group in sorted(needed):
+            checks[group] = lambda g=group: check_weights(g, own, start)
+        trained.append(stage)
+    raise_together(checks, "the run cannot start")
+
+
+def check_weights(
+    group: str, own: Weights | None, start: Callable[[], Weights | None]
+) -> None:
+    """Refuses a group that neither the run's own weights nor those of `start` have.
+
+    Raises:
+        UserError: saying how to come by the group.
+    """
+    find_place(group, [place for place in (own, start()) if place is not None])
+
+
+def check_stage(
+    config: ConfigDict, task: Task, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """Refuses numbers that can be told wrong before anything is written or computed.
+
+    Raises:
+        UserError: naming the key.
+    """
+    mesh = make_mesh(**config.mesh, devices=devices)
+    counts = ("num_steps", "batch_size", "accumulate", "steps_per_call")
+    for name in (*counts, "max_skipped_in_a_row"):
+        if config.train[name] < 1:
+            raise UserError(
+                f"train.{name} is {config.train[name]}; expected at least 1"
+            )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    if config.checkpoint.keep < 1:
+        raise UserError(
+            f"checkpoint.keep is {config.checkpoint.keep}; expected at least 1"
+        )
+    if config.train.batch_size % parts:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}; expected a multiple of "
+            f"{parts}, the parts into which mesh.data, mesh.fsdp and train.accumulate "
+            "split it"
+        )
+    # A trainer refuses the schedules and optimisers that it cannot make.
+    make_trainer(task, config, make_nets(config))
+
+
+def check_data(config: ConfigDict, task: Task, key: str) -> None:
+    """Refuses a source that cannot be opened, or without what the task needs.
+
+    Args:
+        key: "train" or "eval", of config.data.
+
+    Raises:
+        UserError: naming the source.
+    """
+    spec = config.data[key] or config.data.train
+    try:
+        content = open_source(config, spec).content
+    except UserError as error:
+        if spec.startswith("latents:"):
+            raise UserError(f"{error}; {PRETOKENIZE}") from error
+        raise
+    if content not in task.contents:
+        raise UserError(
+            f"stage {task.name} needs {' or '.join(task.contents)} data; "
+            f"{spec} has {content}"
+        )

@@ -1,0 +1,69 @@
+"""All that a run lacks, in one error."""
+
+import functools
+
+import pytest
+
+from configs import h
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.train.check import check_run
+from flowtok_jax.weights.place import open_start, open_weights
+
+
+@pytest.fixture
+def config():
+    """FlowTok-H as a newcomer starts it: with nothing but the repository."""
+    config = h.get_config()
+    config.mesh.fsdp = 3
+    return config
+
+
+def check(config, workdir):
+    start = functools.partial(open_start, config)
+    check_run({"t2i": config}, workdir, start)
+
+
+def test_everything_missing_is_named_with_what_gets_it(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        check(config, tmp_path / "run")
+    first, *lines = str(error.value).splitlines()
+    assert first == "the run cannot start; 4 things are wrong:"
+    said = {line.split()[0]: line for line in lines}
+    assert list(said) == ["settings", "data.train", "clip", "tokenizer"]
+    assert "mesh.fsdp=3" in said["settings"]
+    assert "data/stage1/*.tar matches no file" in said["data.train"]
+    assert "--mode=pretokenize" in said["data.train"]
+    assert "flowtok_jax.convert --clip=openai/" in said["clip"]
+    assert "flowtok_jax.convert --tokenizer=" in said["tokenizer"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_or_its_start_has_is_not_missing(config, demo, tmp_path):
+    config.update_from_flattened_dict({"mesh.fsdp": 8, "data.train": "shapes"})
+    with pytest.raises(UserError, match="^the run cannot start; 2 things"):
+        check(config, tmp_path)
+    assert {"clip", "tokenizer"} <= set(open_weights(demo.workdir).groups)
+    check(config, demo.workdir)
+    config.init_from = str(demo.workdir)
+    check(config, tmp_path)
+    config.init_from = "nowhere"
+    with pytest.raises(UserError, match="^init_from = nowhere does not exist"):
+        check(config, tmp_path)
+
+
+def test_a_stage_brings_what_the_next_one_needs(config, tmp_path):
+    config.update_from_flattened_dict({"mesh.fsdp": 8, "data.train": "shapes"})
+    config.text.weights = "random"
+    stages = {"tokenizer": config, "t2i": config}
+    check_run(stages, tmp_path, lambda: None)
+    with pytest.raises(UserError, match="^no weights of tokenizer"):
+        check_run({"t2i": config}, tmp_path, lambda: None)
+
+
+def test_data_of_another_kind_is_refused(config, tmp_path, monkeypatch):
+    config.update_from_flattened_dict({"mesh.fsdp": 8, "text.weights": "random"})
+    source = type("Latents", (), {"content": "moments"})
+    monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_: source)
+    with pytest.raises(UserError, match="tokenizer needs image data.*has moments"):
+        check_run({"tokenizer": config}, tmp_path, lambda: None)
