@@ -35,7 +35,7 @@ def make_nets(config: ConfigDict) -> Nets:
     """Builds the modules; their parameters are made by `init_networks` or loaded."""
     if config.compute.dtype not in DTYPES:
         raise UserError(
-            f"compute.dtype is {config.compute.dtype!r}; wanted one of {DTYPES}"
+            f"compute.dtype is {config.compute.dtype!r}; expected one of {DTYPES}"
         )
     tokens = config.latent.tokens
     channels = config.latent.channels

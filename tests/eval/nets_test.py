@@ -130,7 +130,7 @@ def test_what_the_converter_wrote_is_loaded(place):
         ),
         (
             edit_metrics(lambda e: e["clip"]["sizes"].update(features=25)),
-            "wrong shape (2): image_projection/kernel is (48, 24), wanted (48, 25)",
+            "wrong shape (2): image_projection/kernel is (48, 24), expected (48, 25)",
         ),
     ],
 )

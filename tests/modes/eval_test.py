@@ -339,7 +339,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
     flags = {"data.eval": f"folder:{folder}", "eval.parts": "tokenizer"}
     outcome = cli(*command(demo, tmp_path, **flags))
     assert outcome.status == 0, outcome.stderr
-    assert "12 images, fewer than the 24 wanted" in outcome.stderr
+    assert "12 images, fewer than the 24 asked for" in outcome.stderr
     assert f"left out: not_an_image {folder}/03" in outcome.stderr
     found = results(tmp_path)["tokenizer"]
     assert found["rejected"] == {"not_an_image": 1}
