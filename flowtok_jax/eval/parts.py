@@ -73,7 +73,9 @@ class PartMaker:
         found = self._open(spec, centre)
         if found.count < config.eval.samples:
             counts = found.count, config.eval.samples
-            logging.warning("%s has %d images, fewer than the %d asked for", spec, *counts)
+            logging.warning(
+                "%s has %d images, fewer than the %d asked for", spec, *counts
+            )
         return found
 
     def _open(self, spec: str, centre: CentreReader, **options) -> RealImages:
