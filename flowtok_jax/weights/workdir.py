@@ -1,5 +1,5 @@
-"""A run's folder: config.json, vocabulary.json, checkpoints/, metrics.jsonl, tb/,
-samples/, summary.json. Files appear whole or not at all.
+"""A run's folder: config.json, vocabulary.json, checkpoints/, parameters/,
+metrics.jsonl, tb/, samples/, summary.json. Files appear whole or not at all.
 
 A checkpoint is checkpoints/GROUP/STEP, and its item `ema` the weights to use.
 """
