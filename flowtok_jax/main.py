@@ -1,4 +1,4 @@
-"""The one door: flags, then the mode's own `run`.
+"""FlowTok: train it, draw captions, describe images, measure, from one command.
 
     python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
