@@ -268,7 +268,10 @@ def find_place(group: str, places: Sequence[Weights]) -> Weights:
         if group == "clip":
             cure += ", or --config.text.weights=random for a tower never trained"
         else:
-            cure += " (512 px), or to the workdir of a run that trained it: configs/tokenizer.py"
+            cure += (
+                " (512 px), or to the workdir of a run that trained it, as by "
+                "configs/tokenizer.py"
+            )
     else:
         cure = (
             f"train stage {group} first, or set --config.init_from=WORKDIR to where it "
