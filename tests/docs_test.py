@@ -40,6 +40,8 @@ SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Programs and variables of the shell blocks that are not ours.
 FOREIGN = "cd docker done eval flags for gcloud git image kubectl source ssh-add sudo"
+# What stands for a value in a message of docs/troubleshooting.md.
+VALUES = r"\.\.\.|\b[A-Z]+=?\b|\bimage to text\b|\bimage(?= data)|\b256\b|\b60\b"
 # What stands for flags that a page gives elsewhere.
 PLACEHOLDERS = {"FLAGS", "${flags[@]}"}
 
@@ -324,8 +326,7 @@ def test_messages_of_the_troubleshooting_page_exist():
     for span in (span for row in rows for span in SPAN.findall(row)):
         if span.endswith(foreign):
             continue
-        # Capitals and dots stand for values.
-        pieces = re.split(r"\.\.\.|\b[A-Z]+=?\b|\bimage to text\b|\bimage(?= data)|\b256\b|\b60\b", span)
+        pieces = re.split(VALUES, span)
         pieces = (piece.strip(" ;:,=-") for piece in pieces)
         unsaid += [(span, piece) for piece in pieces if piece not in said]
     assert not unsaid
