@@ -1,8 +1,10 @@
 """A trained FlowTok in one object: text to image and image to text.
 
-flowtok = FlowTok.from_pretrained("runs/demo")  # or weights/xl, or a hub id
-images = flowtok.text_to_image(["a red circle at the top left"])
-captions = flowtok.image_to_text(images)
+One object loads any trained weights, draws and describes:
+
+    flowtok = FlowTok.from_pretrained("runs/demo")  # or weights/xl, or a hub id
+    images = flowtok.text_to_image(["a red circle at the top left"])
+    captions = flowtok.image_to_text(images)
 """
 
 import functools

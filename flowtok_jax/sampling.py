@@ -1,7 +1,9 @@
 """Pure functions of parameters that make up sampling, in both directions.
 
-text to image   ids -> features -> z_txt --flow--> z_img -> image
-image to text   image -> z_img --flow--> z_txt -> ids
+Each direction is one program, from its input to its output:
+
+    text to image   ids -> features -> z_txt --flow--> z_img -> image
+    image to text   image -> z_img --flow--> z_txt -> ids
 """
 
 from typing import NamedTuple

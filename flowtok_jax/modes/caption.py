@@ -1,6 +1,8 @@
 """--mode=caption: one line a captioned image file.
 
-python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+    python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
+
+Files that cannot be read are named, and the exit status is then 1.
 """
 
 import glob
