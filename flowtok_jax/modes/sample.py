@@ -2,6 +2,8 @@
 
     python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo \\
         --prompts="a red circle at the top left;a blue square at the top right"
+
+Pictures go to samples/ of --workdir, else of the weights.
 """
 
 import logging

@@ -1,6 +1,8 @@
 """The text tokenizer: caption -> tokens -> caption, with a projector of its own.
 
-L = cross-entropy of the caption's ids + kl_weight * KL                         (1)
+    L = cross-entropy of the caption's ids + kl_weight * KL                     (1)
+
+(FlowTok section 3.3 names it; KL forms are in tasks/losses.py.)
 """
 
 from typing import Any

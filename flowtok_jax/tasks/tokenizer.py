@@ -1,6 +1,8 @@
 """The image tokenizer: image -> tokens -> image, guided by its caption.
 
-L = mean (decoded - image)^2 + kl_weight * KL                                   (1)
+    L = mean (decoded - image)^2 + kl_weight * KL                               (1)
+
+(KL forms are in tasks/losses.py.)
 """
 
 import functools
