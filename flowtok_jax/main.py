@@ -72,7 +72,8 @@ def parse_flags(argv: list[str]) -> Arguments:
     """
     argv = find_configs(argv)
     check_config_flags(argv)
-    named, changes = named_config(argv), []
+    named = named_config(argv)
+    changes = []
     if not named:  # the config stored with the weights is meant
         changes = [a for a in argv if a.startswith("--config.")]
         argv = [a for a in argv if a not in changes]

@@ -104,7 +104,8 @@ class Arguments:
         Raises:
             UserError: where the two name different places.
         """
-        config, start = self.config(), self.flags.checkpoint
+        config = self.config()
+        start = self.flags.checkpoint
         if start and config.init_from not in ("", start):
             raise UserError(
                 f"--checkpoint={start} and init_from={config.init_from} differ; "

@@ -113,7 +113,8 @@ def _train_stage(
         return result
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(task.name, 0)
-    nets, start = make_nets(config), open_start(config)
+    nets = make_nets(config)
+    start = open_start(config)
     places = [open_weights(workdir)] + ([start] if start else [])
     wanted = abstract_groups(nets, (task.name, *task.frozen.values()))
     own = wanted.pop(task.name)
