@@ -135,12 +135,13 @@ class FlowTok:
             )
         known = ("clip", *TASKS)
         unknown = [group for group in weights.groups if group not in known]
-        if unknown:
+        if unknown and weights.kind == PRETRAINED:
             raise UserError(
                 f"{weights.place} has weights of {', '.join(unknown)}; known are "
                 f"{', '.join(known)}"
             )
-        needed = {"clip", "tokenizer"}.union(weights.groups)
+        # A run may have more folders among its checkpoints, such as one moved away.
+        needed = {"clip", "tokenizer", *weights.groups}.difference(unknown)
         for task in (TASKS[g] for g in weights.groups if g in TASKS):
             if task.direction is not None:
                 needed.update(DIRECTIONS[task.direction].groups)
@@ -152,7 +153,7 @@ class FlowTok:
                 f"{', '.join(missing)}; convert them all into one directory"
             )
         # A run trains some groups, and has the others where it started from.
-        if missing and (start := open_start(config)):
+        if missing and (start := open_start(config.init_from)):
             places.append(start)
         wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)

@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -53,6 +54,13 @@ def test_three_lines_of_python_draw_and_caption(demo):
     assert 0 <= images.min() < images.max() <= 1
     assert len(captions) == 1
     assert isinstance(captions[0], str)
+
+
+def test_a_folder_moved_away_among_the_checkpoints_is_no_group(demo, tmp_path):
+    shutil.copytree(demo.workdir, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "t2i", checkpoints / "t2i_before")
+    assert "t2i_before" not in FlowTok.from_pretrained(tmp_path / "run").params
 
 
 def test_the_options_are_those_of_the_config(flowtok):

@@ -60,19 +60,19 @@ class Arguments:
         Raises:
             UserError: where none is named, or the place does not exist.
         """
-        place = self.flags.checkpoint or self.flags.workdir
-        if not place and self.named:
-            place = self.default_workdir()
-        if not place:
+        # Only --checkpoint may name a hub id: nobody means runs/demo on the hub.
+        if self.flags.checkpoint:
+            return open_weights(self.flags.checkpoint)
+        if not (self.flags.workdir or self.named):
             raise UserError(
                 f"no weights named; expected --checkpoint=DIR, {A_CHECKPOINT}"
             )
-        # Only --checkpoint may name a hub id: nobody means runs/demo on the hub.
-        if not self.flags.checkpoint and not to_place(place).is_dir():
+        place = to_place(self.flags.workdir or self.default_workdir())
+        if not place.is_dir():
             raise UserError(
                 f"checkpoint {place} does not exist; expected {A_CHECKPOINT}"
             )
-        return open_weights(place)
+        return Weights(place)
 
     def output(self) -> Place:
         """Returns the folder to write to: --workdir, else that of the weights.
@@ -130,7 +130,7 @@ class Arguments:
         """Makes the command line win over stages' own values, and adopts weights'.
 
         Args:
-            has_weights: whether --workdir is a place of weights too.
+            has_weights: whether the workdir is a place of weights too.
         """
         overrides = config_flags.get_override_values(self.flags["config"])
         config_files.drop_overridden(config, overrides)
@@ -139,7 +139,7 @@ class Arguments:
         starts_elsewhere = config.init_from and not self.flags.checkpoint
         if starts_elsewhere:
             weights = open_weights(config.init_from)
-        elif self.flags.checkpoint or (has_weights and self.flags.workdir):
+        elif self.flags.checkpoint or has_weights:
             weights = self.weights
         else:
             raise UserError(

@@ -65,8 +65,9 @@ def run(arguments: Arguments) -> int:
 def train_stages(config: ConfigDict, workdir: Place) -> None:
     """Trains every stage of the config that is not finished, then sums up."""
     stages = {stage: for_stage(config, stage) for stage in config.stages}
-    start = functools.cache(functools.partial(open_start, config))
-    check_run(stages, workdir, start)  # mistakes show before anything is written
+    opened = functools.cache(open_start)  # each place once, whatever stage names it
+    check_run(stages, workdir, opened)  # mistakes show before anything is written
+    start = functools.partial(opened, config.init_from)
     first_does(lambda: _open(config, workdir, start))
     vocabulary = open_vocabulary(workdir, config)  # made by process 0 above
     init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
@@ -77,7 +78,10 @@ def train_stages(config: ConfigDict, workdir: Place) -> None:
         with Preemption() as asked:
             for stage, own in stages.items():
                 task = find_task(stage)
-                results[stage] = _train_stage(own, task, workdir, vocabulary, asked)
+                start = functools.partial(opened, own.init_from)
+                results[stage] = _train_stage(
+                    own, task, workdir, vocabulary, start, asked
+                )
     except loop.PreemptedError as error:
         where = dict(zip(("stage", "step"), error.args, strict=True))
         first_does(lambda: write_json(workdir / PREEMPTED, where))
@@ -106,6 +110,7 @@ def _train_stage(
     task: Task,
     workdir: Place,
     vocabulary: Vocabulary,
+    start: Callable[[], Weights | None],
     preemption: Preemption,
 ) -> loop.StageResult:
     """Trains one stage with what it needs of others, unless it is finished."""
@@ -114,8 +119,8 @@ def _train_stage(
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(task.name, 0)
     nets = make_nets(config)
-    start = open_start(config)
-    places = [open_weights(workdir)] + ([start] if start else [])
+    begun_from = start()
+    places = [open_weights(workdir)] + ([begun_from] if begun_from else [])
     wanted = abstract_groups(nets, (task.name, *task.frozen.values()))
     own = wanted.pop(task.name)
     groups = load_groups(wanted, nets, places)
@@ -129,7 +134,7 @@ def _train_stage(
         vocabulary=vocabulary,
         evaluate=make_preview(config, task, vocabulary, make_mesh(**config.mesh)),
         preemption=preemption,
-        load_start=lambda: load_start(task.name, own, nets, start),
+        load_start=lambda: load_start(task.name, own, nets, begun_from),
     )
 
 

@@ -25,7 +25,7 @@ PRETOKENIZE = (
 def check_run(
     stages: Mapping[str, ConfigDict],
     workdir: Place,
-    start: Callable[[], Weights | None],
+    start: Callable[[str], Weights | None],
 ) -> None:
     """Refuses a run that lacks devices, data or weights, naming all that it lacks.
 
@@ -33,7 +33,7 @@ def check_run(
 
     Args:
         stages: the config of each stage, in order.
-        start: opens the weights to start from.
+        start: opens the weights at a stage's `init_from`.
 
     Raises:
         UserError: with the command that gets each thing.
@@ -45,7 +45,7 @@ def check_run(
         task = find_task(stage)
         of = f" of {stage}" if len(stages) > 1 else ""
         checks[f"settings{of}"] = lambda c=config, t=task: check_stage(c, t)
-        for key in ("train", "eval"):
+        for key in ("train", "eval") if config.data.eval else ("train",):
             checks[f"data.{key}{of}"] = lambda c=config, t=task, k=key: check_data(
                 c, t, k
             )
@@ -55,20 +55,20 @@ def check_run(
         if config.text.weights == "random":
             needed.discard("clip")
         for group in sorted(needed):
-            checks[group] = lambda g=group: check_weights(g, own, start)
+            checks[group] = lambda g=group, c=config: check_weights(
+                g, own, start(c.init_from)
+            )
         trained.append(stage)
     raise_together(checks, "the run cannot start")
 
 
-def check_weights(
-    group: str, own: Weights | None, start: Callable[[], Weights | None]
-) -> None:
+def check_weights(group: str, own: Weights | None, start: Weights | None) -> None:
     """Refuses a group that neither the run's own weights nor those of `start` have.
 
     Raises:
         UserError: saying how to come by the group.
     """
-    find_place(group, [place for place in (own, start()) if place is not None])
+    find_place(group, [place for place in (own, start) if place is not None])
 
 
 def check_stage(
@@ -110,7 +110,7 @@ def check_data(config: ConfigDict, task: Task, key: str) -> None:
     Raises:
         UserError: naming the source.
     """
-    spec = config.data[key] or config.data.train
+    spec = config.data[key]
     try:
         content = open_source(config, spec).content
     except UserError as error:

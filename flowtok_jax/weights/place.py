@@ -204,16 +204,16 @@ def open_weights(source: str | Place, *, local_files_only: bool = False) -> Weig
     return Weights(downloaded, is_download=True)
 
 
-def open_start(config: ConfigDict) -> Weights | None:
-    """Opens the weights that `init_from` names, if it names any.
+def open_start(init_from: str) -> Weights | None:
+    """Opens the weights that `config.init_from` names, if it names any.
 
     Raises:
         UserError: where they do not exist.
     """
-    if not config.init_from:
+    if not init_from:
         return None
     try:
-        return open_weights(config.init_from)
+        return open_weights(init_from)
     except UserError as error:
         raise UserError(f"init_from = {error}") from error
 

@@ -1,12 +1,16 @@
 """What a command line means for a config, its weights and its folder."""
 
 import types
+import warnings
 
 import pytest
+from absl.testing import flagsaver
 
 from configs import demo, h, tokenizer
+from flowtok_jax.main import parse_flags
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.runtime.errors import UserError
+from tests import run
 
 
 def arguments(named="", config=None, changes=(), **flags) -> Arguments:
@@ -56,3 +60,16 @@ def test_weights_of_a_config_are_in_the_workdir_that_it_trains_in(
         _ = given.weights
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     assert str(given.weights.place) == "runs/demo"
+
+
+def test_a_config_takes_its_sizes_from_the_workdir_that_it_trained_in(
+    demo, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "finetune").symlink_to(demo.workdir)
+    with flagsaver.flagsaver(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # absl's config_flags loads by an old method
+        parsed = parse_flags(["main", f"--config={run.ROOT}/configs/finetune.py"])
+        config = parsed.weights_config()
+    assert config.dit.to_dict() == parsed.weights.config.dit.to_dict()

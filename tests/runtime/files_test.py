@@ -181,7 +181,7 @@ def test_a_remote_workdir_is_opened_and_opened_again(place, store, config):
 def test_the_vocabulary_comes_from_a_remote_start(place, config, tmp_path):
     wanted = workdir.open_workdir(place, config)
     config.init_from, config.text.vocabulary = RUN, "nowhere"
-    inherited = inherit_vocabulary(config, lambda: open_start(config))
+    inherited = inherit_vocabulary(config, lambda: open_start(config.init_from))
     found = workdir.open_workdir(tmp_path, config, lambda: inherited)
     assert found.tokenizer.get_vocab() == wanted.tokenizer.get_vocab()
 

@@ -1,7 +1,5 @@
 """All that a run lacks, in one error."""
 
-import functools
-
 import pytest
 
 from configs import h
@@ -19,8 +17,7 @@ def config():
 
 
 def check(config, workdir):
-    start = functools.partial(open_start, config)
-    check_run({"t2i": config}, workdir, start)
+    check_run({"t2i": config}, workdir, open_start)
 
 
 def test_everything_missing_is_named_with_what_gets_it(config, tmp_path, monkeypatch):
@@ -56,9 +53,17 @@ def test_a_stage_brings_what_the_next_one_needs(config, tmp_path):
     config.update_from_flattened_dict({"mesh.fsdp": 8, "data.train": "shapes"})
     config.text.weights = "random"
     stages = {"tokenizer": config, "t2i": config}
-    check_run(stages, tmp_path, lambda: None)
+    check_run(stages, tmp_path, open_start)
     with pytest.raises(UserError, match="^no weights of tokenizer"):
-        check_run({"t2i": config}, tmp_path, lambda: None)
+        check_run({"t2i": config}, tmp_path, open_start)
+
+
+def test_a_stage_may_start_from_weights_of_its_own(config, demo, tmp_path):
+    config.update_from_flattened_dict({"mesh.fsdp": 8, "data.train": "shapes"})
+    own = config.copy_and_resolve_references()
+    own.init_from = str(demo.workdir)
+    config.text.weights = "random"
+    check_run({"tokenizer": config, "t2i": own}, tmp_path, open_start)
 
 
 def test_data_of_another_kind_is_refused(config, tmp_path, monkeypatch):
@@ -66,4 +71,4 @@ def test_data_of_another_kind_is_refused(config, tmp_path, monkeypatch):
     source = type("Latents", (), {"content": "moments"})
     monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_: source)
     with pytest.raises(UserError, match="tokenizer needs image data.*has moments"):
-        check_run({"tokenizer": config}, tmp_path, lambda: None)
+        check_run({"tokenizer": config}, tmp_path, open_start)

@@ -37,7 +37,7 @@ def load(group, config):
     """What training of a group starts from."""
     nets = make_nets(config)
     wanted = abstract_group(nets, group)
-    return load_start(group, wanted, nets, open_start(config))
+    return load_start(group, wanted, nets, open_start(config.init_from))
 
 
 class Disk:
@@ -156,7 +156,7 @@ def test_training_starts_from_the_group_that_is_there(
     config.init_from = str(saved if kind == "saved" else demo.workdir)
     nets = make_nets(config)
     wanted = abstract_groups(nets, ("clip", "tokenizer"))
-    places = [open_weights(tmp_path), open_start(config)]
+    places = [open_weights(tmp_path), open_start(config.init_from)]
     frozen = load_groups(wanted, nets, places)
     equal(frozen, {group: flowtok.params[group] for group in frozen})
     start = load("t2i", config)
@@ -198,7 +198,7 @@ def test_a_place_to_start_from_that_is_not_there_is_named(config):
 
 def test_the_vocabulary_comes_with_the_weights(saved, flowtok, config, tmp_path):
     config.text.vocabulary = str(tmp_path / "nowhere")
-    inherited = inherit_vocabulary(config, lambda: open_start(config))
+    inherited = inherit_vocabulary(config, lambda: open_start(config.init_from))
     vocabulary = open_vocabulary(tmp_path, config, lambda: inherited)
     wanted = flowtok.vocabulary.tokenizer.get_vocab()
     assert vocabulary.tokenizer.get_vocab() == wanted
