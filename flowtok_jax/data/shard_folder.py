@@ -143,7 +143,6 @@ class ShardWriter:
             lambda: claim(marker, made_by, cure=cure, must_be_new=True)
         )
         encoded, begun = self.write(make_encode, batch_size, threads, ahead)
-        # A process that has nothing left to do meets the others here.
         # All wait here for the slowest.
         (encoded,) = processes.total(np.array([encoded])).tolist()
         seconds = time.monotonic() - begun

@@ -239,7 +239,7 @@ def check_claim(
     complaint: str = "was made otherwise",
     cure: str,
     is_free: Callable[[str], bool] = lambda key: False,
-) -> None:
+) -> bool:
     """Refuses a folder whose marker says that something else made it.
 
     Args:
@@ -249,11 +249,14 @@ def check_claim(
         cure: what to do about it.
         is_free: says of a dotted key that its value may differ.
 
+    Returns:
+        Whether there is a marker.
+
     Raises:
         UserError: naming the values that differ.
     """
     if not marker.is_file():
-        return
+        return False
     # Through JSON, which has lists for tuples and texts for keys.
     there = flatten(read_json(marker))
     here = flatten(json.loads(json.dumps(made_by)))
@@ -266,6 +269,7 @@ def check_claim(
         more = len(differing) - NAMED
         named = "; ".join(differing[:NAMED]) + (f" and {more} more" * (more > 0))
         raise UserError(f"{marker.parent} {complaint}: {named}; {cure}")
+    return True
 
 
 def claim(
@@ -283,8 +287,7 @@ def claim(
     Raises:
         UserError: if the folder is something else's.
     """
-    check_claim(marker, made_by, cure=cure)
-    if marker.is_file():
+    if check_claim(marker, made_by, cure=cure):
         return
     folder = marker.parent
     # An empty folder may be claimed.

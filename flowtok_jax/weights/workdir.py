@@ -188,14 +188,14 @@ def open_workdir(
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file; expected a directory")
     new = json.loads(config_to_json(config))
-    check_claim(
+    is_known = check_claim(
         workdir / CONFIG,
         new,
         complaint="belongs to another config",
         cure="give another --workdir, or the config that it was made with",
         is_free=_is_free,
     )
-    if (workdir / CONFIG).is_file():
+    if is_known:
         new["stages"] = old_stages(workdir, new["stages"])
     # Before the config is stored, because making a vocabulary may refuse the config.
     vocabulary = open_vocabulary(workdir, config, inherited)
