@@ -46,8 +46,6 @@ UNWANTED = (
 )
 REASONS = BROKEN + UNWANTED
 
-Rejected = tuple[tuple[str, str], ...]  # (reason, name) of records that were replaced
-
 
 class BadRecord(Exception):  # noqa: N818 (it is replaced and counted, no error)
     """A record that cannot be used, with the reason and the record's name."""

@@ -24,7 +24,7 @@ from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_place
-from flowtok_jax.weights.safetensors import Shape, check_shapes, read_safetensors
+from flowtok_jax.weights.safetensors import Shape, read_copies
 
 METRICS = "metrics.json"
 NAMES = ("inception", "lpips", "clip")
@@ -111,11 +111,7 @@ def load_metric_net(name: str, place: str) -> MetricNet:
             raise UserError(
                 f"{path} has sha256 {found}, {METRICS} says {digest}; {_cure(name)}"
             )
-        arrays = read_safetensors(file)
-        got = {key: array.shape for key, array in arrays.items()}
-        check_shapes(f"{path} does not fit {METRICS}", got, shapes)
-        # A copy: the file may go away under a mapped array.
-        leaves = {key: np.array(x, np.float32) for key, x in arrays.items()}
+        leaves = read_copies(file, shapes, f"{path} does not fit {METRICS}")
     return MetricNet(module, unflatten_dict(leaves, sep="/"), found)
 
 

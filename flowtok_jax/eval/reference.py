@@ -293,9 +293,7 @@ class ImageReader:
 
     def counts(self) -> dict[str, int]:
         """Counts the broken images of all processes, which have to ask together."""
-        mine = np.array([self.rejects.counts[reason] for reason in REASONS])
-        found = zip(REASONS, processes.total(mine).tolist(), strict=True)
-        return {reason: count for reason, count in found if count}
+        return processes.total_counts(self.rejects.counts, REASONS)
 
 
 def _whole(record: Record) -> Pixels:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -228,6 +228,18 @@ def total(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return multihost_utils.process_allgather(values).sum(0)
+
+
+def total_counts(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """Sums counts by name over all processes, which have to call it; leaves out 0.
+
+    Args:
+        counts: this process's, such as a Counter.
+        names: all that may be counted, in the same order everywhere.
+    """
+    totals = total(np.array([counts[name] for name in names]))
+    found = zip(names, totals.tolist(), strict=True)
+    return {name: count for name, count in found if count}
 
 
 class Preemption:

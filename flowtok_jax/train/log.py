@@ -280,11 +280,7 @@ class StepReport:
         return {"counts": counts, "first": self._rejects.names}
 
     def _rejected(self) -> dict[str, int]:
-        """Counts records of all processes, which have to ask together."""
-        counts = np.array([self._rejects.counts[reason] for reason in REASONS])
-        totals = processes.total(counts)
-        found = zip(REASONS, totals.tolist(), strict=True)
-        return {reason: count for reason, count in found if count}
+        return processes.total_counts(self._rejects.counts, REASONS)
 
     def _read(self, step: int, scalars: dict[str, Any]) -> None:
         values = {name: float(v) for name, v in jax.device_get(scalars).items()}

@@ -22,8 +22,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, local_file, new_directory, write_json
 from flowtok_jax.weights.safetensors import (
     check_file,
-    check_shapes,
-    read_safetensors,
+    read_copies,
     write_safetensors,
 )
 from flowtok_jax.weights.workdir import CONFIG
@@ -94,17 +93,11 @@ def read_group(directory: Place, group: str, wanted: Mapping[str, Params]) -> Pa
     """
     path = directory / f"{group}.safetensors"
     check_file(path)
-    expected = flatten_dict(wanted, sep="/")
+    leaves = flatten_dict(wanted, sep="/")
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
     with local_file(path) as file:
-        arrays = read_safetensors(file)
-        check_shapes(
-            f"{path} does not fit the config",
-            {name: array.shape for name, array in arrays.items()},
-            {name: leaf.shape for name, leaf in expected.items()},
-        )
-        # A copy: the file may go away under a mapped array.
-        leaves = {name: np.array(x, np.float32) for name, x in arrays.items()}
-    return unflatten_dict(leaves, sep="/")
+        arrays = read_copies(file, shapes, f"{path} does not fit the config")
+    return unflatten_dict(arrays, sep="/")
 
 
 def save(

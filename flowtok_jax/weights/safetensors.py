@@ -86,6 +86,22 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_copies(
+    path: pathlib.Path, shapes: Mapping[str, Shape], what: str
+) -> dict[str, np.ndarray]:
+    """Reads float32 copies of a file's arrays, which outlast the file.
+
+    Args:
+        what: as of `check_shapes`.
+
+    Raises:
+        UserError: where the file is damaged, or its arrays are not those of `shapes`.
+    """
+    arrays = read_safetensors(path)
+    check_shapes(what, {name: x.shape for name, x in arrays.items()}, shapes)
+    return {name: np.array(x, np.float32) for name, x in arrays.items()}
+
+
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file of arrays, one after the other.
 
