@@ -23,7 +23,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import DIRECTIONS
-from flowtok_jax.weights.place import open_weights
+from flowtok_jax.weights.place import Weights
 
 TEXT_TOWER = "clip"  # a group that no stage trains
 
@@ -43,9 +43,8 @@ def summarize_demo(
     is_whole = needed - {TEXT_TOWER} <= set(trained)
     if not (is_whole and config.data.eval.startswith("shapes")):
         return {}, {}
-    flowtok = FlowTok.from_weights(
-        open_weights(workdir), config, make_mesh(**config.mesh)
-    )
+    mesh = make_mesh(**config.mesh)
+    flowtok = FlowTok.from_weights(Weights(workdir), config, mesh)
     samples = config.eval.samples
     return summarize_scenes(flowtok, samples=samples, seed=config.train.seed)
 
@@ -124,8 +123,7 @@ def _summarize_t2i(flowtok: FlowTok, held_out: PreviewExamples, seen: PreviewExa
     # Two samples of a caption stand one above the other, the caption below them.
     samples = (grid_rows(pictures.to_uint8(x)) for x in (first, second))
     rows = [row for pair in zip(*samples, strict=True) for row in pair]
-    captions = (held_out.captions[:8], held_out.captions[8:16])
-    texts = [texts for c in captions for texts in ([""] * 8, c)]
+    texts = [t for c in grid_rows(held_out.captions) for t in ([""] * len(c), c)]
     footer = f"Captions held out of training, two samples each; {RANDOM_TOWER}."
     return scalars, {"text_to_image": pictures.grid(rows, texts, footer=footer)}
 
@@ -150,8 +148,8 @@ def _summarize_i2t(flowtok: FlowTok, held_out: PreviewExamples, seen: PreviewExa
     }
     grid = pictures.grid(
         grid_rows(held_out.images),
-        [captions[:8], captions[8:16]],
-        right=[marks[:8], marks[8:16]],
+        grid_rows(captions),
+        right=grid_rows(marks),
         footer=f"Images held out of training; {RANDOM_TOWER}.",
     )
     return scalars, {"image_to_text": grid}

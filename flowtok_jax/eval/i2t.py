@@ -128,6 +128,5 @@ class ImageToText(Part):
         """Draws the first images over their captions."""
         found = map(json.loads, arrays["hypotheses"][:SHOWN].tolist())
         texts = [hypothesis["caption"] for hypothesis in found]
-        starts = range(0, len(arrays["shown"]), COLUMNS)
-        rows = [list(arrays["shown"][i : i + COLUMNS]) for i in starts]
-        return pictures.grid(rows, [texts[i : i + COLUMNS] for i in starts])
+        rows = (pictures.in_rows(x, COLUMNS) for x in (arrays["shown"], texts))
+        return pictures.grid(*rows)

@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -30,6 +31,12 @@ def save_png(path: Place, image: np.ndarray) -> None:
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="png")
     write_bytes(path, file.getvalue())
+
+
+def in_rows(items: Sequence[Any] | np.ndarray, columns: int) -> list[list[Any]]:
+    """Splits items into rows of a grid, the last one shorter if need be."""
+    starts = range(0, len(items), columns)
+    return [list(items[start : start + columns]) for start in starts]
 
 
 def grid(

@@ -34,7 +34,7 @@ from flowtok_jax.tasks.base import Preview, Task
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
 Fid = Callable[[np.ndarray], Scalars]
-PREVIEW_COLUMNS = 8  # of a preview grid
+PREVIEW_COLUMNS = 8  # images in a row of a preview grid
 RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
 

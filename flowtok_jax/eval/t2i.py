@@ -99,7 +99,7 @@ class TextToImage(Part):
 
     def picture(self, arrays: Arrays) -> np.ndarray:
         """Draws the first images over their prompts."""
-        starts = range(0, len(arrays["shown"]), COLUMNS)
-        rows = [list(arrays["shown"][i : i + COLUMNS]) for i in starts]
-        captions = [[p.caption for p in self._prompts[i : i + COLUMNS]] for i in starts]
-        return pictures.grid(rows, captions[: len(rows)])
+        images = arrays["shown"]
+        captions = [prompt.caption for prompt in self._prompts[: len(images)]]
+        rows = (pictures.in_rows(x, COLUMNS) for x in (images, captions))
+        return pictures.grid(*rows)

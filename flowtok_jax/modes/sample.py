@@ -114,9 +114,7 @@ def sample(
         slug = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
         paths.append(folder / f"{i:04d}_{slug}.png")
         pictures.save_png(paths[-1], image)
-    starts = range(0, len(prompts), COLUMNS)
-    rows = [list(images[i : i + COLUMNS]) for i in starts]
-    captions = [list(prompts[i : i + COLUMNS]) for i in starts]
+    rows, captions = (pictures.in_rows(x, COLUMNS) for x in (images, prompts))
     side = max(128, min(256, images.shape[1]))
     paths.append(folder / "grid.png")
     pictures.save_png(

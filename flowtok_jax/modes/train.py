@@ -33,7 +33,6 @@ from flowtok_jax.weights.place import (
     load_groups,
     load_start,
     open_start,
-    open_weights,
     store_random_clip,
 )
 from flowtok_jax.weights.workdir import (
@@ -120,7 +119,7 @@ def _train_stage(
         raise loop.PreemptedError(task.name, 0)
     nets = make_nets(config)
     begun_from = start()
-    places = [open_weights(workdir)] + ([begun_from] if begun_from else [])
+    places = [Weights(workdir)] + ([begun_from] if begun_from else [])
     wanted = abstract_groups(nets, (task.name, *task.frozen.values()))
     own = wanted.pop(task.name)
     groups = load_groups(wanted, nets, places)

@@ -13,7 +13,7 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import find_task
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.step import make_trainer
-from flowtok_jax.weights.place import Weights, find_place, open_weights
+from flowtok_jax.weights.place import Weights, find_place
 
 PRETOKENIZE = (
     "if its images are not encoded yet: `python -m flowtok_jax.main "
@@ -38,7 +38,7 @@ def check_run(
     Raises:
         UserError: with the command that gets each thing.
     """
-    own = open_weights(workdir) if workdir.is_dir() else None
+    own = Weights(workdir) if workdir.is_dir() else None
     checks: dict[str, Callable[[], object]] = {}
     trained: list[str] = []  # groups of the stages before
     for stage, config in stages.items():
