@@ -55,20 +55,11 @@ def check_run(
         if config.text.weights == "random":
             needed.discard("clip")
         for group in sorted(needed):
-            checks[group] = lambda g=group, c=config: check_weights(
-                g, own, start(c.init_from)
+            checks[group] = lambda g=group, c=config: find_place(
+                g, [p for p in (own, start(c.init_from)) if p is not None]
             )
         trained.append(stage)
     raise_together(checks, "the run cannot start")
-
-
-def check_weights(group: str, own: Weights | None, start: Weights | None) -> None:
-    """Refuses a group that neither the run's own weights nor those of `start` have.
-
-    Raises:
-        UserError: saying how to come by the group.
-    """
-    find_place(group, [place for place in (own, start) if place is not None])
 
 
 def check_stage(
