@@ -20,15 +20,32 @@ LINK = re.compile(r"(\]\(|src=\")([^)\"\s#:]+)(?=[)\"#])")
 RENAMED = {"README.md": "readme.md"}
 # A bracket after another, on a line of prose without code: no link in a docstring.
 BRACKETS = re.compile(r"^(?! {4})([^`\n]*)\]\[", re.MULTILINE)
+COLUMNS = re.compile(r"\S {2,}\S")  # no prose: a table or an equation
+SECTION = re.compile(r"(?:Args|Attributes|Raises|Returns|Source|Yields):\n")
 
 
-class PlainBrackets(griffe.Extension):
-    """Keeps `KIND[:ARGUMENTS][@WEIGHT]` in a docstring from being read as a link."""
+def mark_tables(docstring: str) -> str:
+    """Makes tables and equations of a docstring code, which keeps their columns."""
+    first, *paragraphs = docstring.split("\n\n")
+    for i, text in enumerate(paragraphs):
+        if SECTION.match(text) or not COLUMNS.search(text):
+            continue
+        head, _, rest = text.partition("\n")
+        if rest.startswith("    ") and not COLUMNS.search(head):
+            paragraphs[i] = f"{head}\n\n{rest}"
+        elif not head.startswith("    "):
+            paragraphs[i] = "\n".join(f"    {line}" for line in text.split("\n"))
+    return "\n\n".join([first, *paragraphs])
+
+
+class ReadableDocstrings(griffe.Extension):
+    """Makes Markdown read docstrings as a terminal shows them."""
 
     def on_object(self, *, obj, **kwargs):
-        """Escapes the brackets of an object's docstring."""
+        """Keeps columns, and `KIND[:ARGUMENTS][@WEIGHT]` from becoming a link."""
         if obj.docstring:
-            obj.docstring.value = BRACKETS.sub(r"\1]\\[", obj.docstring.value)
+            text = mark_tables(obj.docstring.value)
+            obj.docstring.value = BRACKETS.sub(r"\1]\\[", text)
 
 
 def modules() -> list[str]:

@@ -48,8 +48,8 @@ from flowtok_jax.weights.workdir import (
 def run(arguments: Arguments) -> int:
     """Trains what the config asks for."""
     config = arguments.training_config()
+    join_processes(arguments.flags)  # from here on process 0 alone speaks
     workdir = arguments.workdir()
-    join_processes(arguments.flags)
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:
