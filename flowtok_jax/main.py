@@ -9,6 +9,7 @@
     python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
     python -m flowtok_jax.main --mode=bench --config=configs/xl.py
 
+`flowtok` is the same command, where the package is installed.
 Without --workdir a config's run lives in runs/NAME: runs/demo for configs/demo.py.
 
 Exit status: 0, also where SIGTERM ended training (preempted.json is there then); 1
@@ -30,6 +31,7 @@ from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
     find_configs,
+    flag_error,
     named_config,
 )
 from flowtok_jax.runtime.errors import UserError
@@ -82,7 +84,7 @@ def parse_flags(argv: list[str]) -> Arguments:
         with contextlib.redirect_stderr(io.StringIO()):
             rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+        raise flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? expected flags, as in --workdir=DIR")
     return Arguments(flags.FLAGS, named, changes)
@@ -96,7 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv if argv is None else argv
     if HELP_FLAGS & set(argv[1:]):
-        cli.say(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
+        cli.say(
+            __doc__
+            + "\n".join(map(flags.FLAGS.module_help, (sys.modules[__name__], cli)))
+        )
         return 0
 
     def command() -> int:

@@ -135,6 +135,23 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_is(cli, demo):
     assert (demo.workdir / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--config.train.num_steps=a b", "a whole number"),
+        ("--config.schedule.lr=x", "a number"),
+        ("--config.data.transform.flip=maybe", "true or false"),
+        ("--config.train=x", "it has keys"),
+        ("--seed=x", "a whole number"),
+    ],
+)
+def test_a_value_of_another_type_says_which_is_expected(cli, flag, expected):
+    outcome = cli("--config=configs/demo.py", flag)
+    assert outcome.status == 2
+    assert outcome.complaint.startswith(f"error: {flag}: ")
+    assert expected in outcome.complaint
+
+
 def test_the_exit_status_reaches_the_shell():
     process = run.start(["--config=configs/nothing.py"])
     stdout, stderr = process.communicate(timeout=300)
@@ -267,13 +284,15 @@ def test_help_lists_the_flags(cli):
     outcome = cli("--help")
     assert outcome.status == 0
     assert "--prompts_file" in outcome.stdout
+    assert "--coordinator" in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 88
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ("sample.scales=3", ["config.sample.scales", "no such key", "num_steps"]),
-        ("sample.num_steps=x", ["config.sample.num_steps", "x"]),
+        ("sample.num_steps=x", ["config.sample.num_steps=x: expected a whole number"]),
         ("sample.solver=magic", ["sample.solver", "'magic'", "heun"]),
         ("caption.solver=magic", ["caption.solver", "'magic'", "heun"]),
         ("caption.num_steps=0", ["caption.num_steps is 0"]),

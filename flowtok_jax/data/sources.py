@@ -125,10 +125,15 @@ def parse_sources(spec: str) -> list[SourceSpec]:
             weight = _weight(text, found[2])
             text = found[1]
         kind, _, arguments = text.partition(":")
+        if not kind:
+            raise UserError(
+                "no source of data named; expected KIND:ARGUMENTS with one of "
+                f"{', '.join(KINDS)}, as in folder:photos"
+            )
         if kind not in KINDS:
             raise UserError(
                 f"source {text!r} is of kind {kind!r}; expected one of "
-                f"{', '.join(KINDS)}, for example --config.data.train=shapes"
+                f"{', '.join(KINDS)}, as in folder:photos"
             )
         if kind != "shapes" and not arguments:
             raise UserError(f"source {kind!r} says not of what; expected {kind}:...")

@@ -275,7 +275,8 @@ def show_results(results: Sequence[dict[str, Any]], folder: Place) -> None:
             table.add_row(result["part"], name, f"{value:.5g}")
         for name in result["not_measured"]:
             table.add_row(result["part"], name, "not measured")
-    console = rich.console.Console()
+    # Square brackets are text: of a path, and of an extra such as flowtok_jax[eval].
+    console = rich.console.Console(markup=False)
     console.print(table)
     for result in results:
         lacking = result["not_measured"]

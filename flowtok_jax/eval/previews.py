@@ -82,8 +82,7 @@ def load_examples(source: Source, count: int) -> PreviewExamples:
             break
     else:
         logging.warning(
-            "%s has %d distinct captions, fewer than the %d asked for",
-            source,
+            "only %d different captions to show, fewer than the %d asked for",
             len(records),
             count,
         )

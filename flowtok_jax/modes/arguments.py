@@ -167,5 +167,5 @@ class Arguments:
         try:
             values(argv)
         except (flags.Error, ValueError, TypeError) as error:
-            raise UserError(str(error)) from error
+            raise config_files.flag_error(error) from error
         return config

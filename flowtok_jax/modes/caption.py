@@ -8,6 +8,7 @@ Files that cannot be read are named, and the exit status is then 1.
 import glob
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -50,9 +51,10 @@ def caption(
     found = [pattern, *glob.glob(pattern, recursive=True)]
     paths = sorted({p for p in map(pathlib.Path, found) if p.is_file()})
     if not paths:
+        folder = pattern if any(map(os.path.isdir, found)) else "photos"
         raise UserError(
             f"--images={pattern} matches no file; expected a path or a quoted glob "
-            "such as 'photos/*.png'"
+            f"such as '{folder}/*.png'"
         )
     centre = CentreReader(flowtok.nets.tokenizer.image_size)
     readable = []

@@ -5,8 +5,10 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +83,58 @@ def named_config(argv: list[str]) -> str:
     return named
 
 
+def _run_config(path: str, variant: str) -> ConfigDict:
+    """Returns the config that a file makes.
+
+    Raises:
+        UserError: the config's own, or one that says where the file is wrong.
+    """
+    _make_importable(path)
+    try:
+        names = runpy.run_path(path)
+        if "get_config" not in names:
+            raise UserError(
+                f"--config={path} defines no get_config; expected a function "
+                "`get_config(variant)` that returns a config, as in configs/demo.py"
+            )
+        get_config = names["get_config"]
+        if variant and not inspect.signature(get_config).parameters:
+            raise UserError(f"--config={path} takes no argument; got {variant!r}")
+        return get_config(*([variant] if variant else []))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of the user's may raise
+        lines = [
+            f.lineno
+            for f in traceback.extract_tb(error.__traceback__)
+            if f.filename == path
+        ]
+        # A file that is no Python has no frame of its own.
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        said = " ".join(str(getattr(error, "msg", None) or error).split())
+        raise UserError(
+            f"--config={path} cannot be used: line {line}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+
+
+# What absl and ml_collections say of a value, and what they want.
+_EXPECTED = (
+    (r"invalid literal for int\(\).*", "expected a whole number"),
+    (r"could not convert string to float.*", "expected a number"),
+    (r"\('Non-boolean argument to boolean flag'.*", "expected true or false"),
+    (r"Failed to parse .* as a ConfigDict.*", "it has keys; name one, as in NAME.KEY"),
+)
+
+
+def flag_error(error: Exception) -> UserError:
+    """Makes the error of a flag's value say what was expected, where that is known."""
+    text = str(error)
+    for said, expected in _EXPECTED:
+        text = re.sub(rf"^flag (.*?: ){said}$", rf"\1{expected}", text, flags=re.S)
+    return UserError(text)
+
+
 def check_config_flags(argv: list[str]) -> None:
     """Refuses keys and variants that a config file does not have.
 
@@ -92,11 +146,7 @@ def check_config_flags(argv: list[str]) -> None:
     path, _, variant = named_config(argv).partition(":")
     if not path:
         return
-    _make_importable(path)
-    get_config = runpy.run_path(path)["get_config"]
-    if variant and not inspect.signature(get_config).parameters:
-        raise UserError(f"--config={path} takes no argument; got {variant!r}")
-    config = get_config(*([variant] if variant else []))
+    config = _run_config(path, variant)
     for argument in argv:
         if argument.startswith("--config."):
             check_key(config, argument.partition("=")[0])

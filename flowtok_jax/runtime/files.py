@@ -232,6 +232,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
+
+
 def check_claim(
     marker: Place,
     made_by: Mapping[str, Any],
@@ -261,7 +265,7 @@ def check_claim(
     there = flatten(read_json(marker))
     here = flatten(json.loads(json.dumps(made_by)))
     differing = [
-        f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+        f"{key} is {_shown(there, key)} there, {_shown(here, key)} here"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key) and not is_free(key)
     ]

@@ -37,7 +37,7 @@ def make_schedule(
 def make_optimizer(
     schedule: optax.Schedule,
     *,
-    betas: tuple[float, float],
+    betas: tuple[float, ...],
     eps: float,
     weight_decay: float,
     clip_norm: float | None,
@@ -46,9 +46,14 @@ def make_optimizer(
     """Makes AdamW, with decay on all parameters.
 
     Args:
+        betas: the decays of both moments.
         clip_norm: bound of the gradient's global norm, before Adam sees the gradient.
         moments: dtype in which both moments are kept between steps.
     """
+    if len(betas) != 2:  # one alone would make optax take eps for the other
+        raise UserError(
+            f"optimizer.betas is {betas}; expected two numbers, as in (0.9,0.95)"
+        )
     adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay)
     if moments not in MOMENTS:
         raise UserError(

@@ -65,7 +65,8 @@ def show_summary(summary: Mapping[str, Any], workdir: Place) -> None:
         else:
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
             table.add_row(name, text)
-    console = rich.console.Console()
+    # Square brackets are text: of a path, and of an extra such as flowtok_jax[eval].
+    console = rich.console.Console(markup=False)
     console.print(table)
     for path in sorted((workdir / SAMPLES).glob("*.png")):
         # Paths stay whole, to be clicked or copied.

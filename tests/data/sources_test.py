@@ -58,7 +58,13 @@ def test_weights_that_cannot_be(weight):
         parse_sources(f"shapes@{weight}")
 
 
-@pytest.mark.parametrize("spec", ["", "webdata:x", "shapes,", "shape"])
+@pytest.mark.parametrize("spec", ["", ",shapes", "shapes,", ":x"])
+def test_no_kind_is_refused_with_what_there_is(spec):
+    with pytest.raises(UserError, match="^no source of data named; .*tars.*folder:"):
+        parse_sources(spec)
+
+
+@pytest.mark.parametrize("spec", ["webdata:x", "shape", "photos"])
 def test_kinds_that_are_not_known(spec):
     with pytest.raises(
         UserError, match="is of kind .*; expected one of shapes, folder, tars"

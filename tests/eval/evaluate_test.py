@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from flowtok_jax.eval.evaluate import Chunks, Part, name_of
+from flowtok_jax.eval.evaluate import Chunks, Part, name_of, show_results
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -66,5 +66,18 @@ def test_samples_of_another_protocol_are_refused(tmp_path):
     Chunks(tmp_path, 10, 10).claim(PROTOCOL)
     with pytest.raises(UserError, match="made otherwise: seed is 0 there, 1 here"):
         Chunks(tmp_path, 10, 10).claim({**PROTOCOL, "seed": 1})
-    with pytest.raises(UserError, match="solver is None there, 'heun' here"):
+    with pytest.raises(UserError, match="solver is absent there, 'heun' here"):
         Chunks(tmp_path, 10, 10).claim({**PROTOCOL, "solver": "heun"})
+
+
+def test_square_brackets_of_a_reason_and_a_path_are_shown(tmp_path, capsys):
+    result = {
+        "name": "a",
+        "part": "i2t",
+        "metrics": {},
+        "not_measured": {"bleu1": "pip install 'flowtok_jax[eval]'"},
+    }
+    show_results([result], tmp_path / "[bold]")
+    shown = capsys.readouterr().out
+    assert "not measured: bleu1: pip install 'flowtok_jax[eval]'\n" in shown
+    assert f"protocol: {tmp_path}/[bold]/a.json\n" in shown

@@ -68,7 +68,8 @@ def test_a_source_with_too_few_captions_gives_all_it_has_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         found = previews.load_examples(Shapes("train", 32, 0, length=5), 8)
     assert len(found.captions) == 5
-    assert "5 distinct captions, fewer than the 8" in caplog.text
+    wanted = "only 5 different captions to show, fewer than the 8 asked for"
+    assert caplog.messages == [wanted]
 
 
 class Perfect(FlowTok):

@@ -58,6 +58,11 @@ def test_a_pattern_that_matches_no_file_is_refused(caption, tmp_path, pattern):
         caption(f"{tmp_path}/{pattern}")
 
 
+def test_of_a_folder_the_message_says_the_pattern_of_its_images(caption, tmp_path):
+    with pytest.raises(UserError, match=rf"such as '{tmp_path}/\*.png'"):
+        caption(tmp_path)
+
+
 def test_a_path_with_brackets_names_itself_and_a_star_matches_once(caption, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a[1].png")
     for pattern in ("a[1].png", "*.png", "**/*.png"):

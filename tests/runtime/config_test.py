@@ -83,3 +83,24 @@ def test_an_own_file_stands_for_one_of_the_package_only_beside_the_config(folder
     config.check_config_flags(["main", f"--config={own}:t2i", "--config.stages=x"])
     assert sys.modules["configs.default"].__file__ == str(CONFIGS / "default.py")
     config.check_config_flags(["main", f"--config={CONFIGS}/h.py:512"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
+        ("\nimport nosuch_module\n", "line 2: ModuleNotFoundError: No module named"),
+        (
+            "def get_config():\n    raise ValueError('a\\n b')",
+            "line 2: ValueError: a b$",
+        ),
+        ("x = 1\n", "defines no get_config; expected a function"),
+        ("def get_config():\n    return 1\n", "takes no argument; got 'big'"),
+    ],
+    ids=["syntax", "import", "raises", "nothing", "variant"],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(folder, text, said):
+    (folder / "mine.py").write_text(text)
+    variant = ":big" * ("takes" in said)
+    with pytest.raises(UserError, match=rf"^--config=mine.py .*{said}"):
+        config.check_config_flags(["main", f"--config=mine.py{variant}"])

@@ -387,7 +387,7 @@ def test_a_claimed_folder_is_refused_to_another_naming_what_differs(tmp_path):
     other = {"a": {"b": (1, 3)}, "d": 2}
     message = (
         r"set was made otherwise: a.b is \[1, 2\] there, \[1, 3\] here; c is 1 there, "
-        "None here; d is None there, 2 here; move it"
+        "absent here; d is absent there, 2 here; move it"
     )
     with pytest.raises(UserError, match=message):
         places.claim(marker, other, cure="move it")

@@ -73,11 +73,15 @@ def test_bfloat16_moments_take_half_the_memory_and_move_weights_nearly_as_far():
     [
         ({"moments": "float16"}, "optimizer.moments is 'float16'; expected one of"),
         (
+            {"betas": (0.9,)},
+            "expected two numbers",
+        ),
+        (
             {"moments": "bfloat16", "betas": (0.9, 0.999)},
             r"betas\[1\] = 0.999.*expected at most 0.99",
         ),
     ],
 )
-def test_moments_that_cannot_be_kept_are_refused(options, message):
+def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         make_optimizer(optax.constant_schedule(1e-2), **{**OPTIONS, **options})
