@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import demo as demo_config
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.pipeline import FlowTok, SampleOptions
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
@@ -54,6 +55,23 @@ def test_three_lines_of_python_draw_and_caption(demo):
     assert 0 <= images.min() < images.max() <= 1
     assert len(captions) == 1
     assert isinstance(captions[0], str)
+
+
+def test_prompts_get_the_ids_of_the_release_s_tokenizer(tmp_path, monkeypatch):
+    tiny.write_clip_vocabulary(tmp_path)
+    nets = tiny.nets(latent=dict(tokens=77, channels=4), clip=dict(vocab_size=49408))
+    flowtok = FlowTok(nets, {"t2i": {}}, Vocabulary.load(str(tmp_path), 77))
+    drawn = []
+
+    def draw(self, program, ids, *rest):
+        drawn.append(ids)
+        return np.zeros((len(ids), 16, 16, 3), np.float32)
+
+    monkeypatch.setattr(FlowTok, "_in_batches", draw)
+    texts, ids = tiny.golden_captions()
+    kept = [i for i, text in enumerate(texts) if text.strip()]
+    flowtok.text_to_image([texts[i] for i in kept])
+    np.testing.assert_array_equal(drawn[0], ids[kept])
 
 
 def test_a_folder_moved_away_among_the_checkpoints_is_no_group(demo, tmp_path):

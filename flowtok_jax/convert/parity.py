@@ -38,7 +38,7 @@ def select(names: Sequence[str], only: str) -> list[str]:
     """
     chosen = []
     for asked in filter(None, only.split(",")):
-        asked = asked.removesuffix(".npz")
+        asked = asked.removesuffix(".npz").removesuffix(".json")
         found = [n for n in names if asked in (n, n.split(".")[0])]
         if not found:
             raise UserError(
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
 def _compare_all(folder: str, only: str) -> int:
     report = ParityReport()
     goldens = Goldens(pathlib.Path(folder))
-    listed = [name.removesuffix(".npz") for name in goldens.files]
+    listed = [pathlib.PurePath(name).stem for name in goldens.files]
     names = select(listed, only)
     # Golden numbers are float32 of a CPU; accelerators round products by default.
     with jax.default_matmul_precision("highest"):

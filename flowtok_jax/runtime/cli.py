@@ -59,8 +59,6 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in SILENT_LIBRARIES:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # transformers advises everyone to install PyTorch, which is not needed here.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
 
 
