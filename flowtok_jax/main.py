@@ -55,8 +55,16 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir or a directory of pretrained weights; in "
     "training, the same as --config.init_from.",
 )
+flags.DEFINE_multi_string(
+    "prompt", [], "A caption to draw, as it stands; may be repeated."
+)
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
-flags.DEFINE_string("prompts_file", None, "A file with one caption to draw a line.")
+flags.DEFINE_string(
+    "prompts_file",
+    None,
+    "A file with one caption to draw a line, - for standard input; a line that begins "
+    "with # is a comment.",
+)
 flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
 flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
 flags.DEFINE_string(
