@@ -67,15 +67,14 @@ def check_prompts(prompts: object) -> list[str]:
         if not isinstance(value, str):
             raise UserError(f"prompts[{i}] is {_shown(value)}; expected a string")
         try:
-            value.encode()
-        except UnicodeEncodeError as error:
+            # Joins the halves of a pair, which some readers of JSON leave apart.
+            text = value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
             raise UserError(
-                f"prompts[{i}] is {ascii(value[:60])}, which is no Unicode: character "
-                f"{error.start} is half a pair; expected text that was not cut inside "
-                "a character, and that was read as UTF-8"
+                f"prompts[{i}] is {ascii(value[:60])}, which has half a character; "
+                "expected text that was not cut inside one, and that was read as UTF-8"
             ) from error
-        # Not str(value), which is the name of a member in an enumeration of strings.
-        found.append(str.__str__(value))
+        found.append(text)
     if not found:
         raise UserError("no prompts; expected at least one")
     return found

@@ -96,21 +96,29 @@ def sample(
     Returns:
         The paths written, the grid last.
     """
-    paths = []
+    paths = [folder / _file_name(i, p) for i, p in enumerate(prompts)]
+    paths.append(folder / "grid.png")
+    # Of a store each answer would take a while.
+    before = [] if is_remote(folder) else [path for path in paths if path.exists()]
+    if before:
+        logging.info(
+            "%d pictures of an earlier run in %s are replaced; --workdir=DIR writes "
+            "elsewhere",
+            len(before),
+            folder,
+        )
     shown = []
     for rows in long_slices(len(prompts), SLICE * flowtok.sample.batch_size):
         drawn = flowtok.text_to_image(prompts[rows], seed, rows.start)
-        for image in pictures.to_uint8(drawn):
-            number = len(paths)
-            paths.append(folder / _file_name(number, prompts[number]))
-            pictures.save_png(paths[-1], image)
-            shown += [image] if number < SHOWN else []
+        images = pictures.to_uint8(drawn)
+        for path, image in zip(paths[rows], images, strict=True):
+            pictures.save_png(path, image)
+        shown += list(images[: SHOWN - len(shown)])
     if len(prompts) > SHOWN:
         logging.info("grid.png shows the first %d of %d", SHOWN, len(prompts))
-    rows, captions = (pictures.in_rows(x, COLUMNS) for x in (shown, prompts[:SHOWN]))
+    tiles, captions = (pictures.in_rows(x, COLUMNS) for x in (shown, prompts[:SHOWN]))
     side = max(128, min(256, shown[0].shape[0]))
-    paths.append(folder / "grid.png")
     pictures.save_png(
-        paths[-1], pictures.grid(rows, captions, side=side, footer=footer)
+        paths[-1], pictures.grid(tiles, captions, side=side, footer=footer)
     )
     return paths

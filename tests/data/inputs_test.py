@@ -66,6 +66,10 @@ def test_odd_but_whole_prompts_are_taken_as_they_are():
     assert check_prompts(odd) == odd
 
 
+def test_the_halves_of_a_pair_become_one_character():
+    assert check_prompts(["\ud83d\udc4d up", "\ufeffa"]) == ["👍 up", "\ufeffa"]
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -87,7 +91,7 @@ def test_odd_but_whole_prompts_are_taken_as_they_are():
         ([["a"]], r"^prompts\[0\] is \['a'\] \(list\)"),
         ([{"text": "a"}], r"^prompts\[0\] is {'text': 'a'} \(dict\)"),
         (np.array([b"a"]), r"^prompts\[0\] is np.bytes_\(b'a'\)"),
-        (["a", "caf\ud83d"], r"^prompts\[1\] is 'caf\\ud83d', .* character 3 is half"),
+        (["a", "caf\ud83d"], r"^prompts\[1\] is 'caf\\ud83d', which has half"),
         (["\udce9" * 999], r"^prompts\[0\] is '\\udce9"),
     ],
     ids=lambda value: repr(value)[:24],

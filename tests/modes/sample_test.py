@@ -52,3 +52,13 @@ def test_many_prompts_are_drawn_in_slices_as_if_at_once(
         assert one.read_bytes() == other.read_bytes()
     with Image.open(whole[-1]) as all_of_them, Image.open(parts[-1]) as some:
         assert all_of_them.height > 1.5 * some.height
+
+
+def test_pictures_of_an_earlier_run_are_replaced_and_counted(flowtok, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        first = sample.sample(flowtok, ["a", "b"], tmp_path, 0)
+        assert "replaced" not in caplog.text
+        second = sample.sample(flowtok, ["a", "c"], tmp_path, 1)
+    assert f"2 pictures of an earlier run in {tmp_path} are replaced" in caplog.text
+    assert first[0] == second[0]
+    assert first[1].is_file()
