@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image, ImageOps
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.images import resize_and_crop, to_rgb
 from flowtok_jax.data.records import BadRecord
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, short_repr
 
 Picture = str | os.PathLike | Image.Image
 
@@ -24,12 +23,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _shown(value: object) -> str:
-    """Returns the type of a value and one short line of the value itself."""
-    try:
-        text = " ".join(reprlib.repr(value).split())
-    except Exception:  # the value's own __repr__
-        text = "?"
-    return f"{text[:80]} ({type(value).__name__})"
+    return f"{short_repr(value)} ({type(value).__name__})"
 
 
 def _iterate(values: object) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.records import BadRecord
+from flowtok_jax.data.records import BadRecord, printable
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import SLICE, random_tower_note
 from flowtok_jax.pipeline import FlowTok
@@ -37,11 +37,6 @@ def run(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
-def _shown_path(path: pathlib.Path) -> str:
-    """Returns a path in one line, with bytes that are no text escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-
-
 def caption(
     flowtok: FlowTok,
     pattern: str,
@@ -60,8 +55,8 @@ def caption(
     if not paths:
         folder = pattern if any(map(os.path.isdir, found)) else "photos"
         raise UserError(
-            f"--images={pattern} matches no file; expected a path or a quoted glob "
-            f"such as '{folder}/*.png'"
+            f"--images={printable(pattern)} matches no file; expected a path or a "
+            f"quoted glob such as '{printable(folder)}/*.png'"
         )
     centre = CentreReader(flowtok.nets.tokenizer.image_size)
     done = 0
@@ -75,7 +70,7 @@ def caption(
                 readable.append(path)
             except BadRecord as bad:
                 failed += 1
-                shown = _shown_path(path)
+                shown = printable(str(path))
                 logging.error("%s is not a readable image: %s", shown, bad.reason)
         captions = []
         if images:
@@ -84,7 +79,7 @@ def caption(
         done += len(images)
         for path, text in zip(readable, captions, strict=True):
             line = {"file": str(path), "caption": text}
-            say(json.dumps(line) if as_json else f"{_shown_path(path)}: {text}")
+            say(json.dumps(line) if as_json else f"{printable(str(path))}: {text}")
     if failed:
         logging.error("%d of %d files could not be read", failed, len(paths))
     return failed

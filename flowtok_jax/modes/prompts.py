@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from flowtok_jax.data.inputs import check_prompts
+from flowtok_jax.data.records import printable
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import read_bytes, to_place
 
@@ -101,7 +102,7 @@ def _read_file(name: str) -> list[str]:
     Raises:
         UserError: if the file cannot be read, or is no text with one prompt a line.
     """
-    flag = f"--prompts_file={name}"
+    flag = f"--prompts_file={printable(name)}"
     if pathlib.PurePath(name).suffix.lower() in TABLES:
         raise UserError(
             f"{flag} would be read as one prompt a line, and not by columns or keys; "
@@ -125,7 +126,7 @@ def _read_file(name: str) -> list[str]:
 
 
 def _read(name: str) -> bytes:
-    flag = f"--prompts_file={name}"
+    flag = f"--prompts_file={printable(name)}"
     expected = "expected a text file with one prompt a line, or - for standard input"
     try:
         if name != STDIN:

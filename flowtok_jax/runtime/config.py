@@ -7,7 +7,6 @@ import json
 import operator
 import pathlib
 import re
-import reprlib
 import runpy
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, short_repr
 from flowtok_jax.runtime.files import flatten
 
 SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
@@ -189,8 +188,9 @@ def check_seed(name: str, value: Any) -> int:
     except TypeError:
         seed = -1
     if isinstance(value, bool) or not 0 <= seed < SEEDS:
-        shown = reprlib.repr(value)
-        raise UserError(f"{name} is {shown}; expected an integer from 0 to 2**32 - 1")
+        raise UserError(
+            f"{name} is {short_repr(value)}; expected an integer from 0 to 2**32 - 1"
+        )
     return seed
 
 

@@ -118,12 +118,13 @@ def test_a_seed_is_used_as_it_is_whatever_integer_holds_it(value):
 
 
 NO_SEEDS = [-1, 2**32, 2**63, 2**64, -(2**70), 10**400, 1.0, float("nan"), "1", None]
+NO_SEEDS += [10**9999, np.zeros((2, 1)), "a\nb"]
 NO_SEEDS += [True, np.True_, np.int64(-1), np.float32(1), [1], b"1", np.arange(2)]
 
 
-@pytest.mark.parametrize("value", NO_SEEDS, ids=lambda v: repr(v)[:20])
+@pytest.mark.parametrize("value", NO_SEEDS, ids=lambda v: type(v).__name__)
 def test_what_is_no_seed_is_refused_in_one_line(value):
     message = r"^train.seed is .*; expected an integer from 0 to 2\*\*32 - 1$"
     with pytest.raises(UserError, match=message) as error:
         config.check_seed("train.seed", value)
-    assert len(str(error.value)) < 100
+    assert len(str(error.value)) < 200
