@@ -23,6 +23,8 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 TABLES = (".csv", ".json", ".jsonl", ".toml", ".tsv", ".yaml", ".yml")
+# As sd-scripts and the web UI of Stable Diffusion take them, at the end of a line.
+OPTION = re.compile(r"(?:^|\s)(--[A-Za-z]\w*)")
 # The end of a text that a semicolon would make an entity; escaped twice, &amp;lt;
 ENTITY = re.compile(r"&(?:amp;)*(?:#[0-9]+|#[xX][0-9a-fA-F]+|(\w+))$")
 
@@ -121,6 +123,14 @@ def _read_file(name: str) -> list[str]:
     if comments := len(found) - len(prompts):
         logging.info(
             "%s: lines skipped as comments, since they begin with #: %d", flag, comments
+        )
+    if options := [match[1] for line in prompts if (match := OPTION.search(line))]:
+        logging.warning(
+            "%s: prompts with options, such as %s, that are taken as words of the "
+            "caption: %d (--config.sample.* sets ours)",
+            flag,
+            options[0],
+            len(options),
         )
     return prompts
 

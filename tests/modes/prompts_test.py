@@ -102,6 +102,13 @@ def test_blank_lines_are_skipped_and_comments_are_counted(read, caplog):
     assert message.endswith("lines skipped as comments, since they begin with #: 2")
 
 
+def test_options_of_other_programs_inside_a_line_are_not_taken_silently(read, caplog):
+    found = read(b"a cat --n bad --w 768\n--prompt dog\na well--known cow -- eats")
+    assert len(found) == 3
+    (message,) = caplog.messages
+    assert "options, such as --n, that are taken as words of the caption: 2" in message
+
+
 def test_without_comments_nothing_is_said(read, caplog):
     with caplog.at_level(logging.INFO):
         assert read(b"a\nb") == ["a", "b"]
