@@ -18,6 +18,7 @@ from PIL import ImageFont
 SIZE = 13  # pixels
 MAX_LINES = 40
 MIN_CHARS = 8
+UNDRAWN = ("Cc", "Cf", "Cs")  # controls, formats and halves of characters
 LETTERS = "a text of common letters"
 SAID = 8  # characters that the message about missing ones names
 # Fonts with many characters, by the names of their files on Linux, macOS and Windows.
@@ -97,9 +98,8 @@ def _drawable(text: str) -> str:
         return text
     # Composed, since few fonts place an accent that is a character of its own.
     composed = unicodedata.normalize("NFC", text)
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "" for c in composed
-    )
+    spaced = (" " if c.isspace() else c for c in composed)
+    return "".join(c for c in spaced if unicodedata.category(c) not in UNDRAWN)
 
 
 def fit_text(text: str, chars: int) -> Lettering:

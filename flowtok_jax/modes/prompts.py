@@ -6,6 +6,7 @@ import logging
 import pathlib
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from flowtok_jax.data.inputs import check_prompts
@@ -22,6 +23,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # controls, formats and separators
 TABLES = (".csv", ".json", ".jsonl", ".toml", ".tsv", ".yaml", ".yml")
 # As sd-scripts and the web UI of Stable Diffusion take them, at the end of a line.
 OPTION = re.compile(r"(?:^|\s)(--[A-Za-z]\w*)")
@@ -95,7 +97,8 @@ def split_prompts(text: str) -> list[str]:
 
 def _has_ink(text: str) -> bool:
     """Says whether something of a text can be seen: not zero-width characters alone."""
-    return any(c.isprintable() and not c.isspace() for c in text)
+    # Not by isprintable, which is False of characters newer than Python's tables.
+    return any(unicodedata.category(c) not in UNSEEN for c in text)
 
 
 def _read_file(name: str) -> list[str]:

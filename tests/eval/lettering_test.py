@@ -65,6 +65,12 @@ def test_where_no_font_has_a_character_it_is_said_once(fonts, caplog):
     assert grid.min() == 0
 
 
+def test_a_character_newer_than_python_is_missing_too(fonts, caplog):
+    fonts()
+    assert lettering.fit_text("a \U0001fae9", 18).lines == ["a \U0001fae9"]
+    assert "(U+1FAE9)" in caplog.text
+
+
 def test_many_missing_characters_are_counted(fonts, caplog):
     fonts()
     lettering.fit_text("".join(map(chr, range(0x4E00, 0x4E20))), 18)

@@ -39,6 +39,7 @@ def read(tmp_path):
         ("tom &jerry; a cow", ["tom &jerry", "a cow"]),
         ("a;\n  b;\n", ["a", "b"]),
         ("a\u2028b;\u200b;\ufeff", ["a\u2028b"]),
+        ("\U0001fae9;\ue000", ["\U0001fae9", "\ue000"]),  # newer than Python 3.11
         (" ; ", []),
     ],
 )
