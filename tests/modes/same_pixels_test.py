@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from configs import demo
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.inputs import check_images
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.sources import make_source
@@ -18,7 +19,7 @@ from flowtok_jax.eval.previews import load_examples
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.reference import ImageReader, find_images
 from flowtok_jax.modes.caption import caption
-from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.pipeline import FlowTok, SampleOptions
 from tests.data import made
 
 SIDE = 32
@@ -75,8 +76,9 @@ class Seen(FlowTok):
         self.nets = types.SimpleNamespace(
             tokenizer=types.SimpleNamespace(image_size=SIDE)
         )
+        self.caption = SampleOptions()
 
-    def image_to_text(self, images, seed):
+    def image_to_text(self, images, seed, first_row):
         self.images = images
         return [""] * len(images)
 
@@ -121,6 +123,15 @@ def by_reference(folder):
     return ImageReader(find_images(str(folder), SIDE), SIDE)(0)
 
 
+def by_pictures(folder):
+    """As Python is given them, a path and an open image."""
+    (path, _) = (p for p in sorted(folder.iterdir()) if p.suffix != ".txt")
+    with Image.open(path) as opened:
+        first, second = check_images([path, opened], SIDE)
+    np.testing.assert_array_equal(first, second)
+    return np.rint(first * 255).astype(np.uint8)
+
+
 def by_captioning(folder):
     seen = Seen()
     (path, _) = (p for p in sorted(folder.iterdir()) if p.suffix != ".txt")
@@ -135,6 +146,7 @@ MODES = (
     functools.partial(by_evaluation, needs_all=True),
     by_reference,
     by_captioning,
+    by_pictures,
 )
 
 
