@@ -30,6 +30,7 @@ from flowtok_jax.modes.compile import STEPS
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
+    check_seed,
     find_configs,
     flag_error,
     named_config,
@@ -62,7 +63,7 @@ flags.DEFINE_string(
     "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
 )
 flags.DEFINE_enum("step", "train", STEPS, "What to compile.")
-flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling.")
+flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 - 1.")
 cli.define_cluster_flags()
 
 
@@ -87,6 +88,7 @@ def parse_flags(argv: list[str]) -> Arguments:
         raise flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? expected flags, as in --workdir=DIR")
+    check_seed("--seed", flags.FLAGS.seed)
     return Arguments(flags.FLAGS, named, changes)
 
 

@@ -23,6 +23,7 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
+from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -314,7 +315,7 @@ class FlowTok:
         parts = row_parts(self.mesh)
         count = len(inputs)
         size = -(-min(options.batch_size, count) // parts) * parts
-        key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+        key = np.asarray(jax.random.key_data(jax.random.key(check_seed("seed", seed))))
 
         def start(rows: np.ndarray) -> Array:
             # The last input is repeated; its noise is that of a row of its own.

@@ -38,6 +38,10 @@ SCENE = "a red circle at the top left"
         (["--config=configs/demo.py", "--mode=paint"], ["mode", "paint", "caption"]),
         (["--config=configs/demo.py", "--workdirr=x"], ["workdirr"]),
         (["--config=configs/demo.py", "--seed=many"], ["seed", "many"]),
+        (
+            ["--config=configs/demo.py", "--seed=-1"],
+            ["--seed is -1", "from 0 to 2**32"],
+        ),
         (["--config=configs/demo.py", "t2i"], ["'t2i'"]),
         (["--workdir=x"], ["no config", "--config=configs/demo.py"]),
         (["--mode=sample"], ["no prompts", "--prompts", "--prompts_file=FILE"]),

@@ -4,8 +4,10 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import operator
 import pathlib
 import re
+import reprlib
 import runpy
 import sys
 import traceback
@@ -16,6 +18,8 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import flatten
+
+SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHARE = _PACKAGE / "share"
@@ -165,6 +169,29 @@ def check_key(config: ConfigDict, flag: str) -> None:
             )
         section = section[name]
         path.append(name)
+
+
+def check_seed(name: str, value: Any) -> int:
+    """Validates a seed and returns it as a Python int, with the value that it had.
+
+    JAX would take a seed of 2**32 as 0 and NumPy would refuse -1, so that one number
+    would mean different things in different places.
+
+    Args:
+        name: what the user calls it: a flag, a key of the config or an argument.
+        value: any integer, of NumPy or JAX too; True and False are none.
+
+    Raises:
+        UserError: if it is no integer from 0 to 2**32 - 1.
+    """
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        seed = -1
+    if isinstance(value, bool) or not 0 <= seed < SEEDS:
+        shown = reprlib.repr(value)
+        raise UserError(f"{name} is {shown}; expected an integer from 0 to 2**32 - 1")
+    return seed
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:

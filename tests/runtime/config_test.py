@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from flowtok_jax.runtime import config
@@ -104,3 +106,24 @@ def test_a_config_file_that_fails_is_named_with_its_line(folder, text, said):
     variant = ":big" * ("takes" in said)
     with pytest.raises(UserError, match=rf"^--config=mine.py .*{said}"):
         config.check_config_flags(["main", f"--config=mine.py{variant}"])
+
+
+@pytest.mark.parametrize("value", [0, 7, 2**31, 2**32 - 1])
+def test_a_seed_is_used_as_it_is_whatever_integer_holds_it(value):
+    seeds = [value, np.uint64(value), np.array(value), jax.numpy.uint32(value)]
+    found = [config.check_seed("seed", seed) for seed in seeds]
+    assert found == [value] * 4
+    assert {type(seed) for seed in found} == {int}
+    assert jax.random.key_data(jax.random.key(found[0])).tolist() == [0, value]
+
+
+NO_SEEDS = [-1, 2**32, 2**63, 2**64, -(2**70), 10**400, 1.0, float("nan"), "1", None]
+NO_SEEDS += [True, np.True_, np.int64(-1), np.float32(1), [1], b"1", np.arange(2)]
+
+
+@pytest.mark.parametrize("value", NO_SEEDS, ids=lambda v: repr(v)[:20])
+def test_what_is_no_seed_is_refused_in_one_line(value):
+    message = r"^train.seed is .*; expected an integer from 0 to 2\*\*32 - 1$"
+    with pytest.raises(UserError, match=message) as error:
+        config.check_seed("train.seed", value)
+    assert len(str(error.value)) < 100
