@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import flatten
+from flowtok_jax.runtime.files import expand_path, flatten
 
 SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
 
@@ -38,7 +38,7 @@ def find_config(value: str) -> str:
     """
     path, colon, variant = value.partition(":")
     configs = HOME / "configs"
-    for place in (pathlib.Path(path), HOME / path, configs / path):
+    for place in (pathlib.Path(expand_path(path)), HOME / path, configs / path):
         if place.is_file():
             return f"{place}{colon}{variant}"
     names = sorted(f"configs/{p.name}" for p in configs.glob("[!_]*.py"))

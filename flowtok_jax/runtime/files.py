@@ -8,11 +8,13 @@ checkpoints, knows no other store, so neither does this module.
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import re
 import secrets
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +27,66 @@ Place = pathlib.Path | epath.Path
 NAMED = 4  # values that a message about differing ones shows
 
 
+def expand_path(text: str) -> str:
+    """Replaces what a shell or a browser wrote in a path: `~`, `~user` and file://.
+
+    A relative path that exists as it is written stays so, unless `~` alone begins it.
+
+    Raises:
+        UserError: if the text cannot be a path of this machine.
+    """
+    if text.startswith("file:/"):
+        text = _from_url(text)
+    try:
+        # What the system itself would refuse, with a traceback, at every call.
+        if b"\0" in os.fsencode(text):
+            raise ValueError("it has a NUL character")
+    except ValueError as error:  # UnicodeEncodeError is one
+        raise UserError(f"{text!r} is no path: {error}") from error
+    first = re.split(r"[/\\]", text)[0]
+    if is_remote(text) or (first != "~" and os.path.lexists(first)):
+        return text
+    if first.startswith("~"):
+        return _from_home(text)
+    if re.match(r"[A-Za-z]:[/\\]", text) and os.name != "nt":
+        raise UserError(
+            f"{text} is a path of Windows; expected one of this machine (WSL has "
+            f"/mnt/{text[0].lower()}/), or ./{text} for that very name"
+        )
+    # Single quotes keep the shell from doing so, and a folder "$HOME" would be made.
+    if (meant := os.path.expandvars(text)) != text and not os.path.lexists(text):
+        raise UserError(
+            f"{text} has a variable that the shell left as it is; expected {meant}, by "
+            "double quotes instead of single ones"
+        )
+    return text
+
+
+def _from_url(url: str) -> str:
+    """Returns the path of file:/PATH, file:///PATH or file://localhost/PATH."""
+    path = url.removeprefix("file:")
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise UserError(f"{url} is of another machine; expected file:///PATH")
+        path = slash + path
+    if os.name == "nt":
+        path = re.sub(r"^/(?=[A-Za-z]:)", "", path)
+    # Browsers write %20 for a space; a name may have a % of its own.
+    return path if os.path.lexists(path) else urllib.parse.unquote(path)
+
+
+def _from_home(text: str) -> str:
+    """Returns the path of ~/PATH or ~USER/PATH."""
+    path = os.path.expanduser(text)
+    if path == text:
+        raise UserError(
+            f"{text}: this machine has no such user; expected ~/PATH for your own "
+            f"home, or ./{text} for that very name"
+        )
+    return path
+
+
 def to_place(path: str | Place) -> Place:
     """Makes a path of this machine or of a store, and tries out a remote one.
 
@@ -32,7 +94,7 @@ def to_place(path: str | Place) -> Place:
         UserError: if the path is of another store, or the store cannot be reached.
     """
     # A drive letter of Windows is one letter, a scheme has more.
-    text = str(path)
+    text = expand_path(str(path))
     if not re.match(r"\w{2,}:/", text):
         return pathlib.Path(text)
     if not re.match("gs://[^/]", text):

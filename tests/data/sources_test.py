@@ -7,7 +7,7 @@ import pytest
 
 from flowtok_jax.data.examples import Mixture, RecordSource, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.data.sources import Shapes, make_source, parse_sources
+from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.data.transforms import ImageTransform
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
@@ -38,43 +38,6 @@ def examples(length, broken=(), name="r", seed=0, **options):
         seed=seed,
         **options,
     )
-
-
-def test_the_grammar():
-    text = "tars:{a,b}/{0..3}.tar@2,folder:x@1e-1,shapes,karpathy:a:b:c,shapes:seen"
-    assert [tuple(part) for part in parse_sources(text)] == [
-        ("tars", "{a,b}/{0..3}.tar", 2.0),
-        ("folder", "x", 0.1),
-        ("shapes", "", None),
-        ("karpathy", "a:b:c", None),
-        ("shapes", "seen", None),
-    ]
-    assert parse_sources("tars:gs://b/x@y/*.tar")[0].arguments == "gs://b/x@y/*.tar"
-
-
-@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", ""])
-def test_weights_that_cannot_be(weight):
-    with pytest.raises(UserError, match=f"has the weight '{weight}'"):
-        parse_sources(f"shapes@{weight}")
-
-
-@pytest.mark.parametrize("spec", ["", ",shapes", "shapes,", ":x"])
-def test_no_kind_is_refused_with_what_there_is(spec):
-    with pytest.raises(UserError, match="^no source of data named; .*tars.*folder:"):
-        parse_sources(spec)
-
-
-@pytest.mark.parametrize("spec", ["webdata:x", "shape", "photos"])
-def test_kinds_that_are_not_known(spec):
-    with pytest.raises(
-        UserError, match="is of kind .*; expected one of shapes, folder, tars"
-    ):
-        parse_sources(spec)
-
-
-def test_a_source_without_arguments_is_refused():
-    with pytest.raises(UserError, match="says not of what"):
-        parse_sources("folder")
 
 
 def test_one_source_is_itself_whatever_its_weight():
