@@ -5,9 +5,11 @@ import grain
 import numpy as np
 import pytest
 
+from flowtok_jax.data import sources
 from flowtok_jax.data.examples import Mixture, RecordSource, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import Shapes, make_records, make_source
 from flowtok_jax.data.transforms import ImageTransform
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
@@ -206,3 +208,37 @@ def test_transform_options_reach_the_images(tmp_path):
         square.read(0, 0)
     with pytest.raises(TypeError):
         make_source(spec, image_size=8, seed=0, transform={"krop": "random"})
+
+
+@pytest.mark.parametrize("aspect", [(2, 0.5), (1,), (1, 2, 3), ("a", "b"), "ab"])
+def test_a_range_of_aspects_that_is_none_is_refused(tmp_path, aspect):
+    made.write_tar(tmp_path / "0.tar", made.pairs(1))
+    options = {"image_size": 8, "seed": 0, "cache": str(tmp_path)}
+    with pytest.raises(
+        UserError, match=r"data\.filters\.aspect is .*as in \(0\.5, 2\)"
+    ):
+        make_source(f"tars:{tmp_path}/0.tar", filters={"aspect": aspect}, **options)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64, True])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(UserError, match="^seed is .*; expected an integer from 0"):
+        make_source("shapes", image_size=8, seed=seed)
+    (part,) = parse_sources("shapes")
+    with pytest.raises(UserError, match="^seed is .*; expected an integer from 0"):
+        make_records(part, image_size=8, seed=seed)
+
+
+def test_the_largest_seed_draws_and_orders_as_any_other():
+    spec = "shapes@3,shapes:seen"
+    last, first = (make_source(spec, image_size=8, seed=s) for s in (2**32 - 1, 0))
+    position, index = last.picks(2**32 - 1)[7]
+    assert last.picks(2**32 - 1)[7] == (7, index)
+    one, other = (source.read(position, index) for source in (last, first))
+    assert (one["image"] != other["image"]).any()
+
+
+def test_a_remote_cache_is_refused(monkeypatch):
+    monkeypatch.setattr(sources, "to_place", lambda path: path)  # asks no store
+    with pytest.raises(UserError, match=r"data\.cache = gs://b/x is remote"):
+        make_source("tars:x.tar", image_size=8, seed=0, cache="gs://b/x")
