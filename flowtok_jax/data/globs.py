@@ -110,26 +110,34 @@ def resolve_glob(pattern: str) -> str:
         return pattern
     resolved = pathlib.PurePath()
     for name in pathlib.PurePath(pattern).parts:
-        if SPECIAL.search(name) and _is_a_name(str(resolved), name):
-            name = escape(name)
+        if SPECIAL.search(name):
+            name = _resolve_name(str(resolved), name)
         resolved /= name
     return str(resolved)
 
 
-def _is_a_name(folders: str, name: str) -> bool:
-    """Says whether a pattern's part is the name of something in one of the folders."""
+def _resolve_name(folders: str, name: str) -> str:
+    """Returns the glob that one part of a path means in the folders of a glob."""
     for folder in glob.iglob(folders):
-        if not os.path.lexists(os.path.join(folder, name)):
+        if os.path.lexists(os.path.join(folder, name)):
+            meant = escape(name)
+        elif "[" in name and _names(folder, name.replace("[", "[[]")):
+            meant = name.replace("[", "[[]")  # as in "[2024] x*.tar"
+        else:
             continue
-        found = (n for p in expand(name) for n in glob.iglob(p, root_dir=folder))
-        if other := next((n for n in found if n != name), None):
-            path = os.path.join(folder, name)
+        names = _names(folder, meant)
+        if others := sorted(_names(folder, name) - names):
+            path = os.path.normpath(os.path.join(folder, min(names)))
             raise UserError(
-                f"{path} exists, and is a pattern of {other} too; expected quotes "
-                f'around it for that very name, "{path}", or another name for it'
+                f"{path} exists, and {name} is a pattern of {others[0]} too; expected "
+                f'quotes around what is a name, as in "{path}", or another name for it'
             )
-        return True
-    return False
+        return meant
+    return name
+
+
+def _names(folder: str, pattern: str) -> set[str]:
+    return {n for part in expand(pattern) for n in glob.iglob(part, root_dir=folder)}
 
 
 def find_paths(pattern: str) -> list[str]:
@@ -201,7 +209,11 @@ def _find_remote(part: str, what: str) -> list[File]:
         ) from error
     # An object may have brackets in its own name.
     has_wildcards = WILDCARDS.search(part) and not system.exists(path)
-    infos = [system.info(p) for p in (system.glob(path) if has_wildcards else [path])]
+    try:
+        paths = system.glob(path) if has_wildcards else [path]
+    except ValueError as error:
+        raise UserError(f"source {what}: {part} is no pattern: {error}") from error
+    infos = [system.info(path) for path in paths]
     return [
         # Stores name what changes with a file in several ways.
         File(

@@ -19,6 +19,7 @@ refused. Quotes around the beginning of a path settle it: folder:"/x/a, b"@2, or
 tars:"/x/[2024] a"/*.tar. `~`, `~user` and file:// are replaced.
 """
 
+import difflib
 import glob
 import itertools
 import math
@@ -35,6 +36,7 @@ OF_FILES = ("folder", "tars", "arrayrecord", "latents", "karpathy")
 START = re.compile(rf"\s*(?:(?:{'|'.join(KINDS)}):|shapes\s*(?:[@,]|$))")  # of a source
 QUOTED = re.compile(rf"^\s*(?:{globs.QUOTED.pattern})")
 QUOTED_FIELDS = re.compile(rf"(?:^\s*|(?<=:))(?:{globs.QUOTED.pattern})")  # karpathy's
+QUOTES = "\"'`\u201c\u201d\u2018\u2019"  # of a keyboard, and of a word processor
 BRACES = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")  # one pair may stand in another
 WEIGHT = re.compile(r"(.*)@([-+.\w]*)\s*", re.DOTALL)  # no `/`: a path may hold an @
 
@@ -61,6 +63,7 @@ def parse_sources(spec: str) -> list[SourceSpec]:
     """
     parts = []
     start = 0
+    spec = spec.lstrip("\ufeff")  # a file's mark, where a script read the string
     while start <= len(spec):
         kind = _find_kind(spec, start)
         begin = spec.index(kind, start) + len(kind)
@@ -89,18 +92,28 @@ def _find_kind(spec: str, start: int) -> str:
     text = text.strip()
     if not os.path.lexists(text):  # what follows the path is no part of it
         text = re.sub(r",.*|@[-+.\w]*$", "", text, flags=re.DOTALL)
-    if re.search(r"[/\\]|^~", text) or os.path.lexists(text):
+    if re.match(rf"[\[({QUOTES}]+\s*(?:{'|'.join(KINDS)}):", text):
         raise UserError(
-            f"source {text!r} has no kind{no_path}; expected {_guess(text)}, or "
+            f"source {text!r} begins with a quote or bracket; expected KIND:PATH, with "
+            "quotes, if any, around PATH alone"
+        )
+    # A drive letter and file: are no kinds, nor is what has a slash.
+    is_path = re.match(r"\w:[/\\]|file:/|\w+://|[^:]*[/\\]|~", text)
+    if is_path or os.path.lexists(text):
+        raise UserError(
+            f"source {text!r} has no kind{no_path}; expected {guess_source(text)}, or "
             f"another one of {kinds}"
         )
+    near = difflib.get_close_matches(kind.lower(), KINDS, 1, 0.75)
+    rest = text.partition(":")[2]
+    hint = f" (is it {near[0]}:{rest}?)" if near and rest else ""
     raise UserError(
-        f"source {text!r} is of kind {kind!r}{no_path}; expected one of {kinds}, as in "
-        "folder:photos"
+        f"source {text!r} is of kind {kind!r}{hint}{no_path}; expected one of {kinds}, "
+        "as in folder:photos"
     )
 
 
-def _guess(text: str) -> str:
+def guess_source(text: str) -> str:
     """Returns the source string that a path without a kind probably means."""
     path = expand_path(text)
     endings = {".tar": "tars", ".arrayrecord": "arrayrecord"}
@@ -147,15 +160,23 @@ def _read_arguments(kind: str, text: str) -> _Reading:
     if found and _is_there(kind, text, default):
         found.append(default)
     if len(found) > 1:
-        first, second = (
-            f'{kind}:"{way.arguments}"' + (f"@{way.weight:g}" if way.weight else "")
-            for way in found[:2]
-        )
+        first, second = (_quoted(kind, way) for way in found[:2])
         raise UserError(
             f"source {kind}:{found[0].arguments} means two things that exist; expected "
             f"quotes: {first} or {second}"
         )
     return found[0] if found else _checked(kind, text, default)
+
+
+def _quoted(kind: str, reading: _Reading) -> str:
+    """Returns the source string that can be read in this way only."""
+    folder, slash, name = reading.arguments.rpartition("/")
+    if kind != "folder" and globs.SPECIAL.search(name):  # in quotes it were a name
+        path = f'"{folder}"{slash}{name}'
+    else:
+        path = f'"{reading.arguments}"'
+    weight = f"@{reading.weight:g}" if reading.weight else ""
+    return f"{kind}:{path}{weight}"
 
 
 def _ways(kind: str, text: str, masked: str, end: int) -> list[_Reading]:
@@ -178,8 +199,8 @@ def _ways(kind: str, text: str, masked: str, end: int) -> list[_Reading]:
 
 def _checked(kind: str, text: str, reading: _Reading) -> _Reading:
     """Returns a reading that no existing path confirms, if its weight can be."""
-    if kind in OF_FILES and text.lstrip()[:1] in ('"', "'") and not QUOTED.match(text):
-        raise UserError(f"source {kind}:{text} has no closing quote")
+    if kind in OF_FILES and not QUOTED.match(text):
+        _check_unquoted(kind, reading.arguments)
     if reading.weight is None or 0 < reading.weight < math.inf:
         return reading
     whole = text[: reading.end]
@@ -194,6 +215,21 @@ def _checked(kind: str, text: str, reading: _Reading) -> _Reading:
     )
 
 
+def _check_unquoted(kind: str, path: str) -> None:
+    """Refuses arguments that seem to have other quotes, or sources joined otherwise."""
+    if globs.is_remote(path) or _exists(kind, path):
+        return
+    if path[:1] and path[0] in QUOTES:
+        raise UserError(
+            f"source {kind}:{path} has no closing quote; expected \"PATH\" or 'PATH', "
+            "in straight quotes"
+        )
+    if re.search(rf"[;|\s]\s*(?:{'|'.join(KINDS)}):", path):
+        raise UserError(
+            f"source {kind}:{path} does not exist; several sources are joined by commas"
+        )
+
+
 def _is_there(kind: str, text: str, reading: _Reading) -> bool:
     """Says whether a reading is that of an existing path, with sources after it."""
     after = text[reading.end + 1 :]
@@ -201,14 +237,22 @@ def _is_there(kind: str, text: str, reading: _Reading) -> bool:
         return False
     if reading.end < len(text) and not START.match(after):
         return False
-    path = reading.arguments
+    return _exists(kind, reading.arguments)
+
+
+def _exists(kind: str, path: str) -> bool:
+    """Says whether the arguments of a source name something on this machine."""
     if globs.is_remote(path):  # only the store knows
         return False
-    if kind == "karpathy":
-        file, *_ = [*globs.split_karpathy(path), ""]
-        return os.path.isfile(file) and "," not in path.rpartition(":")[2]
-    if os.path.lexists(expand_path(path)):
-        return True
-    # A name has no more sources in it, unless that very name exists.
-    is_one = not any(map(START.match, path.split(",")[1:]))
-    return kind != "folder" and is_one and globs.is_found(path)
+    try:
+        if kind == "karpathy":
+            file, *_ = [*globs.split_karpathy(path), ""]
+            return os.path.isfile(file) and "," not in path.rpartition(":")[2]
+        if os.path.lexists(expand_path(path)):
+            return True
+        # What follows a wildcard has no more sources in it: "*.tar,tars:b" is no name.
+        fixed = os.path.dirname(globs.SPECIAL.split(path)[0])
+        is_one = not any(map(START.match, path[len(fixed) :].split(",")[1:]))
+        return kind != "folder" and is_one and globs.is_found(path)
+    except UserError:  # of a path that cannot be, which its reader will say
+        return False

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from flowtok_jax.data.arrayrecord import ArrayRecords
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
 from flowtok_jax.data.folder import open_folder, open_karpathy
 from flowtok_jax.data.records import Record, Records
-from flowtok_jax.data.source_strings import SourceSpec, parse_sources
+from flowtok_jax.data.source_strings import SourceSpec, guess_source, parse_sources
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
 from flowtok_jax.data.transforms import Filters, ImageTransform, MomentsTransform
@@ -109,7 +110,7 @@ def make_records(
             shapes = Shapes(part.arguments or "train", image_size, seed)
             records = ShapeRecords(shapes)
         case "folder":
-            records = open_folder(expand_path(globs.unquote(part.arguments)))
+            records = _open_folder(expand_path(globs.unquote(part.arguments)))
         case "tars":
             records = Tars(part.arguments, cache=cache)
         case "arrayrecord":
@@ -125,6 +126,14 @@ def make_records(
     if not len(records):
         raise UserError(f"source {part.spec} has no records")
     return records
+
+
+def _open_folder(path: str) -> Records:
+    """Opens a folder; of its files, a pattern or a tar the error names the source."""
+    meant = guess_source(path) if not os.path.isdir(path) else f"folder:{path}"
+    if meant != f"folder:{path}" and not globs.is_remote(path):
+        raise UserError(f"source folder:{path}: that is no folder; expected {meant}")
+    return open_folder(path)
 
 
 def make_source(

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -35,7 +36,7 @@ def expand_path(text: str) -> str:
     Raises:
         UserError: if the text cannot be a path of this machine.
     """
-    if text.startswith("file:/"):
+    if re.match(r"file:(/|[A-Za-z]:[/\\])", text):
         text = _from_url(text)
     try:
         # What the system itself would refuse, with a traceback, at every call.
@@ -43,9 +44,11 @@ def expand_path(text: str) -> str:
             raise ValueError("it has a NUL character")
     except ValueError as error:  # UnicodeEncodeError is one
         raise UserError(f"{text!r} is no path: {error}") from error
-    first = re.split(r"[/\\]", text)[0]
-    if is_remote(text) or (first != "~" and os.path.lexists(first)):
+    if is_remote(text):
         return text
+    first = re.split(r"[/\\]", text)[0]
+    if first != "~" and os.path.lexists(first):
+        return _as_spelled(text)
     if first.startswith("~"):
         return _from_home(text)
     if re.match(r"[A-Za-z]:[/\\]", text) and os.name != "nt":
@@ -59,7 +62,27 @@ def expand_path(text: str) -> str:
             f"{text} has a variable that the shell left as it is; expected {meant}, by "
             "double quotes instead of single ones"
         )
-    return text
+    return _as_spelled(text)
+
+
+def _as_spelled(text: str) -> str:
+    """Returns a path or glob in the spelling that exists, where another one does not.
+
+    A backslash before a space comes from a shell; and macOS writes the two characters
+    of `ü` where a keyboard writes one, so that names look alike and differ.
+    """
+
+    def exists(path: str) -> bool:
+        fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
+        return os.path.lexists(os.path.dirname(fixed) if pattern else fixed)
+
+    spellings = (
+        text,
+        text.replace("\\ ", " "),
+        unicodedata.normalize("NFC", text),
+        unicodedata.normalize("NFD", text),
+    )
+    return next((path for path in spellings if exists(path)), text)
 
 
 def _from_url(url: str) -> str:
@@ -70,7 +93,7 @@ def _from_url(url: str) -> str:
         if host not in ("", "localhost"):
             raise UserError(f"{url} is of another machine; expected file:///PATH")
         path = slash + path
-    if os.name == "nt":
+    if os.name == "nt":  # file:///C:/x
         path = re.sub(r"^/(?=[A-Za-z]:)", "", path)
     # Browsers write %20 for a space; a name may have a % of its own.
     return path if os.path.lexists(path) else urllib.parse.unquote(path)

@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import unicodedata
 
 import pytest
 
@@ -95,7 +96,9 @@ def test_brackets_are_a_pattern_where_no_such_name_exists(make):
 
 def test_a_name_that_is_a_pattern_of_others_too_is_refused(make):
     make("*.tar", "a.tar")  # as `touch *.tar` makes it in an empty folder
-    with pytest.raises(UserError, match=r"\*\.tar exists, and is a pattern of a\.tar"):
+    with pytest.raises(
+        UserError, match=r"^\*\.tar exists, and \*\.tar is a pattern of a"
+    ):
         globs.find_files("*.tar", "s")
     assert found('"*.tar"') == ["*.tar"]
 
@@ -164,3 +167,34 @@ def test_karpathys_paths_may_have_colons(make, tmp_path, monkeypatch):
     assert split("\"no:where\":'no:images':val") == ["no:where", "no:images", "val"]
     assert split("a:b:c:d") == ["a", "b", "c", "d"]
     assert split("a:b") == ["a", "b"]
+
+
+def test_brackets_may_be_part_of_a_name_with_a_wildcard(make):
+    make("[2024] a.tar", "[2024] b.tar", "x[1]/y.tar")
+    assert found("[2024]*.tar") == ["[2024] a.tar", "[2024] b.tar"]
+    assert found("[2024] {b,a}.tar") == ["[2024] b.tar", "[2024] a.tar"]
+    assert found("x[1]*/*.tar") == ["x[1]/y.tar"]
+    make("2 c.tar")
+    with pytest.raises(UserError, match=r"\[2024\] a\.tar exists, .* of 2 c\.tar too"):
+        globs.find_files("[2024] *.tar", "s")
+    assert found('"[2024] "*.tar') == ["[2024] a.tar", "[2024] b.tar"]
+
+
+def test_a_bad_pattern_of_a_store_is_refused():
+    with pytest.raises(
+        UserError, match=r"memory://b/\*\*\.tar is no pattern: .*'\*\*'"
+    ):
+        globs.find_files("memory://b/**.tar", "s")
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_letters_with_marks_are_found_in_either_form(make, forms):
+    there, given = (unicodedata.normalize(form, "tr\u00e4nade") for form in forms)
+    make(f"{there}/a.tar")
+    assert found(f"{given}/*.tar") == [f"{there}/a.tar"]
+
+
+def test_a_space_may_have_the_shells_backslash(make):
+    make("My Drive/a.tar", "b\\ c/b.tar")
+    assert found("My\\ Drive/*.tar") == ["My Drive/a.tar"]
+    assert found("b\\ c/*.tar") == ["b\\ c/b.tar"]

@@ -77,10 +77,10 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("is_relative", [True, False])
-def test_a_folder_that_exists_goes_before_syntax(here, name, is_relative):
-    folder = put(here / name)
-    path = f"./{name}" if is_relative else str(folder)
+@pytest.mark.parametrize("before", ["", "./", "{here}/"])
+def test_a_folder_that_exists_goes_before_syntax(here, name, before):
+    put(here / name)
+    path = before.replace("{here}", str(here)) + name
     assert parsed(f"folder:{path}") == [("folder", path, None)]
     assert parsed(f"folder:{path}@3") == [("folder", path, 3.0)]
     both = f"folder:{path},shapes:seen"
@@ -139,6 +139,15 @@ def test_what_means_two_things_that_exist_is_refused(here, names, spec, ways):
         assert make_source(way, image_size=8, seed=0)[0]["caption"].startswith("a pic")
 
 
+def test_a_pattern_that_means_two_things_keeps_its_wildcards_outside_quotes(here):
+    for name in ("a", "a,folder:b"):
+        made.write_tar(put(here / name) / "0.tar", made.pairs(1))
+        (here / name / "0@2").touch()
+    message = 'tars:"a,folder:b"/[*] or tars:"a"'
+    with pytest.raises(UserError, match=f"means two things .*: {message}"):
+        parse_sources("tars:a,folder:b/*")
+
+
 def test_quotes_keep_every_character_of_a_path():
     assert parsed('folder:"/x/cats, dogs@2"@3,folder:\'/y/"a",b\'') == [
         ("folder", '"/x/cats, dogs@2"', 3.0),
@@ -154,7 +163,9 @@ def test_quotes_keep_every_character_of_a_path():
     assert parsed('latents:"gs://b/[x]@2.tar"') == [
         ("latents", '"gs://b/[x]@2.tar"', None)
     ]
-    with pytest.raises(UserError, match=r'^source folder:"/x/a has no closing quote$'):
+    with pytest.raises(
+        UserError, match=r'^source folder:"/x/a has no closing quote; expected'
+    ):
         parse_sources('folder:"/x/a')
 
 
@@ -244,3 +255,43 @@ def test_spaces_around_a_source_are_no_part_of_it():
 def test_paths_that_cannot_be_are_refused(path):
     with pytest.raises(UserError, match="is no path|of Windows|no such user"):
         make_source(f"folder:{path}", image_size=8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tar:x/*.tar", r"of kind 'tar' \(is it tars:x/\*\.tar\?\); expected one of"),
+        ("Folder:x", r"of kind 'Folder' \(is it folder:x\?\); expected one of"),
+        ("folder x", "of kind 'folder x'; expected one of"),
+        ("'folder:my photos'", "begins with a quote or bracket"),
+        ("['folder:x']", "begins with a quote or bracket"),
+        ("\u201cfolder:x\u201d", "begins with a quote or bracket"),
+        ("folder:\u201cx\u201d", "no closing quote; .* in straight quotes"),
+        ("folder:x;folder:y", "does not exist; several sources are joined by commas"),
+        ("folder:x tars:y", "does not exist; several sources are joined by commas"),
+        ("C:\\photos", "a path of Windows"),
+        ("folder:", "says not of what"),
+    ],
+)
+def test_slips_are_named(here, spec, message):
+    with pytest.raises(UserError, match=message):
+        parse_sources(spec)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("photos/a.png", "folder:photos"),
+        ("photos/*.png", "folder:photos"),
+        ("photos/0.tar", "tars:photos/0.tar"),
+        ("photos/*.tar", r"tars:photos/\*.tar"),
+    ],
+)
+def test_a_folder_that_is_none_is_refused_with_the_source(here, path, source):
+    made.write_tar(put(here / "photos") / "0.tar", made.pairs(1))
+    with pytest.raises(UserError, match=f"that is no folder; expected {source}$"):
+        make_source(f"folder:{path}", image_size=8, seed=0)
+
+
+def test_a_files_mark_is_no_part_of_a_source():
+    assert parsed("\ufefffolder:x") == [("folder", "x", None)]
