@@ -37,7 +37,8 @@ from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path, to_place
+from flowtok_jax.runtime.files import to_place
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import open_weights

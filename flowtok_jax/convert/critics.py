@@ -31,13 +31,8 @@ from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import (
-    expand_path,
-    file_sha256,
-    new_directory,
-    to_place,
-    write_json,
-)
+from flowtok_jax.runtime.files import file_sha256, new_directory, to_place, write_json
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.

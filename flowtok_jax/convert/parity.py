@@ -24,7 +24,7 @@ from flowtok_jax.convert.goldens import Check, Goldens, ParityReport
 from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.runtime.cli import make_command_parser, run_command, say
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.weights.safetensors import check_shapes
 
 GOLDEN = "../shared/golden"  # may not exist

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import fsspec
 
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path, is_remote
+from flowtok_jax.runtime.files import is_remote
+from flowtok_jax.runtime.paths import expand_path
 
 QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 FIELD = re.compile(rf"(?:{QUOTED.pattern}|[^:])+")  # between colons

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from flowtok_jax.data import globs
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path
+from flowtok_jax.runtime.paths import expand_path
 
 KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
 OF_FILES = ("folder", "tars", "arrayrecord", "latents", "karpathy")

@@ -20,7 +20,8 @@ from flowtok_jax.data.tfds import Tfds
 from flowtok_jax.data.transforms import Filters, ImageTransform, MomentsTransform
 from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path, to_place
+from flowtok_jax.runtime.files import to_place
+from flowtok_jax.runtime.paths import expand_path
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path
+from flowtok_jax.runtime.paths import expand_path
 
 SEED = 0  # of the draw, the same in every run
 

@@ -18,7 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import expand_path, flatten
+from flowtok_jax.runtime.files import flatten
+from flowtok_jax.runtime.paths import expand_path
 
 SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import logging
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -411,69 +410,3 @@ def test_digests_are_those_of_bytes_and_of_values(tmp_path):
     assert places.file_sha256(tmp_path / "x") == wanted  # FIPS 180-2, appendix B.1
     assert places.json_sha256({"a": 1, "b": 2}) == places.json_sha256({"b": 2, "a": 1})
     assert places.json_sha256([1, 2]) != places.json_sha256([2, 1])
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """The home directory and the working directory, empty."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DATA", "/data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("~", "{home}"),
-        ("~/out", "{home}/out"),
-        ("./~/out", "./~/out"),
-        ("a~/b", "a~/b"),
-        ("~root/x", "{root}/x"),
-        ("file:///x/my%20photos", "/x/my photos"),
-        ("file:/x/y", "/x/y"),
-        ("file://localhost/x/100%", "/x/100%"),
-        ("gs://bucket/~/%20", "gs://bucket/~/%20"),
-        ("./C:/x", "./C:/x"),
-        ("/data/$UNSET_HERE/x", "/data/$UNSET_HERE/x"),
-        ("a$b", "a$b"),
-    ],
-)
-def test_a_path_is_what_a_shell_or_a_browser_meant(home, text, path):
-    root = os.path.expanduser("~root")
-    expected = path.replace("{home}", str(home)).replace("{root}", root)
-    assert places.expand_path(text) == expected
-
-
-def test_a_name_that_exists_stays_but_for_home(home):
-    for name in ("~odd", "C:", "~", "%20", "$DATA"):
-        (home / name).mkdir()
-    for name in ("~odd/x", "C:/x", "$DATA/x", f"file://{home}/%20"):
-        assert places.expand_path(name) == name.removeprefix("file://")
-    assert places.expand_path("~/x") == f"{home}/x"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("~nobody_here/x", "no such user; .* or ./~nobody_here/x"),
-        ("C:\\out", "a path of Windows; .*/mnt/c/"),
-        ("c:/out", "a path of Windows; .*/mnt/c/"),
-        ("file://server/x", "of another machine; expected file:///PATH"),
-        ("$DATA/x", "a variable that the shell left as it is; expected /data/x"),
-        ("x/${DATA}", "a variable that the shell left as it is; expected x//data"),
-        ("a\0b", "no path: it has a NUL"),
-        ("file:///a%00", "no path: it has a NUL"),
-        ("\ud83d", "no path: 'utf-8' codec"),
-    ],
-)
-def test_what_is_no_path_of_this_machine_is_refused(home, text, message):
-    with pytest.raises(UserError, match=message) as error:
-        places.to_place(text)
-    assert "\n" not in str(error.value)
-
-
-def test_places_are_below_home(home):
-    assert places.to_place("~/runs") == home / "runs"
-    assert places.to_place(pathlib.Path("~/runs")) == home / "runs"
-    assert places.to_place(f"file://{home}/my%20runs") == home / "my runs"
