@@ -177,7 +177,7 @@ def _add_data(config: ConfigDict) -> None:
     """Adds sources, loading and encoding in advance."""
     config.data = ConfigDict(
         {
-            "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
+            "train": "",  # a source, KIND[:ARGUMENTS], see data/source_strings.py
             "eval": "",  # the source of previews; "": data.train
             "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one

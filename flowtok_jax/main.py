@@ -82,7 +82,7 @@ def parse_flags(argv: list[str]) -> Arguments:
         UserError: saying what was wrong with it.
     """
     argv = find_configs(argv)
-    check_config_flags(argv)
+    argv = check_config_flags(argv)
     named = named_config(argv)
     changes = []
     if not named:  # the config stored with the weights is meant

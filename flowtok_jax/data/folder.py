@@ -203,7 +203,7 @@ def open_karpathy(arguments: str) -> Files:
         UserError: if a file or folder is missing, or the JSON lacks the split.
     """
     source = f"karpathy:{arguments}"
-    parts = arguments.split(":")
+    parts = globs.split_karpathy(arguments)
     if len(parts) != 3:
         raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
     root = _directory(parts[1], source)

@@ -136,6 +136,13 @@ class ImageTransform:
                 f"data.transform.crop is {self.crop!r}; expected one of "
                 f"{', '.join(CROPS)}"
             )
+        aspect = self.filters.aspect
+        are_numbers = all(isinstance(value, int | float) for value in aspect)
+        if not are_numbers or len(aspect) != 2 or not aspect[0] <= aspect[1]:
+            raise UserError(
+                f"data.filters.aspect is {aspect}; expected the lowest and the highest "
+                "height / width, as in (0.5, 2)"
+            )
 
     def __call__(self, record: Record, rng: random.Random) -> dict[str, Any]:
         # All three whatever the options are, so that these do not change the caption.

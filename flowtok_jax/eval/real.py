@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from flowtok_jax.data import scenes, sources
 from flowtok_jax.data.centre import CentreReader, Square, open_images
 from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
 
@@ -65,7 +66,7 @@ class RealImages:
         self._records = open_images(
             spec, key="data.eval", image_size=size, seed=seed, cache=cache
         )
-        parts = sources.parse_sources(spec)
+        parts = parse_sources(spec)
         if needs_all and len(parts) > 1:
             raise UserError(
                 f"captions are measured on one source of images; got {spec!r}: give "
