@@ -11,12 +11,14 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from flowtok_jax.data.png import strip_png
 from flowtok_jax.data.records import BadRecord
 
 # Formats that Pillow decodes by itself: EPS, for one, would run another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
+TO_8_BITS = (np.arange(65536) / 257).round().astype(np.uint8)  # 65535 = 257 * 255
 # EXIF orientation -> transposition that turns the image upright; 1 needs none.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,7 +43,7 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     if not data:
         raise BadRecord("empty_file", name)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(strip_png(data)), formats=FORMATS)
     # The warning is caught for programs that turn warnings into errors.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord("too_large", name) from error
@@ -92,15 +94,15 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":  # nothing says which value is white
         raise BadRecord("unsupported_image", name)
     if image.mode.startswith("I"):  # 16 bits: `convert` would clip at 255
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(
-            (grey / 257).round().astype(np.uint8)
-        )  # 65535 = 257 * 255
+        grey = np.clip(np.asarray(image), 0, 65535)
+        clear = grey == image.info.get("transparency")  # False where there is none
+        image = Image.fromarray(np.where(clear, np.uint8(255), TO_8_BITS[grey]))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
-    return image.convert("RGB")
+    # `convert` would copy what is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize_and_crop(

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from PIL import Image
 
 from flowtok_jax.data import images
 from flowtok_jax.data.records import BadRecord
+from tests import memory
 from tests.data import made
 
 
@@ -67,6 +70,25 @@ def test_sixteen_bits_keep_their_middle_values():
     assert found[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_a_transparent_grey_of_sixteen_bits_is_white():
+    grey = Image.fromarray(np.array([[0, 1234, 65535, 257]], np.uint16))
+    found = pixels(made.encode(grey, transparency=1234))
+    assert found[0, :, 0].tolist() == [0, 255, 255, 1]
+
+
+@pytest.mark.parametrize("colour", ["RGB", "RGBA"])
+def test_sixteen_bits_of_colour_keep_their_upper_half(colour):
+    values = 4000 * np.arange(4 * len(colour)).reshape(4, -1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    kind = 2 if colour == "RGB" else 6
+    header = struct.pack(">IIBBBBB", 1, 4, 16, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    body = b"".join(made.chunk(*parts) for parts in chunks)
+    found = pixels(b"\x89PNG\r\n\x1a\n" + body)[:, 0]
+    upper = Image.fromarray((values[:, None] >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(found, np.asarray(images.to_rgb(upper, "it"))[:, 0])
+
+
 def test_a_cmyk_jpeg_keeps_its_colours():
     # Red as ink: no cyan, all magenta, all yellow.
     ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -97,6 +119,58 @@ def test_a_file_cut_short_is_refused(kind):
     data = made.encode(made.picture(200, 200), kind)
     images.decode(data, "it")
     assert reason(data[: int(0.7 * len(data))]) in ("truncated_image", "not_an_image")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "MPO"])
+def test_of_several_pictures_the_first_is_taken(kind):
+    pictures = [made.picture(64, 64, seed=i) for i in range(3)]
+    data = made.encode(pictures[0], kind, save_all=True, append_images=pictures[1:])
+    assert np.abs(pixels(data) - np.asarray(pictures[0])).mean() < 6
+    assert np.abs(pixels(data) - np.asarray(pictures[1])).mean() > 20
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "MPO"])
+def test_every_format_that_has_exif_is_turned_upright(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = pixels(made.encode(made.picture(64, 48), kind, exif=exif))
+    upright = made.picture(64, 48).rotate(-90, expand=True)
+    assert np.abs(found - np.asarray(upright)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_the_orientation_of_xmp_is_applied_where_exif_has_none(kind):
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    assert pixels(made.encode(made.picture(), kind, xmp=xmp)).shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "BMP", "TIFF", "PPM"])
+def test_a_file_without_its_last_byte_is_truncated(kind):
+    assert reason(made.encode(made.picture(), kind)[:-1]) == "truncated_image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_file_without_its_end_mark_has_all_its_pixels(kind):
+    whole = made.encode(made.picture(), kind)
+    np.testing.assert_array_equal(pixels(whole[:-1]), pixels(whole))
+
+
+def test_an_image_of_no_pixels_is_none():
+    gif = b"GIF89a" + bytes(7) + b";"
+    for data in (gif, made.png_header(0, 9), made.png_header(9, 0), b"P6 0 0 255\n"):
+        assert reason(data) == "not_an_image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, at damaged EXIF
+def test_exif_that_refers_to_itself_does_not_fill_the_memory(kind):
+    """Each of many tags is the same block of bytes: 4 GB of a file of 0.4 MB."""
+    count, size = (20_000, 200_000) if kind != "JPEG" else (2700, 32_000)
+    tags = [struct.pack("<HHII", i, 7, size, 0) for i in range(1, count + 1)]
+    block = b"II*\0" + struct.pack("<IH", 8, count) + b"".join(tags) + bytes(size)
+    data = made.encode(made.picture(), kind, exif=b"Exif\0\0" + block)
+    with memory.at_most(30):
+        assert pixels(data).shape == (30, 40, 3)
 
 
 def test_reasons():
