@@ -194,7 +194,7 @@ def test_missing_tars_are_named(tmp_path):
 
 def test_tars_without_images_are_refused(tmp_path):
     made.write_tar(tmp_path / "0.tar", [("a.txt", b"a")])
-    with pytest.raises(UserError, match="no image; is it a source latents:"):
+    with pytest.raises(UserError, match=r"no image: .*is it a source latents:"):
         tars(tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_the_index_is_kept_and_follows_the_tar(tmp_path, monkeypatch):
     made_anew = []
     whole = tar_index.make_index
     monkeypatch.setattr(
-        tar_index, "make_index", lambda file: made_anew.append(file) or whole(file)
+        tar_index, "make_index", lambda *a: made_anew.append(a[0]) or whole(*a)
     )
     again = tars(tmp_path)
     assert made_anew == []
