@@ -71,8 +71,9 @@ class Tars(Records):
         if largest == ABSENT:
             other = "latents" if self.moments is None else "tars"
             endings = ", ".join(f".{x}" for x, y in EXTENSIONS.items() if y == part)
+            faults = self._describe_faults(part)
             raise UserError(
-                f"{self.pattern} has no {part}: {self._describe_faults(part)}; expected "
+                f"{self.pattern} has no {part}: {faults}; expected "
                 f"members {endings}, or is it a source {other}:{self.pattern}?"
             )
         tokens, channels = self.moments
