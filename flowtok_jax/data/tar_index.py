@@ -173,7 +173,9 @@ def _fault(spans: Spans, faults: Sequence[str]) -> str:
 
 
 def _to_array(rows: Sequence[tuple[str, str, Spans]]) -> np.ndarray:
-    keys = [key.encode(errors="surrogateescape")[:KEY_BYTES] for key, _, _ in rows]
+    # On one line of a message, whatever a member is called.
+    names = (key if key.isprintable() else ascii(key)[1:-1] for key, _, _ in rows)
+    keys = [name.encode()[:KEY_BYTES] for name in names]
     width = max(map(len, keys), default=1)
     cells = (len(PARTS),)
     columns = [("key", f"S{width}"), ("fault", "u1")]

@@ -177,6 +177,7 @@ def test_extensions_may_be_in_capitals_keys_differ_by_them(tmp_path):
 
 # Members of a tar that also has z.jpg and z.txt, and what is said of their keys.
 PAIRS = {
+    "a line's end": (("a\nb.jpg", "a\nb.txt"), {r"a\nb": "a\nb.txt"}),
     "dots": (
         ("v1.0 photo.png", "v1.0 photo.txt", "v1.1 photo.png", "v1.1 photo.txt"),
         {"v1.0 photo": "v1.0 photo.txt", "v1.1 photo": "v1.1 photo.txt"},
