@@ -17,6 +17,24 @@ from flowtok_jax.data.records import BadRecord
 # Formats that Pillow decodes by itself: EPS, for one, would run another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+# Pictures that are not decoded, whatever their extension: place and bytes of a mark.
+FOREIGN = (
+    (4, b"ftyphei", "HEIC"),  # iPhones' photos, often renamed to .jpg
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "PSD"),
+    (0, b"gimp xcf", "XCF"),
+    (0, b"%!PS", "EPS"),
+    (0, b"%PDF", "PDF"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"icns", "ICNS"),
+    (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"),
+    (0, b"\x76\x2f\x31\1", "OpenEXR"),
+    (0, b"#?RADIANCE", "HDR"),
+)
+POINTER = b"version https://git-lfs"  # in place of a file that was not fetched
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
 TO_8_BITS = (np.arange(65536) / 257).round().astype(np.uint8)  # 65535 = 257 * 255
 # EXIF orientation -> transposition that turns the image upright; 1 needs none.
@@ -48,7 +66,7 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord("too_large", name) from error
     except UnidentifiedImageError as error:
-        raise BadRecord("not_an_image", name) from error
+        raise _not_an_image(data, name) from error
     except Exception as error:  # decoders raise anything
         raise BadRecord(_reason(error), name) from error
     if image.width * image.height > max_pixels:
@@ -70,6 +88,18 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as error:  # decoders raise anything
         raise BadRecord(_reason(error), name) from error
+
+
+def _not_an_image(data: bytes, name: str) -> BadRecord:
+    """Names what a file is that Pillow does not know, as far as its bytes tell."""
+    for place, mark, kind in FOREIGN:
+        if data.startswith(mark, place):
+            return BadRecord("unsupported_image", f"{name} ({kind})")
+    if b"<svg" in data[:4096]:
+        return BadRecord("unsupported_image", f"{name} (SVG)")
+    if data.startswith(POINTER):
+        return BadRecord("not_an_image", f"{name} (a git-lfs pointer)")
+    return BadRecord("not_an_image", name)
 
 
 def _reason(error: Exception) -> str:

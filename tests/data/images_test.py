@@ -192,9 +192,34 @@ def test_damaged_pixels_are_no_truncation():
     assert reason(bytes(data)) == "broken_image"
 
 
-def test_no_program_is_run_for_a_page_description():
-    # Pillow would give EPS to Ghostscript.
-    assert reason(made.encode(made.picture(), "EPS")) == "not_an_image"
+FOREIGN = {
+    "EPS": made.encode(made.picture(), "EPS"),  # Pillow would give it to Ghostscript
+    "ICO": made.encode(made.picture(32, 32), "ICO"),
+    "PDF": made.encode(made.picture(), "PDF"),
+    "ICNS": made.encode(made.picture(32, 32), "ICNS"),
+    "DDS": made.encode(made.picture(), "DDS"),
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
+    "HEIF": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100),
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100),
+    "PSD": b"8BPS\0\1" + bytes(100),
+    "SVG": b'\xef\xbb\xbf<?xml version="1.0"?><!-- x --><svg/>',
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_pictures_of_other_formats_are_named(kind):
+    with pytest.raises(BadRecord) as found:
+        images.decode(FOREIGN[kind], "photo.jpg")
+    assert found.value.reason == "unsupported_image"
+    assert found.value.name == f"photo.jpg ({kind})"
+
+
+def test_a_pointer_of_git_lfs_is_named():
+    data = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    with pytest.raises(BadRecord) as found:
+        images.decode(data, "photo.jpg")
+    assert found.value.reason == "not_an_image"
+    assert found.value.name == "photo.jpg (a git-lfs pointer)"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
