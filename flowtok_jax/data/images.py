@@ -36,6 +36,7 @@ FOREIGN = (
 )
 POINTER = b"version https://git-lfs"  # in place of a file that was not fetched
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
+STRIP = 256  # rows that are put on white paper at a time
 TO_8_BITS = (np.arange(65536) / 257).round().astype(np.uint8)  # 65535 = 257 * 255
 # EXIF orientation -> transposition that turns the image upright; 1 needs none.
 UPRIGHT = {
@@ -128,11 +129,20 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         clear = grey == image.info.get("transparency")  # False where there is none
         image = Image.fromarray(np.where(clear, np.uint8(255), TO_8_BITS[grey]))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
+        return _on_paper(image)
     # `convert` would copy what is RGB already.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """Puts white behind an image, some rows at a time: it would be held four times."""
+    found = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        box = (0, top, image.width, min(top + STRIP, image.height))
+        rows = image.crop(box).convert("RGBA")
+        paper = Image.new("RGBA", rows.size, "white")
+        found.paste(Image.alpha_composite(paper, rows).convert("RGB"), box)
+    return found
 
 
 def resize_and_crop(

@@ -175,6 +175,27 @@ def test_exif_that_refers_to_itself_does_not_fill_the_memory(kind):
         assert pixels(data).shape == (30, 40, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_a_large_transparent_image_is_held_twice_at_most(mode):
+    data = made.encode(Image.new("RGBA", (3000, 3000), (0, 0, 255, 128)).convert(mode))
+    if mode == "P":
+        data = made.encode(Image.new("P", (3000, 3000)), transparency=0)
+    with memory.at_most(2 * 4 * 9 + 16):
+        found = images.decode(data, "it")
+    white = {"RGBA": (127, 127, 255), "P": (255, 255, 255), "RGB": (0, 0, 255)}
+    grey = 255 - round(128 / 255 * (255 - 29))  # 29: blue's share of grey
+    expected = white.get(mode, (grey, grey, grey))
+    assert np.abs(np.subtract(found.getpixel((2999, 2999)), expected)).max() <= 1
+
+
+def test_transparency_varies_over_rows_of_any_number():
+    image = made.picture(7, 700).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    paper = Image.new("RGBA", image.size, "white")
+    whole = Image.alpha_composite(paper, image).convert("RGB")
+    np.testing.assert_array_equal(pixels(made.encode(image)), np.asarray(whole))
+
+
 def test_reasons():
     assert reason(b"") == "empty_file"
     assert reason(b"<html><body>404</body></html>") == "not_an_image"
