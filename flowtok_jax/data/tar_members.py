@@ -14,6 +14,7 @@ from flowtok_jax.data import globs
 from flowtok_jax.runtime.errors import UserError
 
 LINKS = 40  # links in a row that are followed, as in Linux
+NOTES = (b"V", b"D")  # GNU tar's label of a volume, and list of a folder
 CHUNK = 1 << 20  # bytes read at a time between two archives
 
 Span = tuple[int, int]  # offset and size in bytes
@@ -89,7 +90,7 @@ def _members(tar: tarfile.TarFile) -> list[Member]:
         name = _tidy(info.name)
         span = None
         fault = ""
-        if info.isdir():
+        if info.isdir() or info.type in NOTES:
             continue
         if info.name.startswith("/") or ".." in name.split("/"):
             fault = "unsafe_name"

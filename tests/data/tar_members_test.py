@@ -131,6 +131,19 @@ def test_links_that_gnu_tar_writes_are_followed(tmp_path):
     assert {key: x.image for key, x in found.items()} == dict.fromkeys("abc", b"image")
 
 
+def test_labels_and_lists_of_gnu_tar_are_no_records(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"image")
+    (folder / "a.txt").write_text("a")
+    options = ["--label=backup of may", f"--listed-incremental={tmp_path}/state"]
+    command = ["tar", *options, "-cf", tmp_path / "x.tar", "-C", folder, "."]
+    subprocess.run(command, check=True)
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert {m.type for m in tar} == {b"V", b"D", tarfile.REGTYPE}
+    assert list(captions(tmp_path).values()) == ["a"]
+
+
 def test_a_member_with_holes_is_named(tmp_path):
     with (tmp_path / "a.jpg").open("wb") as file:
         file.seek(4 * MiB)
