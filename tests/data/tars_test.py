@@ -210,7 +210,9 @@ def test_the_index_is_kept_and_follows_the_tar(tmp_path, monkeypatch):
     made_anew = []
     whole = tar_index.make_index
     monkeypatch.setattr(
-        tar_index, "make_index", lambda file: made_anew.append(file) or whole(file)
+        tar_index,
+        "make_index",
+        lambda file, *options: made_anew.append(file) or whole(file, *options),
     )
     again = tars(tmp_path)
     assert made_anew == []
