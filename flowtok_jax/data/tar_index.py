@@ -12,7 +12,6 @@ file name, upper and lower case alike in EXTENSION. Two of its rules are not kep
 A key is a name in messages, never a path: nothing is unpacked.
 """
 
-import functools
 import logging
 import os
 import pathlib
@@ -21,9 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from flowtok_jax.data import captions as caption_options
 from flowtok_jax.data import globs
+from flowtok_jax.data.listing import PICTURES
 from flowtok_jax.data.records import REASONS
 from flowtok_jax.data.tar_members import Member, Span, read_archives
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import json_sha256, new_file
 
 PARTS = ("image", "moments", "caption", "recaption", "metadata")
@@ -34,7 +36,6 @@ EXTENSIONS = {
     "recap_txt": "recaption",
     "json": "metadata",
 }
-CAPTIONS = ("txt",)
 KEY_BYTES = 200  # bytes of a key that the index keeps
 ABSENT = -1  # offset and size of a part that a record lacks
 THREADS = 8  # threads that read or make indices
@@ -52,7 +53,7 @@ def default_cache() -> pathlib.Path:
 def read_indices(
     found: Sequence[globs.File],
     cache: str | None,
-    captions: Sequence[str] = CAPTIONS,
+    captions: tuple[str, ...] = caption_options.EXTENSIONS,
 ) -> list[np.ndarray]:
     """Reads the index of each tar from the cache; a missing one is made and kept.
 
@@ -60,20 +61,18 @@ def read_indices(
     REASONS, 0: none), and `offset` and `size` of each of PARTS.
 
     Args:
-        captions: extensions of captions; of several beside an image the first is taken.
+        captions: extensions of captions, the first one wins.
 
     Raises:
         UserError: for a tar that is missing, cut short or damaged.
     """
     folder = pathlib.Path(cache) if cache else default_cache()
-    captions = tuple(captions)
     places = [folder / f"{_digest(file, captions)}.npy" for file in found]
     new = sum(not place.is_file() for place in places)
     if new:
         logging.info("indexing %d of %d tars; kept in %s", new, len(found), folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        read = functools.partial(_read_index, captions=captions)
-        return list(pool.map(read, found, places))
+        return list(pool.map(_read_index, found, places, [captions] * len(found)))
 
 
 def _digest(file: globs.File, captions: tuple[str, ...]) -> str:
@@ -96,26 +95,47 @@ def _read_index(
     return index
 
 
-def make_index(file: globs.File, captions: Sequence[str] = CAPTIONS) -> np.ndarray:
+def make_index(
+    file: globs.File, captions: tuple[str, ...] = caption_options.EXTENSIONS
+) -> np.ndarray:
     """Makes the index of a tar from the headers of its members.
 
     Raises:
-        UserError: if the file is no tar, cut short or damaged.
+        UserError: if the file is no tar, cut short or damaged, or nobody said which of
+            several captions are meant.
     """
+    kinds = dict.fromkeys(PICTURES, "picture") | EXTENSIONS
+    kinds |= dict.fromkeys(captions, "caption")
     rows: list[tuple[str, str, Spans]] = []
+    doubled: list[str] = []
     for number, members in enumerate(read_archives(file), 1):
         # Shards that were joined may use the same keys for other images.
         end = f" (archive {number})" if number > 1 else ""
-        rows += [(key + end, *rest) for key, *rest in _group(members, captions)]
+        for key, fault, spans in _group(members, kinds):
+            present = [name for name in captions if name in spans]
+            if present:
+                spans["caption"] = spans[present[0]]
+            if len(present) > 1:
+                doubled.append(key)
+            rows.append((key + end, fault, spans))
+    if doubled and captions == caption_options.EXTENSIONS:
+        both = ", ".join(f".{name}" for name in captions)
+        raise UserError(
+            f"{file.path}: {len(doubled)} records have captions of several kinds "
+            f"({both}), {doubled[0]} first; which are meant? Name them: "
+            f"data.caption_extensions={captions[0]}"
+        )
     return _to_array(rows)
 
 
 def _group(
-    members: Sequence[Member], captions: Sequence[str]
+    members: Sequence[Member], kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, str, Spans]]:
-    """Yields key, fault and spans of each record of an archive."""
-    kinds = {**dict.fromkeys(captions, "caption"), **EXTENSIONS}
-    # Key up to the first dot -> key up to the extension -> parts, and the fault.
+    """Yields key, fault and spans of each record of an archive.
+
+    Spans of captions are by their extensions.
+    """
+    # Key up to the first dot -> key up to the extension -> parts, and their faults.
     groups: dict[str, dict[str, tuple[Spans, list[str]]]] = {}
     for member in members:
         folder, _, base = member.name.rpartition("/")
@@ -125,21 +145,22 @@ def _group(
         folder += "/" if folder else ""
         group = groups.setdefault(folder + first, {})
         spans, faults = group.setdefault(folder + stem, ({}, []))
-        kind = kinds.get(extension)
-        part = extension if kind == "caption" else kind or "unknown"
+        part = kinds.get(extension, "unknown")
+        if part == "caption":
+            part = extension
+        elif part == "picture":  # named with its format
+            part = f".{extension}"
         if member.span is None:
             faults.append(member.fault or "not_a_file")
-        elif kind and spans.get(part, member.span) != member.span:
+        elif part != "unknown" and spans.get(part, member.span) != member.span:
             faults.append("duplicate_member")
         spans[part] = member.span or (ABSENT, ABSENT)
     for first, group in groups.items():
         whole, _ = group.get(first, ({}, []))
         for key, (spans, faults) in group.items():
-            present = [extension for extension in captions if extension in spans]
-            if present:
-                spans["caption"] = spans[present[0]]
-            if key == first or not _has_image(whole) or _is_pair(spans):
-                yield key, _fault(spans, faults), spans
+            if key == first or not _has_image(whole) or _is_pair(spans, kinds):
+                format_ = "" if _has_image(spans) else _picture(spans)
+                yield key + format_, _fault(spans, faults), spans
 
 
 def _split(base: str, kinds: Mapping[str, str]) -> tuple[str, str, str]:
@@ -158,8 +179,14 @@ def _has_image(spans: Spans) -> bool:
     return "image" in spans or "moments" in spans
 
 
-def _is_pair(spans: Spans) -> bool:
-    return _has_image(spans) and ("caption" in spans or "recaption" in spans)
+def _is_pair(spans: Spans, kinds: Mapping[str, str]) -> bool:
+    texts = ("recaption" in spans, *(kinds.get(part) == "caption" for part in spans))
+    return _has_image(spans) and any(texts)
+
+
+def _picture(spans: Spans) -> str:
+    """Returns the extension of a picture that cannot be decoded, with its dot."""
+    return next((part for part in spans if part.startswith(".")), "")
 
 
 def _fault(spans: Spans, faults: Sequence[str]) -> str:
@@ -169,6 +196,8 @@ def _fault(spans: Spans, faults: Sequence[str]) -> str:
         return faults[0]
     if _has_image(spans):
         return ""
+    if _picture(spans):
+        return "unsupported_image"
     return "wrong_extension" if "unknown" in spans else "missing_image"
 
 

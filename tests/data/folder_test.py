@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.karpathy import open_karpathy
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.runtime.errors import UserError
@@ -108,7 +109,7 @@ def test_metadata_in_csv(folder):
         "0.jpg": ('zero, "quoted"',),
         "1.jpg": "empty_caption",
         "metadata.csv:4": "bad_text_encoding",
-        "metadata.csv:5": "bad_json",
+        "metadata.csv:5": "bad_row",
     }
     assert records[0].metadata == {"pwatermark": "0.25"}
 

@@ -217,7 +217,11 @@ PAIRS = {
     ),
     "an image of many dots alone": (("1.5.jpg",), {"1.5": "missing_caption"}),
     "a text alone": (("1.5.txt",), {"1.5": "missing_image"}),
-    "no known extension": (("a.b.heic", "a.b.txt"), {"a.b": "wrong_extension"}),
+    "no known extension": (("a.b.dat", "a.b.txt"), {"a.b": "wrong_extension"}),
+    "a format of others": (
+        ("a.b.heic", "a.b.txt"),
+        {"a.b.heic": "unsupported_image"},
+    ),
     "no extension": (("README",), {"README": "wrong_extension"}),
     "a recaption": (("a.b.recap_txt", "a.b.png"), {"a.b": "a.b.recap_txt"}),
     "hidden": ((".a.jpg", "._z.jpg", "a/.jpg"), {}),
@@ -246,18 +250,18 @@ def test_the_first_extension_of_captions_is_taken(tmp_path):
     )
     (file,) = globs.find_files(str(path), "y")
     place = tar_index.PARTS.index("caption")
-    for order, size in (
-        (("txt",), 1),
-        (("caption", "txt"), 7),
-        (("txt", "caption"), 1),
-    ):
+    for order, size in ((("txt",), 1), (("caption", "txt"), 7), (("caption",), 7)):
         index = tar_index.make_index(file, order)
         assert (len(index), index["fault"][0], index["size"][0, place]) == (1, 0, size)
+    with pytest.raises(UserError, match="1 records have captions of several kinds"):
+        tar_index.make_index(file)
 
 
 def test_of_a_tar_of_other_pictures_the_message_names_what_it_has(tmp_path):
     write(tmp_path, "a.heic", "a.txt", "b.heic", "b.txt", "c.txt")
-    expected = r"no image: wrong_extension 2, first a, missing_image 1, first c; .*jpg"
+    expected = (
+        r"no image: unsupported_image 2, first a.heic, missing_image 1, first c; .*jpg"
+    )
     with pytest.raises(UserError, match=expected):
         tars(tmp_path)
 
