@@ -20,6 +20,7 @@ Files of others are read too: see flowtok_jax/eval/reference_file.py.
 
 import argparse
 import glob
+import itertools
 import json
 import logging
 import os
@@ -32,7 +33,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flowtok_jax.data import images, sources
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, ImageFiles, open_images
+from flowtok_jax.data.listing import Listing
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
@@ -136,22 +139,20 @@ def find_images(where: str, size: int) -> Records:
     root = pathlib.Path(where)
     if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
         return open_images(where, key="--images", image_size=size or 32, seed=0)
-    found = (
-        root.rglob("*")
-        if root.is_dir()
-        else map(pathlib.Path, glob.glob(where, recursive=True))
-    )
-    paths = sorted(
-        path
-        for path in found
-        if path.suffix[1:].lower() in images.EXTENSIONS and path.name[0] != "."
-    )
+    if root.is_dir():
+        groups = Listing(root, CaptionOptions()).groups.values()
+        files = itertools.chain.from_iterable(groups)
+        # A format that cannot be decoded is rejected by name, and counted.
+        paths = [file.path for file in files if file.kind in ("image", "picture")]
+    else:
+        found = map(pathlib.Path, glob.glob(where, recursive=True))
+        paths = [path for path in found if path.suffix[1:].lower() in images.EXTENSIONS]
     if not paths:
         raise UserError(
             f"--images={where} has no image; expected a folder of them, a quoted glob "
             "such as 'photos/*.png', or a source such as tars:GLOB"
         )
-    return ImageFiles(paths)
+    return ImageFiles(sorted(paths))
 
 
 class ImageReader:

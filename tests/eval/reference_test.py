@@ -125,6 +125,14 @@ def test_images_of_every_size_mode_and_name_count(make, tmp_path):
     pixels = [np.asarray(images.decode(p.read_bytes(), "it")) for p in paths]
     with np.load(out) as file:
         assert_statistics(file, pixels)
+    (tmp_path / "album").symlink_to(folder)
+    (folder / "round").symlink_to(folder)
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    flags = f"--images={tmp_path}/album", f"--out={out}", "--weights=DIR"
+    status, again, stderr = make(*flags)
+    assert again == {**said, "rejected": {"unsupported_image": 1}}
+    assert "photo.heic (HEIC)" in stderr
+    (folder / "round").unlink()
     # A glob at any depth finds the same; a hidden file is none that it names.
     flags = f"--images={folder}/**/*.*", f"--out={out}", "--weights=DIR"
     assert make(*flags)[1]["sha256"] == said["sha256"]
