@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flowtok_jax.data.png import strip_png
 from flowtok_jax.data.records import BadRecord
+from flowtok_jax.runtime.errors import UserError
 
 # Formats that Pillow decodes by itself: EPS, for one, would run another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
@@ -68,6 +69,8 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise BadRecord("too_large", name) from error
     except UnidentifiedImageError as error:
         raise _not_an_image(data, name) from error
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # decoders raise anything
         raise BadRecord(_reason(error), name) from error
     if image.width * image.height > max_pixels:
@@ -87,8 +90,17 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return to_rgb(_upright(image), name)
     except BadRecord:
         raise
+    # No fault of the image: to reject it would lose data, now these, now others.
+    except MemoryError as error:
+        raise _no_memory(f"{name} of {image.width} x {image.height} pixels") from error
     except Exception as error:  # decoders raise anything
         raise BadRecord(_reason(error), name) from error
+
+
+def _no_memory(what: str) -> UserError:
+    return UserError(
+        f"no memory left to decode {what}; lower data.threads or data.transform.max_pixels"
+    )
 
 
 def _not_an_image(data: bytes, name: str) -> BadRecord:
@@ -125,9 +137,13 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":  # nothing says which value is white
         raise BadRecord("unsupported_image", name)
     if image.mode.startswith("I"):  # 16 bits: `convert` would clip at 255
-        grey = np.clip(np.asarray(image), 0, 65535)
-        clear = grey == image.info.get("transparency")  # False where there is none
-        image = Image.fromarray(np.where(clear, np.uint8(255), TO_8_BITS[grey]))
+        grey = np.asarray(image)
+        if grey.dtype != np.uint16:
+            grey = np.clip(grey, 0, 65535).astype(np.uint16)
+        found = TO_8_BITS[grey]
+        if "transparency" in image.info:
+            found[grey == image.info["transparency"]] = 255
+        image = Image.fromarray(found)
     if image.has_transparency_data:
         return _on_paper(image)
     # `convert` would copy what is RGB already.

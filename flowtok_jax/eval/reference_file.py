@@ -108,7 +108,15 @@ def _read_arrays(place: Place) -> dict[str, np.ndarray]:
         raise UserError(
             f"reference {place} is a folder; expected a file of its statistics: {CURE}"
         ) from error
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    # MemoryError: a damaged header may claim terabytes.
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"reference {place} is no npz or npy file that can be read ({error}); "
             f"{CURE}"

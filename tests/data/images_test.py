@@ -9,6 +9,7 @@ from PIL import Image
 
 from flowtok_jax.data import images
 from flowtok_jax.data.records import BadRecord
+from flowtok_jax.runtime.errors import UserError
 from tests import memory
 from tests.data import made
 
@@ -194,6 +195,25 @@ def test_transparency_varies_over_rows_of_any_number():
     paper = Image.new("RGBA", image.size, "white")
     whole = Image.alpha_composite(paper, image).convert("RGB")
     np.testing.assert_array_equal(pixels(made.encode(image)), np.asarray(whole))
+
+
+def test_sixteen_bits_are_held_in_few_copies():
+    data = made.encode(Image.fromarray(np.full((3000, 3000), 257, np.uint16)))
+    with memory.at_most(9 * (2 + 2 + 1 + 1 + 4) + 8):
+        found = images.decode(data, "it")
+    assert found.getpixel((2999, 0)) == (1, 1, 1)
+
+
+def test_want_of_memory_is_no_fault_of_the_image(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "to_rgb", full)
+    with pytest.raises(UserError, match="decode it of 40 x 30 pixels; lower d"):
+        images.decode(made.jpeg(), "it")
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(UserError, match="no memory left to decode it; lower d"):
+        images.open_image(made.jpeg(), "it")
 
 
 def test_reasons():

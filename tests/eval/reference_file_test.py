@@ -3,6 +3,7 @@
 import io
 import pathlib
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -176,9 +177,20 @@ def test_an_npy_file_cut_short_is_refused(tmp_path, array, share):
         read_reference(tmp_path / "x.npy")
 
 
-def test_files_of_pytorch_and_folders_are_named(tmp_path):
-    import zipfile
+def test_a_header_that_claims_terabytes_is_refused(tmp_path):
+    data = saved(np.zeros((5, 3)))
+    claim = data.replace(b"(5, 3), }" + 10 * b" ", b"(99999999999, 3), }")
+    assert len(claim) == len(data) != 0
+    assert claim != data
+    (tmp_path / "x.npy").write_bytes(claim)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("feats.npy", claim)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UserError, match="no npz or npy file that can be read"):
+            read_reference(tmp_path / name)
 
+
+def test_files_of_pytorch_and_folders_are_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "stats.pt", "w") as file:
         file.writestr("archive/data.pkl", b"")
         file.writestr("archive/data/0", b"")
