@@ -99,7 +99,8 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _no_memory(what: str) -> UserError:
     return UserError(
-        f"no memory left to decode {what}; lower data.threads or data.transform.max_pixels"
+        f"no memory left to decode {what}; lower data.threads or "
+        "data.transform.max_pixels"
     )
 
 
