@@ -153,6 +153,8 @@ def source_directory(given: str, source: str) -> pathlib.Path:
             f"source {source}: a folder is read from local files only; pack it as tars"
         )
     root = pathlib.Path(given)
+    if root.is_file():
+        raise UserError(f"source {source}: {given} is a file; expected its folder")
     if not root.is_dir():
         raise UserError(f"source {source}: {given} is no directory")
     return root

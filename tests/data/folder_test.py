@@ -138,6 +138,9 @@ def test_folders_that_cannot_be(tmp_path):
         open_folder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="is empty"):
         open_folder(str(tmp_path))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(UserError, match="is a file; expected its folder"):
+        open_folder(f"{tmp_path}/metadata.csv")
     with pytest.raises(UserError, match="local files only"):
         open_folder("gs://bucket/folder")
 

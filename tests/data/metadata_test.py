@@ -33,7 +33,7 @@ def test_an_open_quote_takes_no_other_row_along(rows, caplog):
     found = rows(HEAD + b'a.jpg,"a red fox\nb.jpg,a dog\nc d.png,"a cat"\n')
     assert found == {2: "bad_row", 3: ("b.jpg", "a dog"), 4: ("c d.png", "a cat")}
     (said,) = (record.getMessage() for record in caplog.records)
-    assert "1 rows cannot be read, the first at line 2: a quote that is not" in said
+    assert "rows that cannot be read: 1, the first at line 2 (a quote that is n" in said
 
 
 def test_an_open_quote_of_a_long_file_is_found(rows):
