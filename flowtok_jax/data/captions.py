@@ -106,11 +106,8 @@ class CaptionOptions:
     def describe(self) -> str:
         """Describes on one line how captions are read."""
         endings = ", ".join(f".{name}" for name in self.extensions)
-        return (
-            f"captions: {self.reading.replace('_', ' ')} of {endings} files, else of "
-            f"the keys or columns {', '.join(self.keys)} (data.captions, "
-            "data.caption_extensions, data.caption_keys)"
-        )
+        keys = ", ".join(self.keys)
+        return f"captions: {self.reading} (data.captions) of {endings}, or keys {keys}"
 
     def clean(self, text: str, name: str = "") -> str:
         """Returns the part of a text that is its caption; "" if nothing can be seen.

@@ -107,7 +107,7 @@ def open_folder(
             has captions of two kinds.
     """
     source = f"folder:{directory}"
-    listing = Listing(find_directory(directory, source), captions)
+    listing = Listing(source_directory(directory, source), captions)
     entries, named = _rows(listing, captions)
     entries += _pairs(listing, captions, named)
     described = ", ".join(f"{n} {kind}" for kind, n in listing.passed_over.items())
@@ -142,7 +142,7 @@ def _check_usable(
     )
 
 
-def find_directory(given: str, source: str) -> pathlib.Path:
+def source_directory(given: str, source: str) -> pathlib.Path:
     """Returns the path of a local directory that a source string names.
 
     Raises:
@@ -153,6 +153,8 @@ def find_directory(given: str, source: str) -> pathlib.Path:
             f"source {source}: a folder is read from local files only; pack it as tars"
         )
     root = pathlib.Path(given)
+    if root.is_file():
+        raise UserError(f"source {source}: {given} is a file; expected its folder")
     if not root.is_dir():
         raise UserError(f"source {source}: {given} is no directory")
     return root
@@ -231,10 +233,10 @@ def _pairs(
     folders = {path.parent for path in listing.metadata}
     for key, files in listing.groups.items():
         group = [file for file in files if file.path not in named]
-        kinds = {file.kind for file in group}
+        is_pair = {file.kind for file in group} >= {"image", "caption"}
         is_described = any(path in folders for path in files[0].path.parents)
         # Metadata may name a part of the images; what has a caption of its own counts.
-        if len(group) < len(files) or (is_described and kinds < {"image", "caption"}):
+        if len(group) < len(files) or (is_described and not is_pair):
             _pass_over(listing, group + listing.beside.pop(key, []))
             continue
         texts = [file for file in group if file.kind == "caption"]
@@ -273,22 +275,27 @@ def _pair(
     texts.sort(key=lambda file: captions.extensions.index(file.extension))
     beside = listing.beside.pop(key, [])
     sidecars = [file for file in beside if file.extension == "json"]
-    if not of.keys() & {"caption", "recaption"}:
-        of["sidecar"] = sidecars
     name = f"{listing.root}/{key}"
     fault = ""
     if "image" not in of:
         others = [file for file in beside if file not in sidecars]
-        of["culprit"] = [*of.get("picture", ()), *others]
-        for culprit in of["culprit"][:1]:
-            is_picture = culprit.kind == "picture"
-            fault = "unsupported_image" if is_picture else "wrong_extension"
-            name += culprit.path.suffix
+        of["picture"] = [*of.get("picture", ()), *others]
+        for picture in of["picture"][:1]:
+            is_known = picture.kind == "picture"
+            fault = "unsupported_image" if is_known else "wrong_extension"
+            name += picture.path.suffix
+    else:
+        of.pop("picture", None)
+        of["sidecar"] = [] if of.keys() & {"caption", "recaption"} else sidecars
     roles = {role: found[0] for role, found in of.items() if found}
-    unique = [file.extension if file.kind == "caption" else file.kind for file in files]
-    if len(set(unique)) < len(unique):
+    members = [file for file in files if file.kind != "picture"]
+    unique = {(f.kind, f.kind == "caption" and f.extension) for f in members}
+    if len(unique) < len(members):
         fault = "duplicate_member"
-    _pass_over(listing, [f for f in [*files, *beside] if f not in roles.values()])
+        beside += [file for file in files if file.kind == "picture"]
+    else:
+        beside += files
+    _pass_over(listing, [file for file in beside if file not in roles.values()])
     paths = {
         role: file.path
         for role, file in roles.items()

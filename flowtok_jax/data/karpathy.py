@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowtok_jax.data.captions import CaptionOptions
-from flowtok_jax.data.folder import Entry, Files, find_directory, inner_path
+from flowtok_jax.data.folder import Entry, Files, inner_path, source_directory
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -25,7 +25,7 @@ def open_karpathy(
     parts = arguments.split(":")
     if len(parts) != 3:
         raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
-    root = find_directory(parts[1], source)
+    root = source_directory(parts[1], source)
     rows = read_karpathy(parts[0], parts[2])
     return Files(source, [_sentences(root, row) for row in rows], captions)
 

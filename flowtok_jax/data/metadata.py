@@ -208,8 +208,8 @@ class _CsvFile:
             logging.info("%s: %d rows on %d lines", self._path, good, lines)
         if bad:
             logging.warning(
-                "%s: %d rows cannot be read, the first at line %s: a quote that is not "
-                "closed, or more cells than columns",
+                "%s: rows that cannot be read: %d, the first at line %s (a quote that "
+                "is not closed, or more cells than columns)",
                 self._path,
                 len(bad),
                 bad[0].rpartition(":")[2],

@@ -229,20 +229,15 @@ def make_source(
     """
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
+    opening = {"image_size": image_size, "seed": seed, "moments": moments}
+    opening |= {"cache": cache, "captions": captions}
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        records = make_records(
-            part,
-            image_size=image_size,
-            seed=seed,
-            moments=moments,
-            cache=cache,
-            captions=captions,
-        )
+        records = make_records(part, **opening)
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)

@@ -149,9 +149,8 @@ def test_a_run_says_at_the_start_how_captions_are_read(tmp_path, caplog):
             make_source(f"folder:{tmp_path}/x", image_size=8, seed=0, captions=FIRST)
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "captions: first line of .txt, .caption files, else of the keys or columns "
-        "caption, text, prompt (data.captions, data.caption_extensions, "
-        "data.caption_keys)"
+        "captions: first_line (data.captions) of .txt, .caption, or keys caption, "
+        "text, prompt"
     ]
 
 
