@@ -11,8 +11,10 @@ from PIL import Image
 
 from flowtok_jax.data import globs, scenes
 from flowtok_jax.data.arrayrecord import ArrayRecords
+from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
-from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.karpathy import open_karpathy
 from flowtok_jax.data.records import Record, Records
 from flowtok_jax.data.source_strings import SourceSpec, guess_source, parse_sources
 from flowtok_jax.data.tars import Tars
@@ -92,6 +94,7 @@ def make_records(
     seed: int,
     moments: tuple[int, int] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Records:
     """Opens the records of one source; nothing is decoded.
 
@@ -99,6 +102,7 @@ def make_records(
         image_size, seed: side and seed of generated scenes.
         moments: (n, 2 * c) of latents.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read, said once in a process.
 
     Raises:
         UserError: for a source that is missing, damaged as a whole, or empty.
@@ -106,35 +110,40 @@ def make_records(
     seed = check_seed("seed", seed)
     if cache and globs.is_remote(cache := str(to_place(cache))):
         raise UserError(f"data.cache = {cache} is remote; expected a local directory")
+    if part.kind != "shapes":
+        log_once(captions.describe())
     match part.kind:
         case "shapes":
             shapes = Shapes(part.arguments or "train", image_size, seed)
             records = ShapeRecords(shapes)
         case "folder":
-            records = _open_folder(expand_path(globs.unquote(part.arguments)))
+            folder = expand_path(globs.unquote(part.arguments))
+            records = _open_folder(folder, captions)
         case "tars":
-            records = Tars(part.arguments, cache=cache)
+            records = Tars(part.arguments, cache=cache, captions=captions)
         case "arrayrecord":
-            records = ArrayRecords(part.arguments)
+            records = ArrayRecords(part.arguments, captions=captions)
         case "latents" if globs.unquote(part.arguments).endswith(".tar"):  # release's
-            records = Tars(part.arguments, moments=moments, cache=cache)
+            records = Tars(
+                part.arguments, moments=moments, cache=cache, captions=captions
+            )
         case "latents":
-            records = ArrayRecords(part.arguments, moments=moments)
+            records = ArrayRecords(part.arguments, moments=moments, captions=captions)
         case "tfds":
-            records = Tfds(part.arguments)
+            records = Tfds(part.arguments, captions)
         case "karpathy":
-            records = open_karpathy(part.arguments)
+            records = open_karpathy(part.arguments, captions)
     if not len(records):
         raise UserError(f"source {part.spec} has no records")
     return records
 
 
-def _open_folder(path: str) -> Records:
+def _open_folder(path: str, captions: CaptionOptions) -> Records:
     """Opens a folder; of its files, a pattern or a tar the error names the source."""
     meant = guess_source(path) if not os.path.isdir(path) else f"folder:{path}"
     if meant != f"folder:{path}" and not globs.is_remote(path):
         raise UserError(f"source folder:{path}: that is no folder; expected {meant}")
-    return open_folder(path)
+    return open_folder(path, captions)
 
 
 def make_source(
@@ -147,6 +156,7 @@ def make_source(
     transform: Mapping[str, Any] | None = None,
     filters: Mapping[str, Any] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Source:
     """Makes the source of training examples that a source string names.
 
@@ -156,6 +166,7 @@ def make_source(
             of them, and generated scenes none.
         filters: fields of `Filters`, for images.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
@@ -163,15 +174,15 @@ def make_source(
     seed = check_seed("seed", seed)
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
+    opening = {"image_size": image_size, "seed": seed, "moments": moments}
+    opening |= {"cache": cache, "captions": captions}
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        records = make_records(
-            part, image_size=image_size, seed=seed, moments=moments, cache=cache
-        )
+        records = make_records(part, **opening)
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)

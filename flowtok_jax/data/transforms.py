@@ -76,7 +76,7 @@ def _column(record: Record, column: str) -> float:
     """Returns a number of the metadata; CSV files and JSON hold some as texts."""
     try:
         value = float(record.metadata[column])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadRecord("missing_metadata", record.name) from error
     if math.isnan(value):  # passes every comparison with a limit
         raise BadRecord("missing_metadata", record.name)
