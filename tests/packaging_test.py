@@ -27,7 +27,6 @@ CARD = {
     "flax",
     "optax",
     "orbax-checkpoint",
-    "transformers",
     "tensorflow-datasets",
     "grain",
     "ml_collections",

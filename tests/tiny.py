@@ -1,6 +1,7 @@
 """Tiny networks and a batch for tests, and the weights behind the golden numbers."""
 
 import functools
+import gzip
 import json
 from pathlib import Path
 
@@ -115,6 +116,29 @@ def write_clip(directory: Path) -> None:
     heads = {"num_attention_heads": 4}
     config = {"text_config": heads, "vision_config": heads}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def write_clip_vocabulary(directory: Path) -> None:
+    """CLIP's real vocabulary in the form of the hub's files, from its merges alone."""
+    with gzip.open(GOLDENS / "clip_merges.txt.gz", "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    pairs = [line for line in lines[1:] if line]
+    # In OpenAI's order: bytes by their code, but printable ones first.
+    letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters += [chr(256 + i) for i in range(256 - len(letters))]
+    tokens = [*letters, *(f"{x}</w>" for x in letters)]
+    tokens += [pair.replace(" ", "") for pair in pairs]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    directory.mkdir(parents=True, exist_ok=True)
+    vocab = {token: i for i, token in enumerate(tokens)}
+    (directory / "vocab.json").write_text(json.dumps(vocab))
+    (directory / "merges.txt").write_text("\n".join(lines))
+
+
+def golden_captions() -> tuple[list[str], np.ndarray]:
+    """Captions, and their ids by open_clip's tokenizer: [60, 77]."""
+    rows = json.loads((GOLDENS / "clip_ids.json").read_text())["rows"]
+    return [row["caption"] for row in rows], np.array([row["ids"] for row in rows])
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.convert.critics import convert_critic, prepare_critic
 from flowtok_jax.convert.goldens import Check, Goldens
 from flowtok_jax.convert.groups import convert, networks, to_release
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.models.build import Nets
@@ -39,6 +40,7 @@ TRAINED = 5e-4
 BFLOAT16 = 3e-2
 CRITIC = 1e-4
 DISTANCE = 1e-6  # FID is computed in float64
+EQUAL = 1e-12  # of ids: far below a difference of one
 LOSS = 1e-4  # relative error of each training step's loss by itself
 SAMPLES = ((20, 2.0), (5, 1.5), (50, 7.0))  # (steps, scale) that every model stores
 # Trained weights that the golden file stores, if the model has them.
@@ -340,8 +342,21 @@ def check_fid(check: Check) -> None:
     check.compare("fid", frechet_distance(*moments), DISTANCE)
 
 
+def check_clip_ids(check: Check) -> None:
+    """Checks the ids of captions, which are equal or wrong."""
+    captions = check.values("caption").tolist()
+    expected = check.values("ids")
+    folder = check.goldens.folder / "clip_vocabulary"
+    vocabulary = Vocabulary.read_clip(folder, expected.shape[1])
+    got = vocabulary.encode(captions, warns=False)
+    for row in np.flatnonzero((got != expected).any(axis=1)):
+        check.report.fault(f"clip_ids/{row}", f"has other ids: {captions[row]!r}")
+    check.compare("ids", got, EQUAL)
+
+
 # Checks of files by their whole name, and by the ending of their name.
 BY_NAME = {
+    "clip_ids": check_clip_ids,
     "discriminator": check_discriminator,
     "lpips": check_lpips,
     "inception": check_inception,

@@ -17,10 +17,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.data.vocabulary import CLIP_FILES, Vocabulary
+from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import new_file
-from flowtok_jax.weights import hub
 from flowtok_jax.weights.safetensors import (
     check_file,
     read_safetensors,
@@ -31,9 +31,6 @@ from flowtok_jax.weights.safetensors import (
 # with EMA weights.
 CONTAINERS = ("ema", "model_ema", "model", "state_dict")
 CLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-# Files of a hub repository to download; its weights in other formats stay there.
-CLIP_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*")
 # Fixed choices of our towers, by the names of CLIP's config.json.
 CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
@@ -197,8 +194,9 @@ def find_clip(source: str, local_files_only: bool) -> pathlib.Path:
     # Weights are asked for in one format after the other, safetensors first: a
     # repository has several, each of gigabytes.
     for name in CLIP_WEIGHTS:
+        files = ("config.json", *CLIP_FILES, name)
         directory = hub.find_directory(
-            source, local_files_only=local_files_only, files=(*CLIP_FILES, name)
+            source, files=files, local_files_only=local_files_only
         )
         if (directory / name).is_file():
             break
@@ -262,22 +260,8 @@ def read_clip_vocabulary(
         vocab_size: rows of the weights' embedding.
 
     Raises:
-        UserError: if its files do not exist, have no start token, or more tokens than
-            the weights.
+        UserError: if its files do not exist, or are not of the weights.
     """
-    if not any(
-        all((directory / name).is_file() for name in names) for names in CLIP_VOCABULARY
-    ):
-        raise UserError(
-            f"{directory} has no vocabulary; expected vocab.json and merges.txt, or "
-            "tokenizer.json, beside the weights"
-        )
-    vocabulary = Vocabulary.load(str(directory), context)
-    if vocabulary.start_id is None:
-        raise UserError(f"the vocabulary in {directory} has no start token")
-    if len(vocabulary) > vocab_size:
-        raise UserError(
-            f"the vocabulary in {directory} has {len(vocabulary)} tokens, its "
-            f"weights have {vocab_size}: they do not belong together"
-        )
+    vocabulary = Vocabulary.read_clip(directory, context)
+    vocabulary.check(vocab_size, directory)
     return vocabulary

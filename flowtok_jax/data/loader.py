@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
-from flowtok_jax.data.sources import make_source, parse_sources
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -63,7 +65,13 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
     """Makes the vocabulary that a config names; "captions" trains one on data.train."""
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
-        return Vocabulary.load(config.text.vocabulary, context)
+        try:
+            return Vocabulary.load(config.text.vocabulary, context)
+        except UserError as error:
+            raise UserError(
+                f"text.vocabulary = {error}; expected a directory with CLIP's "
+                "vocab.json and merges.txt, a vocabulary.json, or an id on the hub"
+            ) from error
     source = open_source(config, config.data.train)
     # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))

@@ -54,7 +54,7 @@ def clip_score(
     params = jax.device_put(net.params)
     _check(vocabulary, net)
     # A model may cut captions elsewhere than CLIP does.
-    vocabulary = Vocabulary(vocabulary.tokenizer, text.context)
+    vocabulary = vocabulary.with_context(text.context)
     if not len(images):
         return np.zeros(0)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval import demo, pictures
 from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import init_networks, make_nets
@@ -40,8 +40,8 @@ from flowtok_jax.weights.workdir import (
     PREEMPTED,
     SAMPLES,
     SUMMARY,
-    open_vocabulary,
     open_workdir,
+    read_vocabulary,
 )
 
 
@@ -68,7 +68,10 @@ def train_stages(config: ConfigDict, workdir: Place) -> None:
     check_run(stages, workdir, opened)  # mistakes show before anything is written
     start = functools.partial(opened, config.init_from)
     first_does(lambda: _open(config, workdir, start))
-    vocabulary = open_vocabulary(workdir, config)  # made by process 0 above
+    # Made by process 0 above.
+    vocabulary = read_vocabulary(
+        workdir / VOCABULARY, config.latent.tokens, read_json(workdir / CONFIG)
+    )
     init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
     # A tower that is never trained is stored too: weights trained on it depend on it.
     store_random_clip(config, workdir, start, init_clip)

@@ -59,8 +59,6 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in SILENT_LIBRARIES:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # transformers advises everyone to install PyTorch, which is not needed here.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(orbax|tensorboardX|google)\b")
 
 
@@ -98,7 +96,10 @@ def make_command_parser(module: str, description: str) -> argparse.ArgumentParse
 
 def say(line: str) -> None:
     """Writes a result to stdout at once, so that a pipe sees it while we work on."""
-    sys.stdout.write(line + "\n")
+    # What a terminal cannot show is escaped there, as Python does on stderr.
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = line.encode(encoding, "backslashreplace").decode(encoding)
+    sys.stdout.write(shown + "\n")
     sys.stdout.flush()
 
 

@@ -15,11 +15,14 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, to_place
-from flowtok_jax.weights import hub, pretrained, workdir
+from flowtok_jax.weights import pretrained, workdir
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
+
+FILES = (CONFIG, VOCABULARY, "*.safetensors")  # of a repository of the hub
 
 RUN = "run"
 PRETRAINED = "pretrained"
@@ -112,12 +115,13 @@ class Weights:
         """Reads the vocabulary, for captions of `context` ids.
 
         Raises:
-            UserError: where there is none.
+            UserError: where there is none, or another one than the weights'.
         """
         path = self.place / VOCABULARY
         if not self.has_vocabulary:
             raise UserError(f"{path} does not exist; FlowTok needs it to read captions")
-        return Vocabulary.read(path, context)
+        stored = self._stored if self._has_config else {}
+        return workdir.read_vocabulary(path, context, stored)
 
     def read(
         self,
@@ -200,7 +204,9 @@ def open_weights(source: str | Place, *, local_files_only: bool = False) -> Weig
     place = to_place(source)
     if place.is_dir():
         return Weights(place)
-    downloaded = hub.find_directory(source, local_files_only=local_files_only)
+    downloaded = hub.find_directory(
+        source, files=FILES, local_files_only=local_files_only
+    )
     return Weights(downloaded, is_download=True)
 
 

@@ -25,7 +25,7 @@ from flowtok_jax.weights.safetensors import (
     read_copies,
     write_safetensors,
 )
-from flowtok_jax.weights.workdir import CONFIG
+from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
 
 # Fields of networks that `make_nets` fills from other sections of a config.
 SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention")
@@ -117,9 +117,11 @@ def save(
         UserError: where the directory has something in it already.
     """
     with new_directory(directory) as part:
-        write_json(part / CONFIG, {**config, "groups": sorted(groups)})
+        stored = {**config, "groups": sorted(groups)}
         if vocabulary is not None:
             vocabulary.save(part)
+            stored[VOCABULARY_SHA256] = vocabulary.sha256()
+        write_json(part / CONFIG, stored)
         for group, make in groups.items():
             leaves = flatten_dict(make(), sep="/")
             arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}

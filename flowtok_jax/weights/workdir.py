@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 SAMPLES = "samples"
 SUMMARY = "summary.json"
+VOCABULARY_SHA256 = "vocabulary_sha256"  # key of a stored config, beside its own
 PREEMPTED = "preempted.json"  # there while a run that was asked to end has not gone on
 
 # What may differ between runs in one workdir: it changes no trained weight, or extends
@@ -63,6 +65,7 @@ FREE = (
     "train.accumulate",
     "train.steps_per_call",
     "compute.remat",
+    VOCABULARY_SHA256,
 )
 
 
@@ -195,17 +198,18 @@ def open_workdir(
         cure="give another --workdir, or the config that it was made with",
         is_free=_is_free,
     )
-    if is_known:
-        new["stages"] = old_stages(workdir, new["stages"])
+    stored = read_json(workdir / CONFIG) if is_known else None
+    if stored:
+        new["stages"] = all_stages(stored["stages"], new["stages"])
     # Before the config is stored, because making a vocabulary may refuse the config.
-    vocabulary = open_vocabulary(workdir, config, inherited)
+    vocabulary = open_vocabulary(workdir, config, inherited, stored)
+    new[VOCABULARY_SHA256] = vocabulary.sha256()
     write_json(workdir / CONFIG, new)
     return vocabulary
 
 
-def old_stages(workdir: Place, stages: list[str]) -> list[str]:
+def all_stages(stored: list[str], stages: list[str]) -> list[str]:
     """Lists the stages stored already, then those of this run that are new."""
-    stored = read_json(workdir / CONFIG)["stages"]
     return stored + [s for s in stages if s not in stored]
 
 
@@ -213,15 +217,52 @@ def open_vocabulary(
     workdir: Place,
     config: ConfigDict,
     inherited: Callable[[], Vocabulary | None] = lambda: None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Vocabulary:
-    """Reads the workdir's own vocabulary; makes and stores it where there is none.
+    """Reads the workdir's own vocabulary; makes and stores that of a new workdir.
 
     Weights that training starts from know no other vocabulary than the inherited one,
     so the vocabulary that the config names comes last.
+
+    Args:
+        stored: the config in the workdir; None for a new one.
+
+    Raises:
+        UserError: where there is none to be had, or another one than the config's.
     """
     own = workdir / VOCABULARY
     if own.is_file():
-        return Vocabulary.load(str(own), config.latent.tokens)
+        return read_vocabulary(own, config.latent.tokens, stored or {})
+    if stored:
+        raise UserError(
+            f"{own} does not exist, and {workdir / CONFIG} does: what was trained here "
+            "knows no other vocabulary; put it back, or give another --workdir"
+        )
     vocabulary = inherited() or make_vocabulary(config)
+    vocabulary.check(config.clip.vocab_size, config.text.vocabulary)
     vocabulary.save(workdir)
+    return vocabulary
+
+
+def read_vocabulary(
+    path: Place, context: int, stored: Mapping[str, Any] | ConfigDict
+) -> Vocabulary:
+    """Reads the vocabulary beside weights.
+
+    Args:
+        context: number of ids of a caption.
+        stored: the config stored with the weights.
+
+    Raises:
+        UserError: where the weights were trained with another one.
+    """
+    vocabulary = Vocabulary.read(path, context)
+    if "clip" in stored:
+        vocabulary.check(stored["clip"]["vocab_size"], path)
+    expected = stored.get(VOCABULARY_SHA256)
+    if expected not in (None, found := vocabulary.sha256()):
+        raise UserError(
+            f"{path} is not the vocabulary of the weights beside it "
+            f"(SHA-256 {found[:12]}..., expected {expected[:12]}...); put theirs back"
+        )
     return vocabulary

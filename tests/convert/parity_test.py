@@ -50,6 +50,37 @@ def rewrite(path, edit):
     path.write_text(json.dumps(values))
 
 
+@pytest.fixture
+def captions(tmp_path):
+    """A folder with the ids of captions alone, and CLIP's vocabulary."""
+    for name in ("golden.json", "clip_ids.json"):
+        shutil.copy(tiny.GOLDENS / name, tmp_path)
+    rewrite(tmp_path / "golden.json", lambda g: g.update(files=["clip_ids.json"]))
+    tiny.write_clip_vocabulary(tmp_path / "clip_vocabulary")
+    return tmp_path
+
+
+def test_captions_have_the_ids_of_the_release_s_tokenizer(captions, capsys):
+    status, lines, summary = compare(capsys, captions, "--only=clip_ids")
+    assert status == 0
+    assert list(lines) == ["clip_ids/ids"]
+    assert summary["passed"] == 1
+
+
+@pytest.mark.parametrize(("row", "place"), [(0, 1), (12, 2), (59, 76)])
+def test_one_id_that_differs_fails_and_its_caption_is_named(
+    captions, capsys, row, place
+):
+    def edit(values):
+        values["rows"][row]["ids"][place] += 1
+
+    rewrite(captions / "clip_ids.json", edit)
+    status, lines, summary = compare(capsys, captions, "--only=clip_ids")
+    assert status == 1
+    assert summary["failed"] == ["clip_ids/ids", f"clip_ids/{row}"]
+    assert "has other ids" in lines[f"clip_ids/{row}"]
+
+
 def rewrite_arrays(folder, edit):
     path = folder / f"{FORWARD}.npz"
     with np.load(path) as file:

@@ -12,6 +12,7 @@ from flowtok_jax.data import loader, shards
 from flowtok_jax.data.examples import Example, Source
 from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
 from flowtok_jax.data.records import Record
+from tests import tiny
 from tests.data import made
 
 
@@ -38,6 +39,29 @@ def test_a_batch_holds_images_and_the_ids_of_their_captions(config, vocabulary):
     assert batch["image"].dtype == np.uint8
     assert batch["caption_ids"].shape == (4, 16)
     assert len(set(vocabulary.decode(batch["caption_ids"]))) > 1
+
+
+def test_a_folder_s_captions_get_the_ids_of_the_release_s_tokenizer(config, tmp_path):
+    tiny.write_clip_vocabulary(tmp_path / "clip")
+    texts, ids = tiny.golden_captions()
+    # Nothing but white space is no caption, and would be replaced.
+    kept = [i for i, text in enumerate(texts) if text.strip()]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in kept:
+        (folder / f"{i:03d}.jpg").write_bytes(made.jpeg())
+        (folder / f"{i:03d}.txt").write_text(texts[i], "utf-8", newline="")
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {
+            "data.train": f"folder:{folder}",
+            "text.vocabulary": str(tmp_path / "clip"),
+            "latent.tokens": 77,
+            "train.batch_size": len(kept),
+        }
+    )
+    (batch,) = batches(config, make_vocabulary(config), 0, 1)
+    assert sorted(batch["caption_ids"].tolist()) == sorted(ids[kept].tolist())
 
 
 def test_the_abstract_batch_is_that_of_the_loader(config, vocabulary):

@@ -1,11 +1,23 @@
+import html
 import json
 import logging
+import pickle
+import socket
 
+import ftfy
+import huggingface_hub
 import numpy as np
 import pytest
+import tokenizers
+import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.data import vocabulary as vocabulary_file
+from flowtok_jax.data.clean import clean_caption
+from flowtok_jax.data.vocabulary import END, START, Vocabulary
 from flowtok_jax.runtime.errors import UserError
+from tests import tiny
 
 CAPTIONS = ["a red circle at the top left", "a blue square", "the top of a circle"]
 
@@ -74,6 +86,169 @@ def test_clip_ids_have_start_end_and_zero_padding(clip_directory):
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     assert ids == [start, vocab["red</w>"], end, 0, 0, 0, 0, 0]
     assert clip.decode(np.array([ids])) == ["red"]
+
+
+@pytest.fixture(scope="session")
+def real_clip(tmp_path_factory):
+    """CLIP's real vocabulary, and the captions with the ids that open_clip gives."""
+    directory = tmp_path_factory.mktemp("clip_vocabulary")
+    tiny.write_clip_vocabulary(directory)
+    captions, ids = tiny.golden_captions()
+    return Vocabulary.load(str(directory), 77), captions, ids.tolist()
+
+
+@pytest.mark.parametrize("warns", [False, True])
+def test_captions_get_the_ids_of_the_release_s_tokenizer(real_clip, tmp_path, warns):
+    clip, captions, ids = real_clip
+    clip.save(tmp_path)
+    # As trained, as loaded, and as a worker process gets the vocabulary.
+    stored = Vocabulary.load(str(tmp_path), 77)
+    for vocabulary in (clip, stored, pickle.loads(pickle.dumps(stored))):
+        got = vocabulary.encode(captions, warns=warns).tolist()
+        assert [c for c, a, b in zip(captions, got, ids, strict=True) if a != b] == []
+
+
+def test_the_files_of_the_hub_in_either_form_are_one_vocabulary(real_clip, tmp_path):
+    clip, captions, ids = real_clip
+    (tmp_path / "tokenizer.json").write_text(clip.tokenizer.to_str())
+    whole = Vocabulary.load(str(tmp_path), 77)
+    assert whole.sha256() == clip.sha256() == vocabulary_file.CLIP_SHA256
+    assert whole.encode(captions, warns=False).tolist() == ids
+
+
+def test_clip_s_ids_decode_to_words(real_clip):
+    clip, _, _ = real_clip
+    assert clip.decode(clip.encode(["A café’s  door!"])) == ["a café 's door !"]
+
+
+def test_a_vocabulary_of_an_older_version_keeps_its_meaning(tmp_path, clip_directory):
+    directory, _ = clip_directory
+    old = transformers.CLIPTokenizer.from_pretrained(directory).backend_tokenizer
+    (tmp_path / "vocabulary.json").write_text(old.to_str())
+    captions = ["red &amp; Red", "a <|endoftext|> red"]
+    expected = [e.ids for e in old.encode_batch(captions, add_special_tokens=False)]
+    vocabulary = Vocabulary.load(str(tmp_path), 40)
+    for row, ids in zip(vocabulary.encode(captions), expected, strict=True):
+        assert row[1 : len(ids) + 1].tolist() == ids
+    vocabulary.save(tmp_path / "again")  # without a cleaning that it never had
+    again = Vocabulary.load(str(tmp_path / "again"), 40)
+    np.testing.assert_array_equal(again.encode(captions), vocabulary.encode(captions))
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "<pad>", "<unk>", "<|startoftext|>"])
+def test_the_texts_of_special_tokens_are_plain_text(real_clip, text):
+    words = Vocabulary.train([*CAPTIONS, "pad unk < >"], 64, 12)
+    for vocabulary in (words, real_clip[0]):
+        ids = vocabulary.encode([f"a {text} circle", "a circle"])
+        ends = (ids == vocabulary.end_id).sum(axis=1)
+        assert ends.tolist() == [1, 1]
+        assert (ids != 0).sum(axis=1)[0] > (ids != 0).sum(axis=1)[1]
+
+
+def test_words_are_cleaned_before_they_are_learned_and_before_they_are_read():
+    vocabulary = Vocabulary.train(["a dog’s &amp; a cat&#39;s ＢＯＷＬ"], 64, 12)
+    ids = vocabulary.encode(["A dog's & a  cat's bowl", "a dog’s &amp; a cat’s bowl"])
+    assert vocabulary.unknown_id not in ids
+    np.testing.assert_array_equal(ids[0], ids[1])
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.text(max_size=60))
+@example("plain ascii  with  spaces ")
+@example("AT&amp;T &amp;amp;lt; &#x2764; &notanentity;")
+@example("\x1b[31mred\x1b[0m\x00 \x7f")
+@example("\ud83d half a pair")
+def test_the_fast_way_of_cleaning_is_open_clip_s(caption):
+    text = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
+    assert clean_caption(caption) == " ".join(text.split()).lower()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no vocabulary, or damaged"),
+        ("[1, 2]", "list instead of an object"),
+        ('{"a": 1}', "is no vocabulary, or damaged"),
+        ('{"cleaning": "better", "tokenizer": {}}', "made by a newer version"),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(tmp_path, content, message):
+    (tmp_path / "vocabulary.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        Vocabulary.load(str(tmp_path), 8)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no vocabulary; expected vocab.json and merges.txt"),
+        ({"vocab.json": "{}"}, "has no vocabulary; expected vocab.json and merges.txt"),
+        ({"vocab.json": "{}", "merges.txt": ""}, "is not CLIP's: 0 tokens, start None"),
+        (
+            {"vocab.json": json.dumps({START: 0, END: 1}), "merges.txt": ""},
+            "is not CLIP's: 2 tokens, start 0, end 1",
+        ),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "a b\n"}, "vocab.json is no vocab"),
+        ({"vocab.json": "{}", "merges.txt": "a b c\n"}, "no byte pairs as CLIP's"),
+        ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "no byte pairs"),
+        ({"tokenizer.json": '{"model": 3}'}, "no byte pairs"),
+    ],
+)
+def test_files_that_are_no_vocabulary_of_clip_are_refused(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        Vocabulary.load(str(tmp_path), 8)
+
+
+def test_a_vocabulary_of_other_tokens_than_the_tower_s_is_refused(real_clip, tmp_path):
+    clip, _, _ = real_clip
+    clip.check(49408, "here")
+    for size in (49407, 49409):
+        with pytest.raises(UserError, match=r"49408 tokens \(start 49406, end 49407\)"):
+            clip.check(size, "here")
+    content = json.loads(clip.tokenizer.to_str())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    other = Vocabulary(tokenizers.Tokenizer.from_str(json.dumps(content)), 77)
+    with pytest.raises(
+        UserError, match="here is not OpenAI's, although it has as many"
+    ):
+        other.check(49408, "here")
+    words = Vocabulary.train(CAPTIONS, 32, 8)
+    words.check(32, "captions")  # captions had fewer words
+    with pytest.raises(UserError, match=r"tokens \(no start, end 1\)"):
+        words.check(3, "captions")
+
+
+def test_the_hub_is_asked_once_and_its_cache_alone_where_the_user_says_so(
+    clip_directory, monkeypatch
+):
+    directory, _ = clip_directory
+    asked = []
+
+    def snapshot_download(repo, **options):
+        asked.append((repo, options["local_files_only"]))
+        return str(directory)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    Vocabulary.load("some/clip", 8)
+    Vocabulary.load("some/clip", 8, local_files_only=True)
+    assert asked == [("some/clip", False), ("some/clip", True)]
+
+
+def test_without_the_hub_a_vocabulary_is_refused_in_one_line(monkeypatch):
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(UserError, match="no/such-thing does not exist here") as raised:
+        Vocabulary.load("no/such-thing", 77)
+    assert "\n" not in str(raised.value)
+    assert len(attempts) <= 2
 
 
 def test_a_vocabulary_that_is_not_there_is_named(tmp_path, monkeypatch):

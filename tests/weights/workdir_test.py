@@ -3,9 +3,12 @@
 import pytest
 
 from configs import demo
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import read_json, write_json
 from flowtok_jax.weights import workdir
+from flowtok_jax.weights.place import open_weights
+from tests import tiny
 
 
 @pytest.fixture
@@ -15,9 +18,16 @@ def config():
     return config
 
 
+def stored_config(folder):
+    """The config of a run, and the digest of its vocabulary that lies in it."""
+    stored = workdir.read_config(folder).to_dict()
+    return stored, stored.pop(workdir.VOCABULARY_SHA256)
+
+
 def test_a_new_workdir_gets_config_and_vocabulary(config, tmp_path):
     vocabulary = workdir.open_workdir(tmp_path / "run", config)
-    assert workdir.read_config(tmp_path / "run").to_dict() == config.to_dict()
+    stored = stored_config(tmp_path / "run")
+    assert stored == (config.to_dict(), vocabulary.sha256())
     again = workdir.open_workdir(tmp_path / "run", config)
     caption = ["a red circle at the top left"]
     assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
@@ -43,7 +53,7 @@ def test_keys_that_change_no_weight_may_differ(config, tmp_path, key):
     workdir.open_workdir(tmp_path, config)
     config.update_from_flattened_dict({key: 3})
     workdir.open_workdir(tmp_path, config)
-    assert workdir.read_config(tmp_path).to_dict() == config.to_dict()
+    assert stored_config(tmp_path)[0] == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,41 @@ def test_a_config_that_its_vocabulary_refuses_is_not_stored(config, tmp_path):
     with pytest.raises(UserError, match="moon"):
         workdir.open_workdir(tmp_path, config)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deleted_vocabulary_is_not_quietly_made_anew(config, tmp_path):
+    workdir.open_workdir(tmp_path, config)
+    (tmp_path / "vocabulary.json").unlink()
+    with pytest.raises(UserError, match=r"vocabulary.json does not exist, and .*back"):
+        workdir.open_workdir(tmp_path, config)
+    assert not (tmp_path / "vocabulary.json").exists()
+
+
+def test_a_vocabulary_that_was_exchanged_is_refused(config, tmp_path):
+    workdir.open_workdir(tmp_path, config)
+    Vocabulary.train(["other words"], 64, 8).save(tmp_path)
+    with pytest.raises(UserError, match=r"is not the vocabulary of the weights beside"):
+        workdir.open_workdir(tmp_path, config)
+    with pytest.raises(UserError, match=r"is not the vocabulary of the weights beside"):
+        open_weights(tmp_path).vocabulary(8)
+
+
+def test_a_workdir_of_an_older_version_has_no_digest_and_gets_one(config, tmp_path):
+    vocabulary = workdir.open_workdir(tmp_path, config)
+    old = read_json(tmp_path / "config.json")
+    del old[workdir.VOCABULARY_SHA256]
+    write_json(tmp_path / "config.json", old)
+    assert open_weights(tmp_path).vocabulary(8).sha256() == vocabulary.sha256()
+    workdir.open_workdir(tmp_path, config)
+    assert stored_config(tmp_path)[1] == vocabulary.sha256()
+
+
+def test_a_vocabulary_that_the_text_tower_has_no_rows_for_is_refused(config, tmp_path):
+    tiny.write_clip(tmp_path / "clip")
+    config.text.vocabulary = str(tmp_path / "clip")
+    with pytest.raises(UserError, match=r"has \d+ tokens \(start \d+, end \d+\), the "):
+        workdir.open_workdir(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

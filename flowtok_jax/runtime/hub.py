@@ -4,25 +4,21 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from flowtok_jax.data.vocabulary import VOCABULARY
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
-from flowtok_jax.weights.workdir import CONFIG
-
-FILES = (CONFIG, VOCABULARY, "*.safetensors")
 
 
 def find_directory(
     source: str | Place,
     *,
+    files: Iterable[str],
     local_files_only: bool = False,
-    files: Iterable[str] = FILES,
 ) -> Place:
     """Finds a directory, or downloads the repository OWNER/NAME where none exists.
 
     Args:
-        local_files_only: looks for a repository in the hub's cache only.
         files: patterns of the files to download.
+        local_files_only: looks for a repository in the hub's cache only.
 
     Raises:
         UserError: where neither exists.
