@@ -115,11 +115,15 @@ class CaptionOptions:
         Args:
             name: of the record, to say once that a caption has several lines.
         """
-        text = text.replace("\0", "").replace("\ufeff", "").strip(INVISIBLE)
+        text = text.replace("\0", "").replace("\ufeff", "").strip()
+        # Only whole captions: at the end of a word such a mark may have a meaning.
+        if not text.strip(INVISIBLE):
+            return ""
         if "\n" not in text and "\r" not in text:
             return text
         if self.reading == "first_line":
-            return LINE_END.split(text)[0].strip(INVISIBLE)
+            lines = (line.strip() for line in LINE_END.split(text))
+            return next(line for line in lines if line.strip(INVISIBLE))
         _say_lines(name)
         return text
 
