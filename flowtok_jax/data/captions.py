@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import re
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,6 @@ INVISIBLE += "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 INVISIBLE += "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\ufeff\uffa0"
 INVISIBLE += "".join(map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x2030))))
 INVISIBLE += "".join(map(chr, range(0x2060, 0x2070)))
-# Taken off at both ends, but not Latin-1's: the last byte of mojibake may be one.
-EDGES = "".join(char for char in INVISIBLE if not "\x7f" <= char <= "\xff")
 
 
 @functools.cache
@@ -117,14 +116,15 @@ class CaptionOptions:
         Args:
             name: of the record, to say once that a caption has several lines.
         """
-        text = text.replace("\0", "").replace("\ufeff", "").strip(EDGES)
+        text = text.replace("\0", "").replace("\ufeff", "").strip(string.whitespace)
+        # Only whole captions: at the end of a word such a mark may have a meaning.
         if not text.strip(INVISIBLE):
             return ""
         if "\n" not in text and "\r" not in text:
             return text
         if self.reading == "first_line":
-            lines = LINE_END.split(text)
-            return next(line.strip(EDGES) for line in lines if line.strip(INVISIBLE))
+            lines = (line.strip(string.whitespace) for line in LINE_END.split(text))
+            return next(line for line in lines if line.strip(INVISIBLE))
         _say_lines(name)
         return text
 

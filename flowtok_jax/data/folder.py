@@ -218,8 +218,9 @@ def inner_path(root: pathlib.Path, name: str) -> pathlib.Path | None:
     inner = pathlib.PurePosixPath(name)
     if ".." in inner.parts or DRIVE.match(name):
         return None
-    # An absolute name may be one below the folder.
-    whole = pathlib.Path(os.path.abspath(root))
+    if not inner.is_absolute():
+        return root / inner
+    whole = pathlib.Path(os.path.abspath(root))  # the name may be one below it
     path = whole / inner
     return root / path.relative_to(whole) if path.is_relative_to(whole) else None
 
@@ -232,9 +233,9 @@ def _pairs(
     doubled = []
     folders = {path.parent for path in listing.metadata}
     for key, files in listing.groups.items():
-        group = [file for file in files if file.path not in named]
+        group = [file for file in files if not named or file.path not in named]
         is_pair = {file.kind for file in group} >= {"image", "caption"}
-        is_described = any(path in folders for path in files[0].path.parents)
+        is_described = folders and any(p in folders for p in files[0].path.parents)
         # Metadata may name a part of the images; what has a caption of its own counts.
         if len(group) < len(files) or (is_described and not is_pair):
             _pass_over(listing, group + listing.beside.pop(key, []))

@@ -48,6 +48,7 @@ class Listing:
 
     def __init__(self, root: pathlib.Path, captions: CaptionOptions):
         self.root = root
+        self._prefix = len(os.path.join(root, ""))
         self.groups: dict[str, list[FoundFile]] = {}
         self.beside: dict[str, list[FoundFile]] = {}
         self.metadata: list[pathlib.Path] = []
@@ -56,6 +57,7 @@ class Listing:
         kinds |= dict.fromkeys(images.EXTENSIONS, "image")
         kinds |= dict.fromkeys(captions.extensions, "caption")
         self._kinds = kinds | {RECAPTION: "recaption"}
+        self._paths: set[str] = set()
         self._folded: dict[str, list[pathlib.Path]] = {}
         for path in self._walk():
             self._add(path)
@@ -100,7 +102,8 @@ class Listing:
             self.passed_over["no extension"] += 1
             return
         extension = extension.lower()
-        key = path.with_name(stem).relative_to(self.root).as_posix()
+        # As text: of a million files pathlib would take half a minute.
+        key = f"{os.fspath(path.parent)}/{stem}"[self._prefix :]
         if not key.isascii():  # macOS writes é as two characters, others as one
             key = unicodedata.normalize("NFC", key)
         kind = self._kinds.get(extension, "other")
@@ -116,14 +119,18 @@ class Listing:
 
         Systems write one name in several ways: in capitals, or `é` as two characters.
         """
-        if not self._folded:
-            for files in self.groups.values():
-                for file in files:
-                    self._folded.setdefault(_fold(file.path), []).append(file.path)
-        found = self._folded.get(_fold(path), [])
-        if path in found or len(found) != 1 or os.path.exists(path):
+        if not self._paths:
+            self._paths.update(map(str, self._grouped()))
+        if str(path) in self._paths or os.path.exists(path):
             return path
-        return found[0]
+        if not self._folded:
+            for known in self._grouped():
+                self._folded.setdefault(_fold(known), []).append(known)
+        found = self._folded.get(_fold(path), [])
+        return found[0] if len(found) == 1 else path
+
+    def _grouped(self) -> Iterator[pathlib.Path]:
+        return (file.path for files in self.groups.values() for file in files)
 
     def is_picture(self, path: pathlib.Path) -> bool:
         """Returns whether a file's extension is of a format that cannot be decoded."""

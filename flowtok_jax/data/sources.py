@@ -162,8 +162,7 @@ def make_source(
 
     Args:
         tokens, channels: n and c of latents.
-        transform: arguments of `ImageTransform`. Latents take only `recaption_rate`
-            of them, and generated scenes none.
+        transform: arguments of `ImageTransform`; latents take `recaption_rate` alone.
         filters: fields of `Filters`, for images.
         cache: directory for indices of tars; None: the user's cache directory.
         captions: how they are read.

@@ -59,8 +59,9 @@ def test_what_is_no_caption(value, reason):
         (b"\xef\xbb\xbf \n\t", ""),
         (b"\0\0\0", ""),
         ("\u200b\ufeff\u200d\u00a0\u3164".encode(), ""),
-        ("\u2060a fox\u200e".encode(), "a fox"),
+        ("\u2060a fox\u200e".encode(), "\u2060a fox\u200e"),
         ("voilÃ\xa0".encode(), "voilÃ\xa0"),  # whose letter ftfy restores
+        ("â€œmojibakeâ€\x9d".encode(), "â€œmojibakeâ€\x9d"),  # is mended later
         ("👩\u200d🌾 in a field".encode(), "👩\u200d🌾 in a field"),
         ("نامه\u200cای".encode(), "نامه\u200cای"),  # the non-joiner has a meaning
         (b"caf\xe9", None),
@@ -84,7 +85,7 @@ LINES = "a red fox\r\nfr.utf8=un renard roux\nde.utf8=ein Fuchs\n"
 def test_several_lines_are_one_caption_or_the_first_of_them():
     assert USUAL.clean(LINES) == LINES.strip()
     assert FIRST.clean(LINES) == "a red fox"
-    assert FIRST.clean("\ufeff\n \n a fox \n two") == "a fox"
+    assert FIRST.clean("\ufeff\n \u200b\n a fox \n two") == "a fox"
     assert FIRST.clean("a\u2028b") == "a\u2028b"  # no end of a line in a file
     assert FIRST.texts(["a\nb", "c"], "it") == ("a", "c")
 
