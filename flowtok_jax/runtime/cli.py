@@ -5,7 +5,6 @@ next try; 2 for a user's mistake; 130 after Ctrl-C. A traceback means a bug.
 """
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from absl import flags
 
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.files import NO_ROOM
 
 # Their own log level, where the root's would let through what only we can act on.
 QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
@@ -121,11 +121,17 @@ def run_command(
         return _end(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _end(interrupted, 130)
+    except BrokenPipeError:  # as of `| head`, which has read what it wanted
+        _end_at_once("", 141)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             text = f"error: {error}; make room, and the same command goes on"
             _end_at_once(text, 2)
-        _raise_alone()
+        if error.errno is None or error.filename is None:
+            _raise_alone()
+        # A disk that fails, a folder without permission: no bug, wherever it shows.
+        text = f"error: {error.filename} cannot be read or written"
+        _end_at_once(f"{text} ({error.strerror})", 2)
     except Exception:
         _raise_alone()
 
@@ -144,8 +150,9 @@ def _end(text: str, status: int) -> int:
 
 def _end_at_once(text: str, status: int) -> NoReturn:
     """Ends the process before libraries write, and complain again, at exit."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    if text:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
     os._exit(status)
 
 

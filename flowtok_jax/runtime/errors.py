@@ -14,8 +14,11 @@ class StoreError(UserError):
     """A failure of a remote store, which may work again on the next try: status 1."""
 
 
-class WriteError(UserError):
-    """A failure to write: no room, a quota, a disk that fails."""
+class WriteError(UserError, OSError):
+    """A failure to write: no room, no permission, a file in the way of a folder.
+
+    An OSError too, for callers that go on where a file is a mere convenience.
+    """
 
 
 def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> None:

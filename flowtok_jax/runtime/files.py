@@ -6,22 +6,26 @@ checkpoints, knows no other store, so neither does this module.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
 from etils import epath
 
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 
 Place = pathlib.Path | epath.Path
+LOCK = "lock.json"  # in a folder that a run has for itself, see runtime/lock.py
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NAMED = 4  # values that a message about differing ones shows
 
 
@@ -84,6 +88,48 @@ def _complaint(place: Place, error: Exception) -> str:
     )
 
 
+def write_error(place: Place, error: OSError) -> WriteError:
+    """Makes the one line that says why a local place cannot be written."""
+    parents = [place, *place.parents]
+    # What is a file now, and was expected to be a folder, is not told by every error.
+    in_the_way = next((p for p in parents[1:] if os.path.lexists(p)), None)
+    if in_the_way is not None and not in_the_way.is_dir():
+        return WriteError(
+            f"{place} cannot be written: {in_the_way} is a file; expected a directory"
+        )
+    reason = error.strerror or str(error) or type(error).__name__
+    cure = "give another place"
+    if error.errno in NO_ROOM or "requested and" in reason:
+        reason = os.strerror(error.errno or errno.ENOSPC)
+        cure = "make room, and the same command goes on"
+    elif isinstance(error, FileNotFoundError):
+        reason = "nothing can be made there"
+    elif isinstance(error, PermissionError):
+        cure += ", or get the right to write there"
+    return WriteError(f"{place} cannot be written ({reason}); {cure}")
+
+
+@contextlib.contextmanager
+def writing(place: Place) -> Iterator[None]:
+    """Turns a failure to write a local place into a WriteError.
+
+    The block may read other files: errors that name one of them pass as they are.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        named = pathlib.Path(str(error.filename or ""))
+        is_ours = place.name in named.name or named in place.parents
+        if error.filename is None:  # a write into an open file, or a read of another
+            is_ours = error.errno in (*NO_ROOM, errno.EFBIG)
+            is_ours = is_ours or "requested and" in str(error)  # numpy's, on no room
+        if not is_ours:
+            raise
+        raise write_error(place, error) from error
+
+
 def _part_of(path: pathlib.Path) -> pathlib.Path:
     """Returns the passing name, new in each call, of a file or folder in the making."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -100,13 +146,17 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a file to write, which gets its name if the block ends well.
 
     Otherwise the file is removed, also from a full disk, which would stay full.
+
+    Raises:
+        WriteError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
-        yield part
-        # Within one folder, so that it is a rename and atomic.
-        part.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            # Within one folder, so that it is a rename and atomic.
+            part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -137,26 +187,35 @@ def new_directory(directory: Place) -> Iterator[pathlib.Path]:
     Otherwise the directory is removed, with the parents that were made for it.
 
     Raises:
-        UserError: if the directory is remote, cannot be written, or has something in
-            it.
+        UserError: if the directory is remote, or has something in it.
+        WriteError: if it cannot be written.
     """
     check_new_directory(directory)
     directory = directory.absolute()
     # To be removed again if nothing comes of it.
-    made = [parent for parent in directory.parents if not parent.exists()]
+    made = absent_folders(directory.parent)
     part = _part_of(directory)
     try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(directory)
-    except BaseException as error:
+        with writing(directory):
+            part.mkdir(parents=True)
+            yield part
+            part.replace(directory)
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else wrote there
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(f"{directory} cannot be written: {error}") from error
+        remove_empty(made)
         raise
+
+
+def absent_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists a folder and those above it that do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    """Removes the folders that nobody wrote into."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_bytes(place: Place, data: bytes) -> None:
@@ -164,6 +223,7 @@ def write_bytes(place: Place, data: bytes) -> None:
 
     Raises:
         StoreError: if a remote file cannot be written.
+        WriteError: if a local one cannot.
     """
     if is_remote(place):  # no mkdir: a store has no directories, and gcsfs would make
         with reaching(place):  # a bucket of that name
@@ -296,6 +356,6 @@ def claim(
     folder = marker.parent
     # An empty folder may be claimed.
     is_taken = must_be_new and folder.exists()
-    if is_taken and (not folder.is_dir() or any(folder.iterdir())):
+    if is_taken and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {LOCK}):
         raise UserError(f"{folder} exists already and has no {marker.name}; {cure}")
     write_json(marker, made_by)

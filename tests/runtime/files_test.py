@@ -63,7 +63,7 @@ class Store(MemoryFileSystem):
 
     def _open(self, path, mode="rb", **options):
         self._check()
-        assert mode in ("rb", "wb")
+        assert mode in ("rb", "wb", "xb")
         if mode == "wb":
             self.written.append(path.removeprefix("/bucket/run/"))
         return super()._open(path, mode, **options)
