@@ -37,6 +37,7 @@ from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import check_new_directory, to_place
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import open_weights
@@ -196,14 +197,14 @@ def from_release(flags: argparse.Namespace) -> None:
     vocabulary = _read_vocabulary(sources["clip"]) if "clip" in sources else None
     # Converted one by one while they are written: one group in memory at a time.
     groups = {g: functools.partial(convert_source, g, sources) for g in sources}
-    pretrained.save(pathlib.Path(flags.out), config, groups, vocabulary)
+    pretrained.save(to_place(flags.out), config, groups, vocabulary)
 
 
 def back_to_release(flags: argparse.Namespace) -> None:
     """Writes one group of --checkpoint as the state dict that the release loads."""
     if not flags.checkpoint:
         raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
-    target = pathlib.Path(flags.to_release)
+    target = pathlib.Path(to_place(flags.to_release))
     state_dicts.check_target(target)  # before weights are read, which takes long
     weights = open_weights(flags.checkpoint)
     nets = weights.make_nets()
@@ -225,6 +226,8 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         if bool(flags.out) == bool(flags.to_release):
             raise UserError("expected one of --out=DIR and --to_release=FILE")
+        if flags.out:  # before weights are read, which takes long
+            check_new_directory(to_place(flags.out))
         (from_release if flags.out else back_to_release)(flags)
         peak = process_peak_bytes() / 1e9
         cli.say(

@@ -30,7 +30,12 @@ from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import file_sha256, new_directory, write_json
+from flowtok_jax.runtime.files import (
+    file_sha256,
+    new_directory,
+    to_place,
+    write_json,
+)
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.
@@ -188,7 +193,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
         )
     # All files are open by now, so most mistakes show before the first is written.
     entries = {}
-    with new_directory(pathlib.Path(flags.out)) as part:
+    with new_directory(to_place(flags.out)) as part:
         for name, source in sources.items():
             leaves = flatten_dict(_convert(name, source), sep="/")
             path = part / f"{name}.safetensors"

@@ -17,11 +17,12 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote
+from flowtok_jax.runtime.files import Place, check_writable
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.workdir import SAMPLES
 
 COLUMNS = 6  # columns of the grid
+GRID = "grid.png"
 
 
 def run(arguments: Arguments) -> int:
@@ -30,32 +31,14 @@ def run(arguments: Arguments) -> int:
     prompts = split_prompts(flags.prompts, flags.prompts_file)
     config = arguments.weights_config()
     folder = arguments.output() / SAMPLES
+    check_writable(folder / GRID)
     flowtok = FlowTok.from_weights(arguments.weights, config)
-    make_folder(folder)
     note = random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, folder, flags.seed, note):
         say(str(path))
     if note:
         logging.info(note)
     return 0
-
-
-def make_folder(folder: Place) -> None:
-    """Makes a local folder; a remote one comes with its first file.
-
-    gcsfs would make a bucket of a mistyped name.
-
-    Raises:
-        UserError: where it cannot be made.
-    """
-    if is_remote(folder):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
-        ) from error
 
 
 def random_tower_note(weights: Weights) -> str:
@@ -116,7 +99,7 @@ def sample(
         pictures.save_png(paths[-1], image)
     rows, captions = (pictures.in_rows(x, COLUMNS) for x in (images, prompts))
     side = max(128, min(256, images.shape[1]))
-    paths.append(folder / "grid.png")
+    paths.append(folder / GRID)
     pictures.save_png(
         paths[-1], pictures.grid(rows, captions, side=side, footer=footer)
     )

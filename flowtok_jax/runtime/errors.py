@@ -14,10 +14,17 @@ class StoreError(UserError):
     """A failure of a remote store, which may work again on the next try: status 1."""
 
 
-class WriteError(UserError, OSError):
-    """A failure to write: no room, no permission, a file in the way of a folder.
+class PlaceError(UserError, OSError):
+    """A place that cannot be written: no permission, a file in the way of a folder.
 
     An OSError too, for callers that go on where a file is a mere convenience.
+    """
+
+
+class WriteError(UserError, OSError):
+    """A failure to write where that was possible: no room, a quota, a disk that fails.
+
+    The command ends at once, before libraries try to write once more.
     """
 
 

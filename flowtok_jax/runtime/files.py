@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
 
 Place = pathlib.Path | epath.Path
 LOCK = "lock.json"  # in a folder that a run has for itself, see runtime/lock.py
@@ -88,46 +88,50 @@ def _complaint(place: Place, error: Exception) -> str:
     )
 
 
-def write_error(place: Place, error: OSError) -> WriteError:
+def _write_error(place: Place, error: OSError) -> UserError:
     """Makes the one line that says why a local place cannot be written."""
-    parents = [place, *place.parents]
-    # What is a file now, and was expected to be a folder, is not told by every error.
-    in_the_way = next((p for p in parents[1:] if os.path.lexists(p)), None)
-    if in_the_way is not None and not in_the_way.is_dir():
+    if error.errno in NO_ROOM or "requested and" in str(error):  # by numpy, no number
         return WriteError(
-            f"{place} cannot be written: {in_the_way} is a file; expected a directory"
+            f"{place} cannot be written ({os.strerror(error.errno or errno.ENOSPC)}); "
+            "make room, and the same command goes on"
         )
-    reason = error.strerror or str(error) or type(error).__name__
+    # What is a file, and was expected to be a folder, is not told by every error.
+    nearest = next((p for p in place.parents if os.path.lexists(p)), place.parent)
+    if not nearest.is_dir():
+        return PlaceError(
+            f"{place} cannot be written: {nearest} is a file; expected a directory"
+        )
+    reason = error.strerror or str(error)
     cure = "give another place"
-    if error.errno in NO_ROOM or "requested and" in reason:
-        reason = os.strerror(error.errno or errno.ENOSPC)
-        cure = "make room, and the same command goes on"
-    elif isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError):
         reason = "nothing can be made there"
     elif isinstance(error, PermissionError):
         cure += ", or get the right to write there"
-    return WriteError(f"{place} cannot be written ({reason}); {cure}")
+    return PlaceError(f"{place} cannot be written ({reason}); {cure}")
 
 
 @contextlib.contextmanager
 def writing(place: Place) -> Iterator[None]:
-    """Turns a failure to write a local place into a WriteError.
+    """Turns a failure to write a local place into a PlaceError or WriteError.
 
     The block may read other files: errors that name one of them pass as they are.
     """
     try:
         yield
-    except WriteError:
+    except (PlaceError, WriteError):
         raise
     except OSError as error:
         named = pathlib.Path(str(error.filename or ""))
-        is_ours = place.name in named.name or named in place.parents
+        part = f".{place.name}."  # its name while it is being made
+        is_ours = named in place.parents or any(
+            name == place.name or name.startswith(part) for name in named.parts
+        )
         if error.filename is None:  # a write into an open file, or a read of another
             is_ours = error.errno in (*NO_ROOM, errno.EFBIG)
             is_ours = is_ours or "requested and" in str(error)  # numpy's, on no room
         if not is_ours:
             raise
-        raise write_error(place, error) from error
+        raise _write_error(place, error) from error
 
 
 def _part_of(path: pathlib.Path) -> pathlib.Path:
@@ -148,7 +152,7 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Otherwise the file is removed, also from a full disk, which would stay full.
 
     Raises:
-        WriteError: if it cannot be written.
+        UserError: if it cannot be written.
     """
     part = _part_of(path)
     try:
@@ -162,11 +166,33 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
             part.unlink()
 
 
+def check_writable(place: Place) -> None:
+    """Refuses a local place that cannot be written, before the work for it begins.
+
+    Raises:
+        UserError: saying why.
+    """
+    if is_remote(place):
+        return
+    made = absent_folders(place.parent)
+    part = _part_of(place)
+    try:
+        # Tried, not asked: root may write anywhere, says the system, also where
+        # nothing can be written.
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            part.unlink()
+    finally:
+        remove_empty(made)
+
+
 def check_new_directory(directory: Place) -> None:
     """Refuses a directory that `new_directory` would not make.
 
     Raises:
-        UserError: if the directory is remote, or has something in it.
+        UserError: if the directory is remote, cannot be written, or has something in
+            it.
     """
     if is_remote(directory):
         raise UserError(
@@ -178,6 +204,7 @@ def check_new_directory(directory: Place) -> None:
             f"{directory} exists already and is not empty; give another directory, or "
             "remove it"
         )
+    check_writable(directory)
 
 
 @contextlib.contextmanager
@@ -187,8 +214,8 @@ def new_directory(directory: Place) -> Iterator[pathlib.Path]:
     Otherwise the directory is removed, with the parents that were made for it.
 
     Raises:
-        UserError: if the directory is remote, or has something in it.
-        WriteError: if it cannot be written.
+        UserError: if the directory is remote, cannot be written, or has something in
+            it.
     """
     check_new_directory(directory)
     directory = directory.absolute()
@@ -223,7 +250,7 @@ def write_bytes(place: Place, data: bytes) -> None:
 
     Raises:
         StoreError: if a remote file cannot be written.
-        WriteError: if a local one cannot.
+        UserError: if a local one cannot.
     """
     if is_remote(place):  # no mkdir: a store has no directories, and gcsfs would make
         with reaching(place):  # a bucket of that name
@@ -356,6 +383,8 @@ def claim(
     folder = marker.parent
     # An empty folder may be claimed.
     is_taken = must_be_new and folder.exists()
-    if is_taken and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {LOCK}):
+    if is_taken and (
+        not folder.is_dir() or {f.name for f in folder.iterdir()} - {LOCK}
+    ):
         raise UserError(f"{folder} exists already and has no {marker.name}; {cure}")
     write_json(marker, made_by)

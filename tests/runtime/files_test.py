@@ -147,7 +147,7 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
     monkeypatch.setattr(store, "_open", refuse)
     outcome = cli(*run.command(RUN, "tokenizer"))
     assert outcome.status == 2
-    assert f"{RUN}/vocabulary.json cannot be read or written" in outcome.complaint
+    assert f"{RUN}/lock.json cannot be read or written" in outcome.complaint
 
 
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(

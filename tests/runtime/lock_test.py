@@ -15,7 +15,7 @@ import time
 import pytest
 
 from flowtok_jax.runtime import lock
-from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError
 from flowtok_jax.runtime.files import LOCK, to_place
 from flowtok_jax.runtime.lock import locked
 from tests import run
@@ -134,7 +134,7 @@ def test_only_process_0_takes_the_lock_of_a_run_of_several(tmp_path, monkeypatch
     ],
 )
 def test_a_folder_that_cannot_be_written_is_said(folder, reason):
-    with pytest.raises(WriteError) as refused:
+    with pytest.raises(PlaceError) as refused:
         locked(to_place(folder)).__enter__()
     assert str(refused.value) == f"{folder}/{LOCK} cannot be written{reason}"
 
