@@ -1,13 +1,17 @@
 """The command line: what a user gets wrong, and the verbs that use trained weights."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from absl.flags import FLAGS
 from PIL import Image
 
+from flowtok_jax import main
 from flowtok_jax.eval.previews import RANDOM_TOWER
+from flowtok_jax.runtime import cli as cli_module
 from tests import run
 
 STEPS = "per_stage.text_tokenizer.train.num_steps"
@@ -280,12 +284,58 @@ def test_a_pattern_that_matches_nothing_is_refused(cli, demo, tmp_path):
     assert f"--images={tmp_path}/*.png matches no file" in outcome.complaint
 
 
-def test_help_lists_the_flags(cli):
+def test_help_names_every_mode_flag_and_command_once_in_80_columns(cli):
     outcome = cli("--help")
     assert outcome.status == 0
-    assert "--prompts_file" in outcome.stdout
-    assert "--coordinator" in outcome.stdout
-    assert max(map(len, outcome.stdout.splitlines())) <= 88
+    lines = outcome.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    own = {flag.name for flag in FLAGS.flags_by_module_dict()["flowtok_jax.main"]}
+    own |= {name for name, *_ in cli_module.CLUSTER_FLAGS}
+    own |= {"config.KEY", "help", "help_config"}
+    named = [line.split("=")[0][4:] for line in lines if line.startswith("  --")]
+    assert sorted(named) == sorted(own)
+    for mode in set(main.MODES) - {"train"}:
+        assert f"--mode={mode}" in outcome.stdout
+    package = run.ROOT / "flowtok_jax"
+    for path in package.rglob("*.py"):
+        if 'if __name__ == "__main__":' in path.read_text():
+            name = ".".join(path.relative_to(run.ROOT).with_suffix("").parts)
+            command = f"python -m {name.removesuffix('.__main__')}"
+            assert re.search(rf"^  {command}( |$)", outcome.stdout, re.M), command
+
+
+def test_help_begins_with_what_comes_first(cli):
+    said = cli("--help").stdout
+    parts = ["--config=configs/demo.py\n", "--mode=sample", "--mode=caption -"]
+    parts += ["--mode=eval", "folder:photos", "--mode=compile", "--help_config"]
+    parts += ["Exit status", "\n  --config=", "\n  --workdir=", "\n  --prompts="]
+    parts += ["\n  --coordinator=", "  python -m flowtok_jax.convert\n"]
+    places = [said.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_help_config_says_values_and_meaning_of_keys(cli):
+    outcome = cli("--help_config", "train.batch_size")
+    assert outcome.status == 0
+    expected = ["train.batch_size = 4096", "    rows on all devices together"]
+    assert outcome.stdout.splitlines() == expected
+    # Of the config that is named, with what its stages and the command line change.
+    outcome = cli(
+        "--config=configs/demo.py", "--config.train.batch_size=7", "--help_config=train"
+    )
+    lines = outcome.stdout.splitlines()
+    place = lines.index("train.batch_size = 7")
+    assert lines[place + 1] == "    rows on all devices together"
+    outcome = cli("--help_config=train.num_steps", "--config=configs/demo.py")
+    assert "    1600 in stage tokenizer" in outcome.stdout.splitlines()
+
+
+def test_help_config_refuses_a_key_that_does_not_exist(cli):
+    outcome = cli("--help_config", "train.batchsize")
+    assert outcome.status == 2
+    assert "'train.batchsize'; expected one such as train.batch_size" in (
+        outcome.complaint
+    )
 
 
 @pytest.mark.parametrize(

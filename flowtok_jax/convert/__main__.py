@@ -1,14 +1,14 @@
 """Command that converts released weights for FlowTok.from_pretrained, and back.
 
-    python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \
-        --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \
+    python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \\
+        --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \\
         --out=weights/xl
     python -m flowtok_jax.convert --checkpoint=runs/xl --to_release=mine.pth
 
 Weights of the networks that metrics judge with go to a directory of their own:
 
-    python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \
-        --lpips=vgg16-397923af.pth,vgg.pth \
+    python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \\
+        --lpips=vgg16-397923af.pth,vgg.pth \\
         --clip_score=openai/clip-vit-large-patch14-336 --out=weights/metrics
 
 Exit status: 0, or 2 for a mistake of the user's, with one line that says what to do.

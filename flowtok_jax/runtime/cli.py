@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from absl import flags
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import NO_ROOM
+
+WIDTH = 80  # columns of help
 
 # Their own log level, where the root's would let through what only we can act on.
 QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
@@ -91,6 +94,23 @@ def make_command_parser(module: str, description: str) -> argparse.ArgumentParse
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def wrap_text(text: str, start: str) -> list[str]:
+    """Wraps a text at WIDTH columns; `start` opens the first line.
+
+    The other lines are indented as it, or by four spaces.
+    """
+    indent = start if start.isspace() else " " * 4
+    joined = " ".join(text.split())
+    return textwrap.wrap(
+        joined,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
