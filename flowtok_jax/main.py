@@ -37,10 +37,10 @@ The keys of a config, all or some, with their meaning; or the values of one:
 
 `flowtok` is the same command, where the package is installed.
 
-Exit status: 0, also where SIGTERM ended training (preempted.json is
-there then); 1 where some input files could not be read, or a remote store failed
-on the way; 2 for a mistake of the user's, with one line that says what to
-do; 130 where interrupted.
+Exit status: 0, also where SIGTERM ended training (preempted.json is there
+then); 1 where some input files could not be read, or a remote store failed on
+the way; 2 for a mistake of the user's, with one line that says what to do; 130
+where interrupted.
 """
 
 import contextlib

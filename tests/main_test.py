@@ -1,6 +1,8 @@
 """The command line: what a user gets wrong, and the verbs that use trained weights."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -10,6 +12,9 @@ from absl.flags import FLAGS
 from PIL import Image
 
 from flowtok_jax import main
+from flowtok_jax.convert import __main__ as convert
+from flowtok_jax.data import prepare
+from flowtok_jax.eval import reference
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.runtime import cli as cli_module
 from tests import run
@@ -336,6 +341,69 @@ def test_help_config_refuses_a_key_that_does_not_exist(cli):
     assert "'train.batchsize'; expected one such as train.batch_size" in (
         outcome.complaint
     )
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x"])
+@pytest.mark.parametrize("mode", ["train", "sample", "eval", "bench", "pretokenize"])
+def test_a_workdir_that_cannot_be_written_ends_in_one_line(cli, demo, mode, place):
+    arguments = {
+        "train": [f"--config={run.CONFIG}"],
+        "sample": [f"--checkpoint={demo.workdir}", f"--prompts={SCENE}"],
+        "eval": [f"--checkpoint={demo.workdir}"],
+        "bench": [f"--config={run.CONFIG}"],
+        "pretokenize": [*run.command(place), f"--checkpoint={demo.workdir}"],
+    }
+    outcome = cli(f"--mode={mode}", *arguments[mode], f"--workdir={place}")
+    assert outcome.status == 2
+    assert outcome.stdout == ""
+    assert outcome.complaint.startswith(f"error: {place}/")
+    assert " cannot be written" in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (prepare, ["--source=shapes", "--limit=2", "--out=/proc/x/set"]),
+        (convert, ["--tokenizer=none.bin", "--out=/proc/x/set"]),
+        (convert, ["--checkpoint=none", "--to_release=/proc/set.safetensors"]),
+        (reference, ["--images=shapes", "--weights=random", "--out=/proc/x/set"]),
+    ],
+)
+def test_commands_refuse_a_place_that_cannot_be_written(capsys, module, arguments):
+    with run.own_logging():
+        assert module.main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    expected = "/proc/(x/)?set(.safetensors)? cannot be written"
+    assert re.match(f"error: {expected} .nothing can be made there.; give", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "status"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "", 141),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y"),
+            "error: /x/y cannot be read or written (Permission denied)",
+            2,
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x/y"), "error: /x/y cannot be", 2),
+    ],
+)
+def test_what_the_system_refuses_ends_in_one_line(
+    cli, monkeypatch, capsys, error, said, status
+):
+    def fail(arguments):
+        raise error
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(main.MODES["train"], "run", fail)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        cli()
+    assert ended.value.code == status
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize(

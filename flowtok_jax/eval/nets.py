@@ -133,7 +133,7 @@ def read_metrics(place: str) -> dict[str, Any]:
             "--clip_score=DIR --out=DIR`, or 'random'"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path} holds a {type(entries).__name__}; expected an object")
     return entries

@@ -28,6 +28,15 @@ class WriteError(UserError, OSError):
     """
 
 
+def reason_of(error: Exception) -> str:
+    """Returns the reason of an error in one line.
+
+    An OSError's own text repeats the file's name, which the message has already.
+    """
+    told = getattr(error, "strerror", None) or str(error).strip()
+    return (told.splitlines() or [type(error).__name__])[0]
+
+
 def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> None:
     """Calls every check, and raises what all of them find wrong as one error.
 
