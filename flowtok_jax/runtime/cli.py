@@ -26,7 +26,7 @@ WIDTH = 80  # columns of help
 # Their own log level, where the root's would let through what only we can act on.
 QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
 # What these log as an error they raise as well, and we report.
-SILENT_LIBRARIES = ("absl", "orbax", "asyncio", "gcsfs")
+SILENT_LIBRARIES = ("absl", "orbax", "asyncio", "concurrent.futures", "gcsfs")
 
 # name, type, default, help: the same flags for absl's and for argparse's commands
 CLUSTER_FLAGS: Sequence[tuple[str, type, Any, str]] = (

@@ -29,7 +29,7 @@ def find_directory(
         return path
     if path.exists():
         raise UserError(f"{source} is a file; expected the directory it is in")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
         raise UserError(
             f"{source} does not exist; expected a directory, or a hub id OWNER/NAME"
         )
