@@ -1,0 +1,159 @@
+"""Folders of pairs with odd names, damaged images and captions of any bytes."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from flowtok_jax.data import prepare
+from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.sources import make_records, parse_sources
+from tests.data import made
+from tests.fuzz.bounds import fresh, odd, opened, read_all
+from tests.fuzz.strategies import (
+    WHOLE,
+    caption_bytes,
+    image_bytes,
+    names,
+    plain_captions,
+    typed_names,
+    words,
+)
+from tests.run import own_logging
+
+IMAGE = WHOLE[0]
+MANY = 12  # pairs of an example
+
+
+class Pair(NamedTuple):
+    """Files of one stem, as they are to be written; None: no such file."""
+
+    stem: str
+    image: bytes | None
+    caption: bytes | None
+    extension: str = "jpg"
+
+
+pairs = st.builds(
+    Pair,
+    names.filter(lambda name: not name.startswith(".")),
+    st.none() | image_bytes,
+    st.none() | caption_bytes,
+    st.sampled_from(("jpg", "JPEG", "png", "Webp", "tif")),
+)
+folders = st.lists(st.sampled_from((".", "sub", "sub/b.c", "é [1]", "a,b@2", "x; y")))
+
+
+def write(root: pathlib.Path, pair: Pair, folder: str = ".") -> bool:
+    """Writes a pair, and returns whether anything was written."""
+    place = root / folder
+    place.mkdir(parents=True, exist_ok=True)
+    parts = ((pair.extension, pair.image), ("txt", pair.caption))
+    for extension, data in parts:
+        if data is not None:
+            (place / f"{pair.stem}.{extension}").write_bytes(data)
+    return any(data is not None for _, data in parts)
+
+
+@odd(100, made_of=st.lists(pairs, max_size=MANY, unique_by=lambda p: p.stem))
+def test_every_stem_of_a_folder_is_a_record_or_rejected(made_of):
+    with fresh() as root:
+        count = sum([write(root, pair) for pair in made_of])
+        records = opened(open_folder, str(root))
+        if records is None:
+            assert not count
+            return
+        assert len(records) == count
+        usable, _ = read_all(records)
+        images = {f"{root}/{pair.stem}": pair.image for pair in made_of}
+        for record in usable:
+            assert record.image == images[record.name]
+
+
+@odd(60, stems=st.lists(names, max_size=MANY), places=folders, texts=st.data())
+def test_a_whole_pair_keeps_its_caption_whatever_it_is_called(stems, places, texts):
+    with fresh() as root:
+        wanted = {}
+        for number, stem in enumerate(stems):
+            stem = f"{number}{stem}"
+            folder = places[number % len(places)] if places else "."
+            caption = texts.draw(plain_captions)
+            write(root, Pair(stem, IMAGE, caption.encode()), folder)
+            wanted[(root / folder / stem).as_posix()] = (caption,)
+        records = opened(open_folder, str(root))
+        if records is None:
+            assert not wanted
+            return
+        usable, rejected = read_all(records)
+        assert not rejected
+        assert {record.name: record.captions for record in usable} == wanted
+
+
+@odd(60, folder=typed_names, weight=st.sampled_from((None, 2.5)))
+def test_an_existing_folder_is_found_whatever_it_is_called(folder, weight):
+    with fresh() as root:
+        write(root, Pair("a", IMAGE, b"a fox"), folder)
+        text = f"folder:{root / folder}" + (f"@{weight}" if weight else "")
+        parts = opened(parse_sources, text)
+        if parts is None:
+            return
+        assert len(parts) == 1
+        records = opened(make_records, parts[0], image_size=8, seed=0)
+        if records is not None:
+            assert parts[0].weight == weight
+            assert [record.captions for record in read_all(records)[0]] == [("a fox",)]
+
+
+def report_of(root: pathlib.Path) -> tuple[int, dict]:
+    """Prepares a folder, and returns the exit status and report.json."""
+    out = root / "out"
+    arguments = [f"--source=folder:{root / 'in'}", f"--out={out}"]
+    with own_logging():
+        status = prepare.main(arguments)
+    assert out.exists() == (status == 0)
+    return status, json.loads((out / "report.json").read_text()) if not status else {}
+
+
+@odd(25, made_of=st.lists(pairs, max_size=6, unique_by=lambda p: p.stem))
+def test_the_report_of_prepare_adds_up(made_of):
+    with fresh() as root:
+        (root / "in").mkdir()
+        count = sum([write(root / "in", pair) for pair in made_of])
+        status, report = report_of(root)
+        assert status in (0, 2)
+        if report:
+            assert report["records"] + sum(report["rejected"].values()) == count
+            source = f"arrayrecord:{root}/out/*.arrayrecord"
+            (part,) = parse_sources(source)
+            records = make_records(part, image_size=8, seed=0)
+            usable, rejected = read_all(records)
+            assert len(usable) == report["records"]
+            assert not rejected
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner),
+    max_leaves=5,
+)
+KARPATHY = ("split", "filename", "filepath", "sentences", "cocoid")
+sentences = st.lists(st.fixed_dictionaries({"raw": words | json_values}) | json_values)
+rows = st.dictionaries(st.sampled_from(KARPATHY), json_values) | st.fixed_dictionaries(
+    {"split": st.just("test")},
+    optional={
+        "filename": st.just("0.png") | words | json_values,
+        "filepath": words | json_values,
+        "sentences": sentences | json_values,
+    },
+)
+
+
+@odd(150, content=st.fixed_dictionaries({"images": st.lists(rows)}) | json_values)
+def test_karpathys_json_of_any_form(content):
+    with fresh() as root:
+        (root / "0.png").write_bytes(made.jpeg())
+        (root / "it.json").write_text(json.dumps(content))
+        records = opened(open_karpathy, f"{root}/it.json:{root}:test")
+        if records is not None:
+            read_all(records)
