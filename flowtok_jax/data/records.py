@@ -47,11 +47,18 @@ UNWANTED = (
 REASONS = BROKEN + UNWANTED
 
 
+def printable(text: str) -> str:
+    """Escapes line breaks, controls of terminals and bytes that are no text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class BadRecord(Exception):  # noqa: N818 (it is replaced and counted, no error)
     """A record that cannot be used, with the reason and the record's name."""
 
     def __init__(self, reason: str, name: str):
         assert reason in REASONS, reason
+        # Off a stranger's tar or disk: a line break would look like another message.
+        name = printable(name)
         super().__init__(reason, name)  # both, or the exception would not unpickle
         self.reason = reason
         self.name = name
