@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from flowtok_jax.data.records import BROKEN, REASONS, BadRecord, Record, Records
+from flowtok_jax.data.sources import make_records, parse_sources
 from flowtok_jax.runtime.errors import UserError
 
 SECONDS = 10  # of one example; most take milliseconds
@@ -109,6 +110,16 @@ def opened(function: Callable, *arguments, **options):
     except UserError as error:
         check_error(error)
         return None
+
+
+def open_records(spec: str, **options) -> Records:
+    """Opens the records of a source string of one source.
+
+    Raises:
+        UserError: if the string or what it names is wrong.
+    """
+    (part,) = parse_sources(spec)
+    return make_records(part, image_size=8, seed=0, **options)
 
 
 def read_all(records: Records) -> tuple[list[Record], list[BadRecord]]:

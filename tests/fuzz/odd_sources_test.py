@@ -10,16 +10,40 @@ from hypothesis import strategies as st
 
 from flowtok_jax.data import globs
 from flowtok_jax.data.centre import open_images
-from flowtok_jax.data.sources import KINDS, make_source, parse_sources
+from flowtok_jax.data.sources import make_source, parse_sources
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 from tests.fuzz.bounds import check_error, fresh, odd, opened, read_all
 from tests.fuzz.strategies import typed_names
 
+KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
 pieces = st.sampled_from(
     (*KINDS, ":", ":", "/", ",", "@", "@2", "{0..3}", "{9..0}", "{", "}", "*", "[", "]")
-    + ("..", "~", "~root", "$HOME", "\\", "'", '"', " ", "é", "%20", "://", "gs:", "\x00")
-    + ("held_out", "a.tar", "-1", "nan", "1e999", "{0..99999999999}", "file://", "\udce9")
+    + (
+        "..",
+        "~",
+        "~root",
+        "$HOME",
+        "\\",
+        "'",
+        '"',
+        " ",
+        "é",
+        "%20",
+        "://",
+        "gs:",
+        "\x00",
+    )
+    + (
+        "held_out",
+        "a.tar",
+        "-1",
+        "nan",
+        "1e999",
+        "{0..99999999999}",
+        "file://",
+        "\udce9",
+    )
 )
 strings = st.lists(pieces, max_size=8).map("".join)
 

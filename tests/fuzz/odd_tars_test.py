@@ -6,10 +6,9 @@ import tarfile
 
 from hypothesis import strategies as st
 
-from flowtok_jax.data.records import Record
-from flowtok_jax.data.tars import Tars
+from flowtok_jax.data.records import Record, Records
 from tests.data import made
-from tests.fuzz.bounds import fresh, odd, opened, read_all
+from tests.fuzz.bounds import fresh, odd, open_records, opened, read_all
 from tests.fuzz.strategies import (
     WHOLE,
     caption_bytes,
@@ -37,7 +36,9 @@ members = st.tuples(
     caption_bytes | image_bytes,
     st.sampled_from(("file", "file", "file", *TYPES)),
 )
-formats = st.sampled_from((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+formats = st.sampled_from(
+    (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+)
 
 
 def pack(members: list, form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -58,10 +59,10 @@ def pack(members: list, form: int = tarfile.PAX_FORMAT) -> bytes:
     return out.getvalue()
 
 
-def open_tars(root: pathlib.Path, data: bytes) -> Tars | None:
+def open_tars(root: pathlib.Path, data: bytes) -> Records | None:
     """Writes and opens one tar."""
     (root / "a.tar").write_bytes(data)
-    return opened(Tars, str(root / "a.tar"), cache=str(root / "cache"))
+    return opened(open_records, f"tars:{root}/a.tar", cache=str(root / "cache"))
 
 
 @odd(150, content=st.lists(members, max_size=10), form=formats)
@@ -134,9 +135,7 @@ def test_tars_joined_by_cat_are_read_on_or_refused(sizes, zeros):
 @odd(100, change=st.data(), count=st.integers(1, 4))
 def test_a_damaged_tar_is_refused_or_what_is_left_counted(change, count):
     with fresh() as root:
-        data = bytearray(
-            made.write_tar(root / "b.tar", made.pairs(count)).read_bytes()
-        )
+        data = bytearray(made.write_tar(root / "b.tar", made.pairs(count)).read_bytes())
         end = 512 * 2 * count + sum(
             -(-len(content) // 512) * 512 for _, content in made.pairs(count)
         )

@@ -13,7 +13,16 @@ from tests.fuzz.odd_tables_test import damaged
 from tests.fuzz.strategies import typed_names, words
 
 CONTEXT = 12
-MARKS = ("<|endoftext|>", "<|startoftext|>", "<unk>", "<pad>", "’", "&amp;", "\x00", "￿")
+MARKS = (
+    "<|endoftext|>",
+    "<|startoftext|>",
+    "<unk>",
+    "<pad>",
+    "’",
+    "&amp;",
+    "\x00",
+    "￿",
+)
 texts = st.one_of(
     words,
     st.lists(st.sampled_from((*MARKS, "a", "red", "Fox ", " ", "é"))).map("".join),

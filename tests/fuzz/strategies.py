@@ -21,7 +21,6 @@ typed_names = names.filter(lambda x: "\n" not in x and "\r" not in x)
 plain_names = st.text(st.sampled_from(PLAIN), min_size=1, max_size=12)
 
 
-
 class Long(bytes):
     """Bytes that hypothesis need not print whole."""
 
