@@ -18,7 +18,7 @@ from flowtok_jax.runtime.errors import UserError
 
 SECONDS = 10  # of one example; most take milliseconds
 MEGABYTES = 1024  # that an example may add to what the process has
-MORE = 20  # times as many examples behind the marker `slow`
+MORE = 10  # times as many examples behind the marker `slow`
 
 
 class Hang(BaseException):

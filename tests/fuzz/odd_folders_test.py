@@ -112,19 +112,14 @@ def test_a_whole_pair_keeps_its_caption_whatever_it_is_called(stems, places, tex
         assert {key_of(record.name): record.captions for record in usable} == wanted
 
 
-@odd(60, folder=typed_names, weight=st.sampled_from((None, 2.5)))
+@odd(100, folder=typed_names, weight=st.sampled_from(("", "@2.5")))
 def test_an_existing_folder_is_found_whatever_it_is_called(folder, weight):
     with fresh() as root:
-        write(root, Pair("a", IMAGE, b"a fox"), folder)
-        text = f"folder:{root / folder}" + (f"@{weight}" if weight else "")
-        parts = opened(parse_sources, text)
-        if parts is None:
-            return
-        assert len(parts) == 1
-        records = opened(make_records, parts[0], image_size=8, seed=0)
-        if records is not None:
-            assert parts[0].weight == weight
-            assert [record.captions for record in read_all(records)[0]] == [("a fox",)]
+        write(root, WHOLE_PAIR, folder)
+        (part,) = parse_sources(f"folder:{root / folder}{weight}")
+        assert part.weight == (2.5 if weight else None)
+        usable, _ = read_all(make_records(part, image_size=8, seed=0))
+        assert [record.captions for record in usable] == [("a fox",)]
 
 
 def report_of(root: pathlib.Path) -> tuple[int, dict]:
