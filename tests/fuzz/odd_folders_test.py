@@ -122,6 +122,23 @@ def test_an_existing_folder_is_found_whatever_it_is_called(folder, weight):
         assert [record.captions for record in usable] == [("a fox",)]
 
 
+OTHERS = ("notes.md", ".hidden", "Thumbs.db", "README", "x.mp4", "a.json.bak", "b.txt~")
+
+
+@odd(60, made_of=some(pairs, MANY), others=st.sets(st.sampled_from(OTHERS)))
+def test_files_that_are_of_no_record_are_counted_too(made_of, others):
+    with fresh() as root:
+        files = 0
+        for pair in [*made_of, WHOLE_PAIR]:
+            write(root, pair)
+            files += (pair.image is not None) + (pair.caption is not None)
+        for name in others:
+            (root / name).write_bytes(b"x")
+        lying = [path for path in root.iterdir() if path.is_file()]
+        records = open_records(f"folder:{root}")
+        assert sum(records.passed_over.values()) == len(lying) - files
+
+
 def report_of(root: pathlib.Path) -> tuple[int, dict]:
     """Prepares a folder, and returns the exit status and report.json."""
     out = root / "out"
