@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from flowtok_jax.data import images
@@ -13,7 +14,7 @@ from flowtok_jax.data.prepare import check_record
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from tests.data import made
-from tests.fuzz.bounds import check_bad, odd
+from tests.fuzz.bounds import bounded, check_bad, odd
 from tests.fuzz.strategies import WHOLE, image_bytes, mutated
 
 SIDE = 8
@@ -121,30 +122,37 @@ def test_a_claimed_size_costs_no_memory(kind, width, height):
         assert found & {"too_large", "broken_image", "not_an_image"}
 
 
-def _sliver(length: int, upright: bool, bits: int) -> bytes:
-    """A PNG of two pixels by many, all black."""
-    width, height = (2, length) if upright else (length, 2)
-    row = bytes(1 + -(-width * bits * 3 // 8))
-    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * height)), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data))
-        + kind
-        + data
-        + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+def _black(width: int, height: int, kind: int, bits: int) -> bytes:
+    """A whole PNG of zeros: kind 0 is grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    row = bytes(1 + width * channels * bits // 8)
+    packer = zlib.compressobj()
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made.chunk(*chunk) for chunk in chunks)
+
+
+kinds = st.sampled_from((0, 2, 4, 6))
+depths = st.sampled_from((8, 16))
 
 
 @odd(
-    20,
-    length=st.integers(1, 2_000_000),
-    upright=st.booleans(),
-    bits=st.sampled_from((8, 16)),
+    20, length=st.integers(1, 2_000_000), upright=st.booleans(), kind=kinds, bits=depths
 )
-def test_slivers_cost_no_more_than_their_pixels(length, upright, bits):
-    assert all_outcomes(_sliver(length, upright, bits)) == {""}
+def test_slivers_cost_no_more_than_their_pixels(length, upright, kind, bits):
+    size = (2, length) if upright else (length, 2)
+    assert all_outcomes(_black(*size, kind, bits)) == {""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [0, 2, 4, 6])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_largest_image_that_is_read_fits_into_the_bound(kind, bits):
+    data = _black(9459, 9459, kind, bits)
+    assert len(data) < 1_000_000
+    with bounded(seconds=60):
+        assert outcome(CENTRE, Record("it", image=data)) == ""
 
 
 @odd(60, data=mutated(), pixels=st.integers(1, 2000))
