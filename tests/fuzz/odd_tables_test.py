@@ -14,7 +14,7 @@ from tests.fuzz.bounds import check_bad, fresh, odd, open_records, opened, read_
 from tests.fuzz.odd_folders_test import IMAGE, json_values
 from tests.fuzz.strategies import ODD, Long, plain_captions, words
 
-texts = st.text(st.sampled_from("ab \"',;\t\n\r|é\u2028日😀=#-"), max_size=30)
+texts = st.text(st.sampled_from("ab \"',;\t\n|é\u2028日😀=#-"), max_size=30)
 marks = st.binary(min_size=1, max_size=3) | st.sampled_from(
     (
         b'"',
@@ -123,7 +123,8 @@ def test_no_row_of_a_damaged_csv_hides_in_anothers_caption(captions, change):
 
 
 def test_a_cell_without_end_is_refused_or_counted():
-    rows = [f"img{i:04d}.png,{'' if i else chr(34)}a fox\n" for i in range(20_000)]
+    text = "a fox in the snow, and more of it " * 3
+    rows = [f"img{i:04d}.png,{'' if i else chr(34)}{text}\n" for i in range(2000)]
     with fresh() as root:
         folder_of(root, 2)
         (root / "metadata.csv").write_text("file_name,text\n" + "".join(rows))
