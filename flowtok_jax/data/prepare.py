@@ -24,7 +24,8 @@ from typing import NamedTuple
 import tqdm
 
 from flowtok_jax.data import images, shards, sources
-from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.data.captions import CaptionOptions
+from flowtok_jax.data.records import BadRecord, Joined, Record, Records
 from flowtok_jax.data.report import DataReport
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.runtime import cli
@@ -57,6 +58,11 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--min_side", type=int, default=0, help="fewest pixels of the longer side")
     add("--max_pixels", type=int, default=pixels, help="most pixels (%(default)s)")
     add("--shard_mb", type=int, default=256, help="size of a shard (%(default)s)")
+    usual = CaptionOptions()
+    add("--captions", default=usual.reading, help="whole (default), or first_line")
+    add("--caption_keys", default=usual.keys, help=f"default: {','.join(usual.keys)}")
+    endings = ",".join(usual.extensions)
+    add("--caption_extensions", default=usual.extensions, help=f"default: {endings}")
     add("--image_size", type=int, default=256, help="of shapes (%(default)s)")
     add("--seed", type=int, default=0, help="of shapes (%(default)s)")
     add("--tokens", type=int, default=77, help="of latents (%(default)s)")
@@ -183,8 +189,14 @@ def write_data_set(flags: argparse.Namespace) -> DataReport:
         )
     options = {name: getattr(flags, name) for name in ("image_size", "seed", "cache")}
     options["moments"] = (flags.tokens, 2 * flags.channels)
+    options["captions"] = CaptionOptions(
+        reading=flags.captions,
+        keys=flags.caption_keys,
+        extensions=flags.caption_extensions,
+    )
     every = [sources.make_records(part, **options) for part in parts]
     report = DataReport()
+    report.passed_over = Joined(every).passed_over
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = keep_records(found, report, flags.dedupe)
     with new_directory(out) as part:

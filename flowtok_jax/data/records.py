@@ -5,6 +5,8 @@ import bisect
 import collections
 import dataclasses
 import itertools
+import json
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from flowtok_jax.runtime.errors import UserError
 # all of it: a new reason makes every index anew.
 BROKEN = (
     "bad_json",
+    "bad_row",
     "bad_text_encoding",
     "broken_image",
     "duplicate_member",
@@ -98,7 +101,13 @@ class Record(NamedTuple):
 
 
 class Records(abc.ABC):
-    """Random access to records; indexing a broken one raises BadRecord."""
+    """Random access to records; indexing a broken one raises BadRecord.
+
+    Attributes:
+        passed_over: count of what lies beside the records and is none, by kind.
+    """
+
+    passed_over: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -123,6 +132,10 @@ class Joined(Records):
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
         self._ends = list(itertools.accumulate(map(len, parts)))
+        self.passed_over = sum(
+            (collections.Counter(part.passed_over) for part in parts),
+            collections.Counter(),
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -134,26 +147,18 @@ class Joined(Records):
         return found[index - self._ends[part] + len(found)]
 
 
-def decode_text(data: bytes, name: str) -> str:
-    """Decodes UTF-8 and strips white space."""
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise BadRecord("bad_text_encoding", name) from error
+def read_object(data: bytes, name: str) -> dict[str, Any]:
+    """Reads a JSON object.
 
-
-def caption_list(value: Any, name: str) -> tuple[str, ...]:
-    """Returns the captions in a JSON value: a text or a list of texts."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
-        raise BadRecord("missing_caption", name)
-    found = tuple(filter(None, map(str.strip, texts)))
+    Raises:
+        BadRecord: if the bytes are something else.
+    """
     try:
-        "".join(found).encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, as "\\ud800"
-        raise BadRecord("bad_text_encoding", name) from error
-    if not found:
-        raise BadRecord("empty_caption" if texts else "missing_caption", name)
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is the former
+        raise BadRecord("bad_json", name) from error
+    if not isinstance(found, dict):
+        raise BadRecord("bad_json", name)
     return found
 
 

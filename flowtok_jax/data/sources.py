@@ -25,8 +25,10 @@ from PIL import Image
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.arrayrecord import ArrayRecords
+from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
-from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.karpathy import open_karpathy
 from flowtok_jax.data.records import Record, Records
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
@@ -160,6 +162,7 @@ def make_records(
     seed: int,
     moments: tuple[int, int] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Records:
     """Opens the records of one source; nothing is decoded.
 
@@ -167,28 +170,33 @@ def make_records(
         image_size, seed: side and seed of generated scenes.
         moments: (n, 2 * c) of latents.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read, said once in a process.
 
     Raises:
         UserError: for a source that is missing, damaged as a whole, or empty.
     """
+    if part.kind != "shapes":
+        log_once(captions.describe())
     match part.kind:
         case "shapes":
             shapes = Shapes(part.arguments or "train", image_size, seed)
             records = ShapeRecords(shapes)
         case "folder":
-            records = open_folder(part.arguments)
+            records = open_folder(part.arguments, captions)
         case "tars":
-            records = Tars(part.arguments, cache=cache)
+            records = Tars(part.arguments, cache=cache, captions=captions)
         case "arrayrecord":
-            records = ArrayRecords(part.arguments)
+            records = ArrayRecords(part.arguments, captions=captions)
         case "latents" if part.arguments.endswith(".tar"):  # the release's form
-            records = Tars(part.arguments, moments=moments, cache=cache)
+            records = Tars(
+                part.arguments, moments=moments, cache=cache, captions=captions
+            )
         case "latents":
-            records = ArrayRecords(part.arguments, moments=moments)
+            records = ArrayRecords(part.arguments, moments=moments, captions=captions)
         case "tfds":
-            records = Tfds(part.arguments)
+            records = Tfds(part.arguments, captions)
         case "karpathy":
-            records = open_karpathy(part.arguments)
+            records = open_karpathy(part.arguments, captions)
     if not len(records):
         raise UserError(f"source {part.spec} has no records")
     return records
@@ -204,6 +212,7 @@ def make_source(
     transform: Mapping[str, Any] | None = None,
     filters: Mapping[str, Any] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Source:
     """Makes the source of training examples that a source string names.
 
@@ -213,21 +222,22 @@ def make_source(
             of them, and generated scenes none.
         filters: fields of `Filters`, for images.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
+    opening = {"image_size": image_size, "seed": seed, "moments": moments}
+    opening |= {"cache": cache, "captions": captions}
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        records = make_records(
-            part, image_size=image_size, seed=seed, moments=moments, cache=cache
-        )
+        records = make_records(part, **opening)
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)

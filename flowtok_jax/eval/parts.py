@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.data.loader import caption_options
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
@@ -87,6 +88,7 @@ class PartMaker:
             seed=config.train.seed,
             threads=config.data.threads,
             cache=config.data.cache,
+            captions=caption_options(config),
             **options,
         )
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from flowtok_jax.data import scenes, sources
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
 from flowtok_jax.data.records import BadRecord, Record
 from flowtok_jax.eval.protocols import Prompt
@@ -59,11 +60,17 @@ class RealImages:
         seed: int,
         threads: int,
         cache: str | None = None,
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
         needs_all: bool = False,
     ):
         size = centre.image_size
         self._records = open_images(
-            spec, key="data.eval", image_size=size, seed=seed, cache=cache
+            spec,
+            key="data.eval",
+            image_size=size,
+            seed=seed,
+            cache=cache,
+            captions=captions,
         )
         parts = sources.parse_sources(spec)
         if needs_all and len(parts) > 1:

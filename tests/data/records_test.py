@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from flowtok_jax.data.records import BadRecord, RejectCounter, caption_list
+from flowtok_jax.data.records import BadRecord, RejectCounter
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -59,29 +59,3 @@ def test_names_off_a_disk_are_printed_on_one_line():
     bad = BadRecord("empty_file", name)
     assert bad.name == r"été 日本\nerror: \x1b[2J\udce9.jpg"
     assert pickle.loads(pickle.dumps(bad)).name == bad.name
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted"),
-    [("a ", ("a",)), (["a", " ", "b"], ("a", "b"))],
-)
-def test_captions_of_json(value, wanted):
-    assert caption_list(value, "it") == wanted
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (None, "missing_caption"),
-        (7, "missing_caption"),
-        ([], "missing_caption"),
-        (["a", 7], "missing_caption"),
-        ("", "empty_caption"),
-        ([" "], "empty_caption"),
-        (["a", "\ud800"], "bad_text_encoding"),
-    ],
-)
-def test_what_is_no_caption(value, reason):
-    with pytest.raises(BadRecord) as found:
-        caption_list(value, "it")
-    assert found.value.reason == reason
