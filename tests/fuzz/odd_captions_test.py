@@ -1,8 +1,8 @@
 """Captions of any bytes and JSON values, read whole or by their first line."""
 
-from flowtok_jax.data.captions import READINGS, CaptionOptions
 from hypothesis import strategies as st
 
+from flowtok_jax.data.captions import READINGS, CaptionOptions
 from flowtok_jax.data.records import BadRecord
 from tests.fuzz.bounds import check_bad, odd, opened
 from tests.fuzz.odd_folders_test import json_values
