@@ -178,7 +178,7 @@ def _add_data(config: ConfigDict) -> None:
     """Adds sources, loading and encoding in advance."""
     config.data = ConfigDict(
         {
-            "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
+            "train": "",  # a source, KIND[:ARGUMENTS], see data/source_strings.py
             "eval": "",  # the source of previews; "": data.train
             # A caption of several lines: whole, or its first_line.
             "captions": "whole",

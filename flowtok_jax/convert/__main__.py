@@ -37,6 +37,8 @@ from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import to_place
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import open_weights
@@ -95,7 +97,7 @@ def find_sources(
     for group, given in paths.items():
         if not given:
             continue
-        path = pathlib.Path(given)
+        path = pathlib.Path(expand_path(given))
         known = dict(heads)
         if group == "clip":
             path = state_dicts.find_clip(given, local_files_only)
@@ -196,14 +198,14 @@ def from_release(flags: argparse.Namespace) -> None:
     vocabulary = _read_vocabulary(sources["clip"]) if "clip" in sources else None
     # Converted one by one while they are written: one group in memory at a time.
     groups = {g: functools.partial(convert_source, g, sources) for g in sources}
-    pretrained.save(pathlib.Path(flags.out), config, groups, vocabulary)
+    pretrained.save(to_place(flags.out), config, groups, vocabulary)
 
 
 def back_to_release(flags: argparse.Namespace) -> None:
     """Writes one group of --checkpoint as the state dict that the release loads."""
     if not flags.checkpoint:
         raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
-    target = pathlib.Path(flags.to_release)
+    target = pathlib.Path(expand_path(flags.to_release))
     state_dicts.check_target(target)  # before weights are read, which takes long
     weights = open_weights(flags.checkpoint)
     nets = weights.make_nets()

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from flowtok_jax.data import images, sources
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.records import BadRecord, Joined, Record, Records
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.runtime.errors import UserError
 
@@ -62,7 +63,7 @@ def open_images(
     Raises:
         UserError: if a source has a weight, or latents instead of images.
     """
-    parts = sources.parse_sources(spec)
+    parts = parse_sources(spec)
     if any(part.kind == "latents" or part.weight is not None for part in parts):
         raise UserError(
             f"{key}={spec} has latents or weights; expected images, each once"

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flowtok_jax.data import globs
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.folder import Entry, Files, inner_path, source_directory
 from flowtok_jax.runtime.errors import UserError
@@ -22,7 +23,7 @@ def open_karpathy(
         UserError: if a file or folder is missing, or the JSON lacks the split.
     """
     source = f"karpathy:{arguments}"
-    parts = arguments.split(":")
+    parts = globs.split_karpathy(arguments)
     if len(parts) != 3:
         raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
     root = source_directory(parts[1], source)

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
-from flowtok_jax.data.sources import make_source, parse_sources
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 

@@ -23,14 +23,19 @@ from typing import NamedTuple
 
 import tqdm
 
-from flowtok_jax.data import images, shards, sources
+from flowtok_jax.data import images, shards, source_strings, sources
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.records import BadRecord, Joined, Record, Records
 from flowtok_jax.data.report import DataReport
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import check_new_directory, new_directory, write_json
+from flowtok_jax.runtime.files import (
+    check_new_directory,
+    new_directory,
+    to_place,
+    write_json,
+)
 
 CHUNK = 512  # records decoded, and held in memory, at a time
 
@@ -46,7 +51,7 @@ class Checked(NamedTuple):
 
 def _make_parser() -> argparse.ArgumentParser:
     # Of the sources' description all but its first sentence.
-    description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
+    description = f"{__doc__}\nSources:\n\n{source_strings.__doc__.split('.', 1)[1]}"
     parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
     add = parser.add_argument
     pixels = images.MAX_PIXELS
@@ -178,10 +183,10 @@ def write_data_set(flags: argparse.Namespace) -> DataReport:
     """
     if not (flags.source and flags.out):
         raise UserError("expected --source=SPEC and --out=DIR; --help explains SPEC")
-    out = pathlib.Path(flags.out)
+    out = to_place(flags.out)
     filters = make_filters(flags)
     check_new_directory(out)  # before anything is read
-    parts = sources.parse_sources(flags.source)
+    parts = source_strings.parse_sources(flags.source)
     if any(part.weight is not None for part in parts):
         raise UserError(
             f"--source={flags.source} has weights; every record is written once: leave "

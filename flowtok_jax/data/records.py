@@ -31,6 +31,7 @@ BROKEN = (
     "not_a_file",
     "not_an_image",
     "not_finite",
+    "sparse_member",
     "too_large",
     "truncated_image",
     "unreadable_file",

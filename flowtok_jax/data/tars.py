@@ -12,9 +12,16 @@ import numpy as np
 
 from flowtok_jax.data import globs
 from flowtok_jax.data.captions import CaptionOptions, log_once
-from flowtok_jax.data.records import REASONS, BadRecord, Record, Records, read_object
+from flowtok_jax.data.records import (
+    REASONS,
+    BadRecord,
+    Record,
+    Records,
+    RejectCounter,
+    read_object,
+)
 from flowtok_jax.data.shards import check_manifest
-from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
+from flowtok_jax.data.tar_index import ABSENT, EXTENSIONS, PARTS, Spans, read_indices
 from flowtok_jax.runtime.errors import UserError
 
 GAP = 1 << 16  # bytes between two members up to which one read takes both
@@ -66,8 +73,11 @@ class Tars(Records):
             largest = max(largest, int(sizes.max(initial=ABSENT)))
         if largest == ABSENT:
             other = "latents" if self.moments is None else "tars"
+            endings = ", ".join(f".{x}" for x, y in EXTENSIONS.items() if y == part)
+            faults = self._describe_faults(part)
             raise UserError(
-                f"{self.pattern} has no {part}; is it a source {other}:{self.pattern}?"
+                f"{self.pattern} has no {part}: {faults}; expected "
+                f"members {endings}, or is it a source {other}:{self.pattern}?"
             )
         tokens, channels = self.moments
         raise UserError(
@@ -75,6 +85,15 @@ class Tars(Records):
             f"{tokens} tokens of {channels // 2} channels take {expected}: made for "
             "another config?"
         )
+
+    def _describe_faults(self, part: str) -> str:
+        """Describes what is wrong with the records by counts and first keys."""
+        faults = RejectCounter(1.0)
+        for index in self._indices:
+            for key, fault in zip(index["key"], index["fault"], strict=True):
+                reason = REASONS[fault - 1] if fault else f"missing_{part}"
+                faults.add([(reason, key.decode(errors="replace"))], 0)
+        return faults.describe() or "it is empty"
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -21,9 +21,9 @@ from flowtok_jax.eval.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.eval.previews import make_extractor
 from flowtok_jax.eval.protocols import metric_suffix, read_prompts
 from flowtok_jax.eval.real import RealImages
-from flowtok_jax.eval.reference import (
+from flowtok_jax.eval.reference import make_reference
+from flowtok_jax.eval.reference_file import (
     check_fits,
-    make_reference,
     read_reference,
     write_reference,
 )

@@ -9,6 +9,7 @@ from flowtok_jax.data import scenes, sources
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
 from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
 
@@ -72,7 +73,7 @@ class RealImages:
             cache=cache,
             captions=captions,
         )
-        parts = sources.parse_sources(spec)
+        parts = parse_sources(spec)
         if needs_all and len(parts) > 1:
             raise UserError(
                 f"captions are measured on one source of images; got {spec!r}: give "

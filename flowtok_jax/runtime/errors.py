@@ -1,5 +1,6 @@
 """Errors that a user can mend, as against bugs."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 
 
@@ -16,6 +17,15 @@ class StoreError(UserError):
 
 class WriteError(UserError):
     """A failure to write: no room, a quota, a disk that fails."""
+
+
+def short_repr(value: object) -> str:
+    """Returns the start of a value's repr, on one line of text that can be printed."""
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except Exception:  # whatever a value's own method may raise
+        text = "?"
+    return text[:80].encode(errors="backslashreplace").decode()
 
 
 def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> None:

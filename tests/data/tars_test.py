@@ -189,20 +189,14 @@ def test_missing_tars_are_named(tmp_path):
         Tars(f"{tmp_path}/y.tar", cache=str(tmp_path))
     with pytest.raises(UserError, match="matches no file"):
         Tars(f"{tmp_path}/y*.tar", cache=str(tmp_path))
-    with pytest.raises(UserError, match="matches no file"):
+    with pytest.raises(UserError, match=rf"is a directory; .*'{tmp_path}/\*\.tar'$"):
         Tars(f"{tmp_path}", cache=str(tmp_path))
 
 
 def test_tars_without_images_are_refused(tmp_path):
     made.write_tar(tmp_path / "0.tar", [("a.txt", b"a")])
-    with pytest.raises(UserError, match="no image; is it a source latents:"):
+    with pytest.raises(UserError, match=r"no image: .*is it a source latents:"):
         tars(tmp_path)
-
-
-def test_number_ranges_count_up():
-    assert globs.expand("a{08..11}.tar") == [f"a{i:02d}.tar" for i in range(8, 12)]
-    assert globs.expand("{0..1}/{1..2}") == ["0/1", "0/2", "1/1", "1/2"]
-    assert globs.expand("plain") == ["plain"]
 
 
 def test_the_index_is_kept_and_follows_the_tar(tmp_path, monkeypatch):
@@ -211,9 +205,7 @@ def test_the_index_is_kept_and_follows_the_tar(tmp_path, monkeypatch):
     made_anew = []
     whole = tar_index.make_index
     monkeypatch.setattr(
-        tar_index,
-        "make_index",
-        lambda file, *options: made_anew.append(file) or whole(file, *options),
+        tar_index, "make_index", lambda *a: made_anew.append(a[0]) or whole(*a)
     )
     again = tars(tmp_path)
     assert made_anew == []

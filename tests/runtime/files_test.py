@@ -18,7 +18,7 @@ from PIL import Image
 from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import nets, pictures, reference, score
+from flowtok_jax.eval import nets, pictures, reference_file, score
 from flowtok_jax.eval.evaluate import Chunks
 from flowtok_jax.eval.parts import PartMaker
 from flowtok_jax.pipeline import FlowTok
@@ -284,7 +284,7 @@ def test_a_store_that_fails_is_no_reason_to_measure_less(
     monkeypatch.setattr(Store, "_open", fail)
     for read in (
         lambda: nets.load_metric_net("clip", RUN),
-        lambda: reference.read_reference(place / "reference.npz"),
+        lambda: reference_file.read_reference(place / "reference.npz"),
         lambda: score.read_results(place / "results.json"),
         lambda: chunks.read(0),
     ):
@@ -302,7 +302,7 @@ def test_what_a_store_has_not_is_no_failure(place):
     with pytest.raises(FileNotFoundError):
         places.read_bytes(place / "nothing")
     with pytest.raises(UserError, match="nothing.npz does not exist; make it by"):
-        reference.read_reference(place / "nothing.npz")
+        reference_file.read_reference(place / "nothing.npz")
 
 
 def test_only_finished_remote_checkpoints_count(place):
