@@ -79,6 +79,7 @@ FLAG_GROUPS = {
         "mode": "MODE",
     },
     "Captions to draw (--mode=sample)": {
+        "prompt": "TEXT",
         "prompts": "TEXT;TEXT",
         "prompts_file": "FILE",
         "seed": "NUMBER",
