@@ -5,10 +5,10 @@ import functools
 import jaxtyping
 import numpy as np
 import pytest
-from flowtok_jax.modes.prompts import collect_prompts
 from hypothesis import strategies as st
 
 from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.modes.prompts import collect_prompts
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny

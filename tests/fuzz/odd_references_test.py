@@ -4,9 +4,9 @@ import io
 import pickle
 
 import numpy as np
-from flowtok_jax.eval.reference_file import read_reference
 from hypothesis import strategies as st
 
+from flowtok_jax.eval.reference_file import read_reference
 from tests.fuzz.bounds import fresh, odd, opened
 from tests.fuzz.strategies import FOREIGN, Long, mutated, words
 
