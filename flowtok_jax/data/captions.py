@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import re
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,14 +116,14 @@ class CaptionOptions:
         Args:
             name: of the record, to say once that a caption has several lines.
         """
-        text = text.replace("\0", "").replace("\ufeff", "").strip()
+        text = text.replace("\0", "").replace("\ufeff", "").strip(string.whitespace)
         # Only whole captions: at the end of a word such a mark may have a meaning.
         if not text.strip(INVISIBLE):
             return ""
         if "\n" not in text and "\r" not in text:
             return text
         if self.reading == "first_line":
-            lines = (line.strip() for line in LINE_END.split(text))
+            lines = (line.strip(string.whitespace) for line in LINE_END.split(text))
             return next(line for line in lines if line.strip(INVISIBLE))
         _say_lines(name)
         return text

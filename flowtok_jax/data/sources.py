@@ -173,15 +173,14 @@ def make_source(
     seed = check_seed("seed", seed)
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
-    opening = {"image_size": image_size, "seed": seed, "moments": moments}
-    opening |= {"cache": cache, "captions": captions}
+    opening = dict(image_size=image_size, seed=seed, cache=cache, captions=captions)
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        records = make_records(part, **opening)
+        records = make_records(part, **opening, moments=moments)
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)

@@ -4,10 +4,10 @@
         --weights=weights/metrics
 
 IMAGES is a folder (all images in it, at any depth), a quoted glob, or a source of
-training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/sources.py). Images
-that cannot be read are counted by reason. The last line of stdout is one JSON object:
-`images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0; 2
-for a mistake of the user's, with one line; 130 where interrupted. The file has
+training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/source_strings.py).
+Images that cannot be read are counted by reason. The last line of stdout is one JSON
+object: `images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status:
+0; 2 for a mistake of the user's, with one line; 130 where interrupted. The file has
 
     mu, sigma        mean and covariance, as in the files of pytorch-fid and clean-fid
     n                number of images
@@ -19,7 +19,6 @@ Files of others are read too: see flowtok_jax/eval/reference_file.py.
 """
 
 import argparse
-import glob
 import itertools
 import json
 import logging
@@ -32,7 +31,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flowtok_jax.data import images, sources
+from flowtok_jax.data import globs, images
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, ImageFiles, open_images
 from flowtok_jax.data.listing import Listing
@@ -43,6 +42,7 @@ from flowtok_jax.data.records import (
     Records,
     RejectCounter,
 )
+from flowtok_jax.data.source_strings import KINDS
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.fid import Gaussian, Moments, Reference
 from flowtok_jax.eval.nets import load_metric_net
@@ -136,17 +136,15 @@ def find_images(where: str, size: int) -> Records:
         UserError: if there are none.
     """
     # A folder may be called "shapes": what exists wins over a source's name.
-    root = pathlib.Path(where)
-    if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
+    found = list(map(pathlib.Path, globs.find_paths(where)))
+    if not found and re.split("[:,@]", where)[0].strip() in KINDS:
         return open_images(where, key="--images", image_size=size or 32, seed=0)
-    if root.is_dir():
-        groups = Listing(root, CaptionOptions()).groups.values()
+    paths = [path for path in found if path.suffix[1:].lower() in images.EXTENSIONS]
+    if len(found) == 1 and found[0].is_dir():
+        groups = Listing(found[0], CaptionOptions()).groups.values()
         files = itertools.chain.from_iterable(groups)
         # A format that cannot be decoded is rejected by name, and counted.
         paths = [file.path for file in files if file.kind in ("image", "picture")]
-    else:
-        found = map(pathlib.Path, glob.glob(where, recursive=True))
-        paths = [path for path in found if path.suffix[1:].lower() in images.EXTENSIONS]
     if not paths:
         raise UserError(
             f"--images={where} has no image; expected a folder of them, a quoted glob "
@@ -186,9 +184,10 @@ def _whole(record: Record) -> Pixels:
 
 
 def _folders(records: Records, where: str) -> list[str]:
-    if not (isinstance(records, ImageFiles) and pathlib.Path(where).is_dir()):
+    found = globs.find_paths(where)
+    if not (isinstance(records, ImageFiles) and pathlib.Path(*found[:1]).is_dir()):
         raise UserError(f"--by_folder: --images={where} is no folder of images")
-    inner = (path.relative_to(where).parts for path in records.paths)
+    inner = (path.relative_to(found[0]).parts for path in records.paths)
     return [parts[0] if len(parts) > 1 else "" for parts in inner]
 
 

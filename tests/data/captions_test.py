@@ -60,6 +60,7 @@ def test_what_is_no_caption(value, reason):
         (b"\0\0\0", ""),
         ("\u200b\ufeff\u200d\u00a0\u3164".encode(), ""),
         ("\u2060a fox\u200e".encode(), "\u2060a fox\u200e"),
+        ("voilÃ\xa0".encode(), "voilÃ\xa0"),  # whose letter ftfy restores
         ("â€œmojibakeâ€\x9d".encode(), "â€œmojibakeâ€\x9d"),  # is mended later
         ("👩\u200d🌾 in a field".encode(), "👩\u200d🌾 in a field"),
         ("نامه\u200cای".encode(), "نامه\u200cای"),  # the non-joiner has a meaning

@@ -151,6 +151,18 @@ def test_statistics_of_each_folder(make, tmp_path):
     assert set(found.groups) == {"animals", "food"}
 
 
+def test_a_folder_is_found_by_whatever_it_is_called(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("shapes", "tars:a", "[2024] x, y@2"):
+        write_images(tmp_path / name / "inner", 3)
+        for where in (name, f"~/{name}", f"{tmp_path}/{name}"):
+            flags = f"--images={where}", "--out=x.npz", "--weights=DIR", "--by_folder"
+            status, said, stderr = make(*flags)
+            assert (status, said and said["images"]) == (0, 3), stderr
+            assert set(read_reference(tmp_path / "x.npz").groups) == {"inner"}
+
+
 def test_a_source_of_data_and_legacy_resizing(make, tmp_path):
     flags = "--images=shapes:seen", f"--out={tmp_path}/ref.npz", "--weights=random"
     status, said, stderr = make(*flags, "--resize=legacy", "--size=24", "--limit=20")
