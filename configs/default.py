@@ -20,7 +20,7 @@ from flowtok_jax.runtime.errors import UserError
 def get_config() -> ConfigDict:
     """Returns the default config: text-to-image with FlowTok-B."""
     config = ConfigDict()
-    config.stages = ("t2i",)  # in order; tokenizer, text_tokenizer, t2i, i2t
+    config.stages = ("t2i",)  # some of tokenizer, text_tokenizer, t2i, i2t, in order
     config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
     # A workdir, or a directory of pretrained weights. It gives the groups that this run
     # needs and does not train, the vocabulary, and the start of the groups that this
@@ -45,13 +45,14 @@ def _add_networks(config: ConfigDict) -> None:
     # The shared sequence of text and image.
     config.latent = ConfigDict({"tokens": 77, "channels": 16})
 
+    # The text tower: features of a token, blocks, heads of attention.
     config.clip = ConfigDict(
         {
             "width": 768,
             "depth": 12,
             "heads": 12,
             "vocab_size": 49408,
-            "embedding_std": 0.02,  # has an effect with text.weights=random only
+            "embedding_std": 0.02,  # initial spread, with text.weights=random
         }
     )
     config.text = ConfigDict(
@@ -70,16 +71,22 @@ def _add_networks(config: ConfigDict) -> None:
             "latent_scale": 1.0143,  # flow's tokens = raw tokens * this
             "token_std": 0.02,  # initial spread of learned tokens and positions
             "kernel_std": 0.02,  # initial spread of dense layers
-            "encoder": tokenizer.SIZES["base"],
-            "decoder": tokenizer.SIZES["large"],
+            "encoder": tokenizer.SIZES["base"],  # features of a token, blocks, heads
+            "decoder": tokenizer.SIZES["large"],  # the same of the other half
         }
     )
+    # From text features to the flow's tokens: blocks, heads, hidden features of the
+    # MLPs, share of values that training drops.
     config.projector = ConfigDict(
         {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1}
     )
-    # target: mlp or average_pool (FlowTok Tab. 4)
+    # Text features that z_txt is aligned with. width: hidden features; target: mlp or
+    # average_pool (FlowTok Tab. 4).
     config.align_head = ConfigDict({"width": 512, "target": "mlp"})
+    # The flow's transformer: features of a token, blocks, heads.
     config.dit = ConfigDict(dit.SIZES["b"])
+    # From tokens to captions: blocks, heads, hidden features of the MLPs, share of
+    # values that training drops.
     config.text_decoder = ConfigDict(
         {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1}
     )
@@ -99,7 +106,7 @@ def _add_compute(config: ConfigDict) -> None:
             # residual  summands of the residual stream
             # full      inputs of the blocks only: a third more work
             "remat": "none",
-            "attention": "xla",  # implementation; or cudnn, on GPUs, at even lengths
+            "attention": "xla",  # by xla, or cudnn: on GPUs, at even lengths
         }
     )
     # Grid of devices: copies of the parameters, parts of them, parts of a layer. One
@@ -111,10 +118,10 @@ def _add_training(config: ConfigDict) -> None:
     """Adds steps, schedule and optimiser."""
     config.train = ConfigDict(
         {
-            "num_steps": 1_000_000,
+            "num_steps": 1_000_000,  # of the optimiser; more extend a finished run
             "batch_size": 4096,  # rows on all devices together
-            "seed": 0,
-            "ema_decay": 0.9999,
+            "seed": 0,  # of first weights, noise and the order of the data
+            "ema_decay": 0.9999,  # of the averaged weights, per step
             "accumulate": 1,  # parts of a batch that the network sees one by one
             "steps_per_call": 1,  # steps in one call to the device
             # A step whose loss or gradient is not finite is skipped and counted; this
@@ -126,24 +133,25 @@ def _add_training(config: ConfigDict) -> None:
         {
             "lr": 4e-4,  # peak
             "lr_end": 0.0,  # at the end of the cosine
-            "warmup_steps": 5000,
-            "schedule": "constant",  # or cosine
+            "warmup_steps": 5000,  # from 0 to the peak
+            "schedule": "constant",  # constant or cosine
         }
     )
     config.optimizer = ConfigDict(
         {
-            "betas": (0.9, 0.95),
-            "eps": 1e-8,
+            "betas": (0.9, 0.95),  # Adam's decay of the mean and of the square
+            "eps": 1e-8,  # Adam's
             "weight_decay": 0.03,  # on all parameters
             "clip_norm": placeholder(float),  # global norm; None: no clipping
-            "moments": "float32",  # Adam's; bfloat16 saves 4 bytes per parameter
+            "moments": "float32",  # or bfloat16, which saves 4 bytes per parameter
         }
     )
 
 
 def _add_losses(config: ConfigDict) -> None:
     """Adds the losses of each task."""
-    # KL forms: FORM_REDUCTION, see tasks/losses.py.
+    # By stage. kl: a form, FORM_REDUCTION, see tasks/losses.py; weights multiply their
+    # term of the loss.
     config.loss = ConfigDict(
         {
             "tokenizer": {
@@ -159,15 +167,15 @@ def _add_losses(config: ConfigDict) -> None:
                 # elements its weight would be 0.01 * 1232 * b: 50,463 at 4096 rows.
                 "kl": "release_batch_sum",
                 "kl_weight": 0.01,
-                "align": "contrastive",  # or cosine
+                "align": "contrastive",  # contrastive or cosine
                 "align_weight": 1.0,
                 "align_margin": 0.5,  # of the cosine form
                 "align_groups": 1,  # parts of the batch, each contrasted by itself
             },
             "i2t": {
-                "null_rate": 0.1,
-                "time_location": 0.0,
-                "target": "mean",  # of the text posterior; or sample
+                "null_rate": 0.1,  # as in t2i
+                "time_location": 0.0,  # as in t2i
+                "target": "mean",  # mean or sample of the text posterior
                 "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
             },
         }
@@ -194,7 +202,7 @@ def _add_data(config: ConfigDict) -> None:
             # Share of the records read that may be broken before the run stops.
             "max_rejected": 0.05,
             "transform": {
-                "crop": "center",  # place of the square; or random
+                "crop": "center",  # place of the square: center or random
                 "flip": False,  # mirrors half of the images, whatever captions say
                 # Share of captions replaced by a recaption, for records with one.
                 "recaption_rate": 0.95,
@@ -206,13 +214,13 @@ def _add_data(config: ConfigDict) -> None:
                 "min_aesthetic": placeholder(float),  # None: any
                 "max_watermark": placeholder(float),  # None: any; paper: 0.5
                 "aesthetic_column": "aesthetic_score",  # of a record's metadata
-                "watermark_column": "pwatermark",
+                "watermark_column": "pwatermark",  # of the same
             },
         }
     )
     config.pretokenize = ConfigDict(
         {
-            "format": "arrayrecord",  # or tar, the release's format
+            "format": "arrayrecord",  # arrayrecord; tar, the release's format
             "shard_records": 8192,  # records of the source in one shard
             "batch_size": 32,  # images that a device encodes at a time
         }
@@ -242,13 +250,17 @@ def _add_outputs(config: ConfigDict) -> None:
 
 def _add_measures(config: ConfigDict) -> None:
     """Adds sampling, evaluation and timing."""
-    # source: sample or mean of the posterior from which the flow starts; scale 1 is
-    # without guidance; solver: euler or heun; times: release or left, see
-    # flow/samplers.py.
-    options = {"num_steps": 20, "source": "sample", "solver": "euler"}
-    options |= {"times": "release", "batch_size": 64}
-    config.sample = ConfigDict({**options, "scale": 2.0})  # text to image
-    config.caption = ConfigDict({**options, "scale": 1.0})  # image to text
+    options = {
+        "num_steps": 20,  # of the solver
+        "source": "sample",  # sample or mean of the posterior the flow starts from
+        "solver": "euler",  # euler or heun
+        "times": "release",  # release or left, see flow/samplers.py
+        "batch_size": 64,  # rows on all devices together
+    }
+    # Text to image. scale: of the guidance; 1 is without.
+    config.sample = ConfigDict({**options, "scale": 2.0})
+    # Image to text. scale: of the guidance; 1 is without.
+    config.caption = ConfigDict({**options, "scale": 1.0})
     config.eval = ConfigDict(
         {
             # Samples of each part of --mode=eval, and of the demo's accuracies.
@@ -264,7 +276,7 @@ def _add_measures(config: ConfigDict) -> None:
             "batch_size": 32,  # images that Inception takes at a time on a device
             "fid": {
                 "reference": "",  # npz of eval.reference; "": images of data.eval
-                "resize": "clean",  # or legacy, see eval/features.py
+                "resize": "clean",  # clean or legacy, see eval/features.py
             },
             "seed": 0,  # of the noise
             "chunk": 1000,  # samples stored at a time; a killed run keeps whole chunks

@@ -1,24 +1,51 @@
 """FlowTok: train it, draw captions, describe images, measure, from one command.
 
-    python -m flowtok_jax.main --config=configs/demo.py --workdir=runs/demo
-    python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo --prompts="...;..."
-    python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
-    python -m flowtok_jax.main --mode=eval --workdir=runs/demo
-    python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
-        --checkpoint=weights/xl --config.data.train=folder:photos --workdir=latents
-    python -m flowtok_jax.main --mode=compile --config=configs/h.py --topology=a100:8
-    python -m flowtok_jax.main --mode=bench --config=configs/xl.py
+Train. The run lives in runs/demo, or in --workdir=DIR. The same command goes on
+where a run was interrupted:
+
+  python -m flowtok_jax.main --config=configs/demo.py
+  python -m flowtok_jax.main --config=configs/demo.py --config.train.seed=1 \\
+      --workdir=runs/other
+
+Draw captions, describe images, measure, with the weights of a run:
+
+  python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo \\
+      --prompts="a red circle at the top left;a blue square at the top right"
+  python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo \\
+      --images="photos/*.png"
+  python -m flowtok_jax.main --mode=eval --workdir=runs/demo
+
+Train further on images of your own; faster, if they are encoded once before:
+
+  python -m flowtok_jax.main --config=configs/finetune.py \\
+      --checkpoint=weights/xl --config.data.train=folder:photos \\
+      --workdir=runs/mine
+  python -m flowtok_jax.main --mode=pretokenize --config=configs/finetune.py \\
+      --checkpoint=weights/xl --config.data.train=folder:photos \\
+      --workdir=latents
+
+Plan: size and work on hardware that is elsewhere, speed on this:
+
+  python -m flowtok_jax.main --mode=compile --config=configs/h.py \\
+      --topology=a100:8
+  python -m flowtok_jax.main --mode=bench --config=configs/xl.py
+
+The keys of a config, all or some, with their meaning; or the values of one:
+
+  python -m flowtok_jax.main --help_config
+  python -m flowtok_jax.main --help_config train --config=configs/h.py:1
 
 `flowtok` is the same command, where the package is installed.
-Without --workdir a config's run lives in runs/NAME: runs/demo for configs/demo.py.
 
-Exit status: 0, also where SIGTERM ended training (preempted.json is there then); 1
-where some input files could not be read, or a remote store failed on the way; 2 for a
-mistake of the user's, with one line that says what to do; 130 where interrupted.
+Exit status: 0, also where SIGTERM ended training (preempted.json is there
+then); 1 where some input files could not be read, or a remote store failed on
+the way; 2 for a mistake of the user's, with one line that says what to do; 130
+where interrupted.
 """
 
 import contextlib
 import io
+import re
 import sys
 
 from absl import flags
@@ -31,18 +58,60 @@ from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
     check_seed,
+    drop_overridden,
     find_configs,
     flag_error,
     named_config,
 )
+from flowtok_jax.runtime.config_help import DEFAULT, describe_keys
 from flowtok_jax.runtime.errors import UserError
 
 HELP_FLAGS = {"--help", "-h", "--helpshort", "--helpfull"}
+HELP_CONFIG = "--help_config"
+
+# The flags in the order in which a person needs them, and what a value is.
+FLAG_GROUPS = {
+    "What to do, and where": {
+        "config": "FILE",
+        "config.KEY": "VALUE",
+        "workdir": "DIR",
+        "checkpoint": "DIR",
+        "mode": "MODE",
+    },
+    "Captions to draw (--mode=sample)": {
+        "prompts": "TEXT;TEXT",
+        "prompts_file": "FILE",
+        "seed": "NUMBER",
+    },
+    "Images to describe (--mode=caption)": {"images": "GLOB", "json": ""},
+    "What to compile (--mode=compile)": {"topology": "KIND:SHAPE", "step": "STEP"},
+    "Several processes as one run": {
+        "coordinator": "HOST:PORT",
+        "num_processes": "NUMBER",
+        "process_id": "NUMBER",
+        "cluster_timeout": "SECONDS",
+    },
+    "Help": {"help": "", "help_config": "KEY"},
+}
+# Flags that absl does not know.
+MORE_FLAGS = {
+    "config.KEY": "Changes a value of the config, as in --config.train.batch_size=64.",
+    "help": "This text.",
+    "help_config": "Keys of --config with their values and meaning: all of them, "
+    "those of a section (train), one (train.batch_size), or part of a name (batch).",
+}
+COMMANDS = {
+    "flowtok_jax.data.prepare": "images of any source as shards, checked and counted",
+    "flowtok_jax.convert": "the authors' weights to ours, and back",
+    "flowtok_jax.convert.parity": "our numbers against the authors'",
+    "flowtok_jax.eval.reference": "statistics of real images, for FID",
+    "flowtok_jax.eval.score": "scores of captions in a file",
+}
 
 config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with a stage or variant after a colon."
 )
-flags.DEFINE_enum("mode", "train", tuple(MODES), "What to do.")
+flags.DEFINE_enum("mode", "train", tuple(MODES), "What to do; train, unless given.")
 flags.DEFINE_string(
     "workdir",
     None,
@@ -100,6 +169,53 @@ def parse_flags(argv: list[str]) -> Arguments:
     return Arguments(flags.FLAGS, named, changes)
 
 
+def help_text() -> str:
+    """Returns what --help says: examples, the flags, and other commands."""
+    # absl puts the choices before the text: <train|sample>: What to do.
+    texts = {
+        name: re.sub(r"^<(.*)>: (.*)", r"\2 One of \1.", flags.FLAGS[name].help)
+        for name in flags.FLAGS
+    }
+    texts |= MORE_FLAGS
+    lines = [__doc__.strip()]
+    for title, group in FLAG_GROUPS.items():
+        lines += ["", f"{title}:"]
+        for name, value in group.items():
+            lines.append(f"  --{name}={value}" if value else f"  --{name}")
+            lines += cli.wrap_text(texts[name], " " * 6)
+    lines += ["", "Other commands; each has its --help:"]
+    for module, text in COMMANDS.items():
+        lines += [f"  python -m {module}", f"      {text}"]
+    return "\n".join(lines)
+
+
+def config_help(argv: list[str]) -> str:
+    """Returns what --help_config says of the config that other flags name.
+
+    Raises:
+        UserError: for a key that does not exist, or flags that are wrong.
+    """
+    asked = []
+    rest = []
+    is_asked = False  # whether what follows names a key
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if name == HELP_CONFIG:
+            is_asked = True
+            asked += [value] if value else []
+        elif is_asked and not argument.startswith("-"):
+            asked.append(argument)
+        else:
+            is_asked = False
+            rest.append(argument)
+    if not named_config(rest):
+        rest.append(f"--config={DEFAULT}")
+    config = parse_flags(rest).flags.config
+    # As in a run, what the command line says goes before a stage's own values.
+    drop_overridden(config, config_flags.get_override_values(flags.FLAGS["config"]))
+    return describe_keys(config, asked)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, runs the mode, and returns the exit status.
 
@@ -107,14 +223,14 @@ def main(argv: list[str] | None = None) -> int:
         argv: the program's name and its flags; by default those of this process.
     """
     argv = sys.argv if argv is None else argv
-    if HELP_FLAGS & set(argv[1:]):
-        cli.say(
-            __doc__
-            + "\n".join(map(flags.FLAGS.module_help, (sys.modules[__name__], cli)))
-        )
-        return 0
 
     def command() -> int:
+        if HELP_FLAGS & set(argv[1:]):
+            cli.say(help_text())
+            return 0
+        if any(a.partition("=")[0] == HELP_CONFIG for a in argv[1:]):
+            cli.say(config_help(argv))
+            return 0
         arguments = parse_flags(argv)
         return MODES[arguments.flags.mode].run(arguments)
 

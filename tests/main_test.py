@@ -1,13 +1,22 @@
 """The command line: what a user gets wrong, and the verbs that use trained weights."""
 
+import errno
 import json
+import os
+import re
 import shutil
 
 import numpy as np
 import pytest
+from absl.flags import FLAGS
 from PIL import Image
 
+from flowtok_jax import main
+from flowtok_jax.convert import __main__ as convert
+from flowtok_jax.data import prepare
+from flowtok_jax.eval import reference
 from flowtok_jax.eval.previews import RANDOM_TOWER
+from flowtok_jax.runtime import cli as cli_module
 from tests import run
 
 STEPS = "per_stage.text_tokenizer.train.num_steps"
@@ -284,12 +293,121 @@ def test_a_pattern_that_matches_nothing_is_refused(cli, demo, tmp_path):
     assert f"--images={tmp_path}/*.png matches no file" in outcome.complaint
 
 
-def test_help_lists_the_flags(cli):
+def test_help_names_every_mode_flag_and_command_once_in_80_columns(cli):
     outcome = cli("--help")
     assert outcome.status == 0
-    assert "--prompts_file" in outcome.stdout
-    assert "--coordinator" in outcome.stdout
-    assert max(map(len, outcome.stdout.splitlines())) <= 88
+    lines = outcome.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    own = {flag.name for flag in FLAGS.flags_by_module_dict()["flowtok_jax.main"]}
+    own |= {name for name, *_ in cli_module.CLUSTER_FLAGS}
+    own |= {"config.KEY", "help", "help_config"}
+    named = [line.split("=")[0][4:] for line in lines if line.startswith("  --")]
+    assert sorted(named) == sorted(own)
+    for mode in set(main.MODES) - {"train"}:
+        assert f"--mode={mode}" in outcome.stdout
+    package = run.ROOT / "flowtok_jax"
+    for path in package.rglob("*.py"):
+        if 'if __name__ == "__main__":' in path.read_text():
+            name = ".".join(path.relative_to(run.ROOT).with_suffix("").parts)
+            command = f"python -m {name.removesuffix('.__main__')}"
+            assert re.search(rf"^  {command}( |$)", outcome.stdout, re.M), command
+
+
+def test_help_begins_with_what_comes_first(cli):
+    said = cli("--help").stdout
+    parts = ["--config=configs/demo.py\n", "--mode=sample", "--mode=caption -"]
+    parts += ["--mode=eval", "folder:photos", "--mode=compile", "--help_config"]
+    parts += ["Exit status", "\n  --config=", "\n  --workdir=", "\n  --prompts="]
+    parts += ["\n  --coordinator=", "  python -m flowtok_jax.convert\n"]
+    places = [said.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_help_config_says_values_and_meaning_of_keys(cli):
+    outcome = cli("--help_config", "train.batch_size")
+    assert outcome.status == 0
+    expected = ["train.batch_size = 4096", "    rows on all devices together"]
+    assert outcome.stdout.splitlines() == expected
+    # Of the config that is named, with what its stages and the command line change.
+    outcome = cli(
+        "--config=configs/demo.py", "--config.train.batch_size=7", "--help_config=train"
+    )
+    lines = outcome.stdout.splitlines()
+    place = lines.index("train.batch_size = 7")
+    assert lines[place + 1] == "    rows on all devices together"
+    outcome = cli("--help_config=train.num_steps", "--config=configs/demo.py")
+    assert "    1600 in stage tokenizer" in outcome.stdout.splitlines()
+
+
+def test_help_config_refuses_a_key_that_does_not_exist(cli):
+    outcome = cli("--help_config", "train.batchsize")
+    assert outcome.status == 2
+    assert "'train.batchsize'; expected one such as train.batch_size" in (
+        outcome.complaint
+    )
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x"])
+@pytest.mark.parametrize("mode", ["train", "sample", "eval", "bench", "pretokenize"])
+def test_a_workdir_that_cannot_be_written_ends_in_one_line(cli, demo, mode, place):
+    arguments = {
+        "train": [f"--config={run.CONFIG}"],
+        "sample": [f"--checkpoint={demo.workdir}", f"--prompts={SCENE}"],
+        "eval": [f"--checkpoint={demo.workdir}"],
+        "bench": [f"--config={run.CONFIG}"],
+        "pretokenize": [*run.command(place), f"--checkpoint={demo.workdir}"],
+    }
+    outcome = cli(f"--mode={mode}", *arguments[mode], f"--workdir={place}")
+    assert outcome.status == 2
+    assert outcome.stdout == ""
+    assert outcome.complaint.startswith(f"error: {place}/")
+    assert " cannot be written" in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (prepare, ["--source=shapes", "--limit=2", "--out=/proc/x/set"]),
+        (convert, ["--tokenizer=none.bin", "--out=/proc/x/set"]),
+        (convert, ["--checkpoint=none", "--to_release=/proc/set.safetensors"]),
+        (reference, ["--images=shapes", "--weights=random", "--out=/proc/x/set"]),
+    ],
+)
+def test_commands_refuse_a_place_that_cannot_be_written(capsys, module, arguments):
+    with run.own_logging():
+        assert module.main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    expected = "/proc/(x/)?set(.safetensors)? cannot be written"
+    assert re.match(f"error: {expected} .nothing can be made there.; give", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "status"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "", 141),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y"),
+            "error: /x/y cannot be read or written (Permission denied)",
+            2,
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x/y"), "error: /x/y cannot be", 2),
+    ],
+)
+def test_what_the_system_refuses_ends_in_one_line(
+    cli, monkeypatch, capsys, error, said, status
+):
+    def fail(arguments):
+        raise error
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(main.MODES["train"], "run", fail)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        cli()
+    assert ended.value.code == status
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize(

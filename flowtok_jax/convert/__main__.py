@@ -1,14 +1,14 @@
 """Command that converts released weights for FlowTok.from_pretrained, and back.
 
-    python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \
-        --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \
+    python -m flowtok_jax.convert --flowtok=FlowTok-XL.pth \\
+        --tokenizer=FlowTiTok_512.bin --clip=openai/clip-vit-large-patch14-336 \\
         --out=weights/xl
     python -m flowtok_jax.convert --checkpoint=runs/xl --to_release=mine.pth
 
 Weights of the networks that metrics judge with go to a directory of their own:
 
-    python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \
-        --lpips=vgg16-397923af.pth,vgg.pth \
+    python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \\
+        --lpips=vgg16-397923af.pth,vgg.pth \\
         --clip_score=openai/clip-vit-large-patch14-336 --out=weights/metrics
 
 Exit status: 0, or 2 for a mistake of the user's, with one line that says what to do.
@@ -37,7 +37,7 @@ from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import to_place
+from flowtok_jax.runtime.files import check_new_directory, to_place
 from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
@@ -227,6 +227,8 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         if bool(flags.out) == bool(flags.to_release):
             raise UserError("expected one of --out=DIR and --to_release=FILE")
+        if flags.out:  # before weights are read, which takes long
+            check_new_directory(to_place(flags.out))
         (from_release if flags.out else back_to_release)(flags)
         peak = process_peak_bytes() / 1e9
         cli.say(

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.convert.critics import convert_critic, prepare_critic
-from flowtok_jax.convert.goldens import Check, Goldens
+from flowtok_jax.convert.goldens import AbsentError, Check, Goldens
 from flowtok_jax.convert.groups import convert, networks, to_release
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.fid import frechet_distance
@@ -347,6 +347,8 @@ def check_clip_ids(check: Check) -> None:
     captions = check.values("caption").tolist()
     expected = check.values("ids")
     folder = check.goldens.folder / "clip_vocabulary"
+    if not folder.is_dir():
+        raise AbsentError(f"{folder} does not exist; the ids are by its vocabulary")
     vocabulary = Vocabulary.read_clip(folder, expected.shape[1])
     got = vocabulary.encode(captions, warns=False)
     for row in np.flatnonzero((got != expected).any(axis=1)):

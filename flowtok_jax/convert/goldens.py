@@ -28,8 +28,12 @@ from flowtok_jax.convert.groups import read_sizes
 from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.runtime.cli import say
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, reason_of
 from flowtok_jax.weights.safetensors import Shape
+
+
+class AbsentError(UserError):
+    """A file of the folder that does not exist, so that nothing can be compared."""
 
 
 class Drawn(NamedTuple):
@@ -83,12 +87,12 @@ class Goldens:
         try:
             return json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(
+            raise AbsentError(
                 f"{path} does not exist; expected --golden=DIR, a folder of golden "
                 "numbers with its golden.json and manifests"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
 
     def draw(self, name: str, *shape: int) -> np.ndarray:
         """Draws from the standard normal distribution, by (1)."""
@@ -116,7 +120,8 @@ class Goldens:
         """Reads the arrays of NAME.npz, or the columns of NAME.json.
 
         Raises:
-            UserError: if the file is absent or damaged.
+            AbsentError: if the file does not exist.
+        UserError: if it is damaged.
         """
         if f"{name}.json" in self.files:
             rows = self.value("rows", self._json(f"{name}.json"))
@@ -129,7 +134,7 @@ class Goldens:
             with path.open("rb") as file, np.load(file) as arrays:
                 return dict(arrays)
         except FileNotFoundError as error:
-            raise UserError(f"{path} is listed in golden.json and absent") from error
+            raise AbsentError(f"{path} is listed in golden.json, and absent") from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is damaged: {error}") from error
 
@@ -233,6 +238,7 @@ class ParityReport:
     def __init__(self):
         self.results: list[CheckResult] = []
         self.faults: dict[str, str] = {}  # name -> why it could not be compared
+        self.absent: list[str] = []  # names of files that do not exist
 
     def add(self, result: CheckResult) -> None:
         """Prints and keeps the outcome of a comparison."""
@@ -247,9 +253,14 @@ class ParityReport:
         self.faults[name] = why
         say(f"{'FAIL':7} {name:56} {why}")
 
+    def lack(self, name: str, why: str) -> None:
+        """Prints and keeps the name of a golden file that does not exist."""
+        self.absent.append(name)
+        say(f"{'absent':7} {name:56} {why}")
+
     @property
     def failed(self) -> list[str]:
-        """Names of tensors over their tolerance or not compared."""
+        """Names of tensors over their tolerance, or that could not be compared."""
         bad = [r.name for r in self.results if r.verdict != "ok"]
         return bad + list(self.faults)
 

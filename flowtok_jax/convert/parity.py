@@ -3,8 +3,11 @@
     python -m flowtok_jax.convert.parity --golden=DIR [--only=NAME,...]
 
 Prints one line per tensor: its largest absolute error, its relative L2 error
-|a - b| / |b|, and the error allowed; a JSON object comes last. Exit status: 0; 1 if a
-tensor is over its tolerance, missing or not known here; 2 for a mistake of the user's.
+|a - b| / |b|, and the error allowed; a JSON object comes last. Files that golden.json
+lists and that do not exist are `absent`, and have not `failed`. Exit status: 0 if all
+was compared and is within its tolerance; 1 if a tensor is over its tolerance, missing
+or not known here, or a file absent (--only leaves files out); 2 for a mistake of the
+user's.
 """
 
 import json
@@ -20,7 +23,7 @@ import numpy as np
 from flax.errors import FlaxError
 
 from flowtok_jax.convert import checks, state_dicts
-from flowtok_jax.convert.goldens import Check, Goldens, ParityReport
+from flowtok_jax.convert.goldens import AbsentError, Check, Goldens, ParityReport
 from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.runtime.cli import make_command_parser, run_command, say
 from flowtok_jax.runtime.errors import UserError
@@ -88,7 +91,6 @@ def compare(
         Fields of the summary that the report does not hold.
     """
     seconds = {}
-    missing = []
     unread = []
     for name in names:
         start = time.monotonic()
@@ -97,10 +99,10 @@ def compare(
             check = Check(goldens, name, report)
             run(check)
             check.finish()
+        except AbsentError as error:
+            report.lack(name, str(error))
         except UserError as error:
             report.fault(name, str(error))
-            if not (goldens.folder / f"{name}.npz").is_file():
-                missing.append(name)
         except (TypeError, ValueError, FlaxError) as error:
             # An input of a shape that the networks do not take.
             reason = (str(error).splitlines() or [""])[0]
@@ -110,9 +112,11 @@ def compare(
     for model in dict.fromkeys(name.split(".")[0] for name in names):
         try:
             unread += check_released(goldens, model, report)
+        except AbsentError as error:
+            report.lack(model, str(error))
         except UserError as error:
             report.fault(model, str(error))
-    return {"missing": missing, "not_read": unread, "seconds": seconds}
+    return {"not_read": unread, "seconds": seconds}
 
 
 def summarize(report: ParityReport) -> dict[str, Any]:
@@ -123,6 +127,7 @@ def summarize(report: ParityReport) -> dict[str, Any]:
     return {
         "passed": len(passed),
         "failed": report.failed,
+        "absent": report.absent,
         "worst": worst._asdict() if worst else None,
     }
 
@@ -151,7 +156,7 @@ def _compare_all(folder: str, only: str) -> int:
     summary["peak_memory_gb"] = round(process_peak_bytes() / 1e9, 2)
     summary["device"] = jax.devices()[0].device_kind
     say(json.dumps(summary))
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.absent else 0
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import numpy as np
 
 from flowtok_jax.data.vocabulary import CLIP_FILES, Vocabulary
 from flowtok_jax.runtime import hub
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import new_file
+from flowtok_jax.runtime.errors import UserError, WriteError
+from flowtok_jax.runtime.files import check_writable, new_file
 from flowtok_jax.weights.safetensors import (
     check_file,
     read_safetensors,
@@ -75,17 +75,18 @@ def write_state(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         UserError: if the ending is none of the known ones, or the file exists.
     """
     check_target(path)
-    try:
-        with new_file(path) as part:
-            if path.suffix == ".safetensors":
-                write_safetensors(part, state)
-            else:
-                torch = _torch(path)
-                # torch.from_numpy warns about arrays that are not writable.
-                copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
-                torch.save(copies, part)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    with new_file(path) as part:
+        if path.suffix == ".safetensors":
+            write_safetensors(part, state)
+            return
+        torch = _torch(path)
+        # torch.from_numpy warns about arrays that are not writable.
+        copies = {k: torch.from_numpy(np.array(x)) for k, x in state.items()}
+        try:
+            torch.save(copies, part)
+        except RuntimeError as error:  # as PyTorch's writer calls a full disk
+            said = str(error).splitlines()[0]
+            raise WriteError(f"{path} cannot be written ({said}); make room") from error
 
 
 def check_target(path: pathlib.Path) -> None:
@@ -96,6 +97,7 @@ def check_target(path: pathlib.Path) -> None:
         raise UserError(f"{path} exists already; give another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no directory; make it first")
+    check_writable(path)
     if path.suffix != ".safetensors":
         _torch(path)
 

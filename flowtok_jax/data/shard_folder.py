@@ -28,10 +28,10 @@ from flowtok_jax.data.centre import CentreReader, Square
 from flowtok_jax.data.records import BadRecord, Record, Records, RejectCounter
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.batches import map_ahead, one_ahead
+from flowtok_jax.runtime.claims import claim
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import (
     Place,
-    claim,
     is_remote,
     read_json,
     remove_parts,

@@ -28,9 +28,9 @@ import rich.table
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.eval import pictures
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.claims import claim
 from flowtok_jax.runtime.files import (
     Place,
-    claim,
     json_sha256,
     read_bytes,
     read_json,

@@ -22,7 +22,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_place
 from flowtok_jax.weights.safetensors import Shape, read_copies
 
@@ -133,7 +133,7 @@ def read_metrics(place: str) -> dict[str, Any]:
             "--clip_score=DIR --out=DIR`, or 'random'"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path} holds a {type(entries).__name__}; expected an object")
     return entries

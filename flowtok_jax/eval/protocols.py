@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, reason_of
 from flowtok_jax.runtime.paths import expand_path
 
 SEED = 0  # of the draw, the same in every run
@@ -141,7 +141,8 @@ def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
         content = json.loads(pathlib.Path(expand_path(path)).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"captions {path} cannot be read ({error}); expected {protocol.file}"
+            f"captions {path} cannot be read ({reason_of(error)}); expected "
+            f"{protocol.file}"
         ) from error
     # By rank: fewer samples are the first ones of the whole draw.
     found = sorted(protocol.read(path, content), key=_rank)

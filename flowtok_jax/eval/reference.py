@@ -22,7 +22,6 @@ import argparse
 import itertools
 import json
 import logging
-import os
 import pathlib
 import re
 import sys
@@ -49,7 +48,7 @@ from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.reference_file import write_reference
 from flowtok_jax.runtime import cli, processes
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote, to_place
+from flowtok_jax.runtime.files import Place, check_writable, is_remote, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 
 BLOCK = 2048  # images between two updates of the moments
@@ -210,18 +209,9 @@ def _check(flags: argparse.Namespace) -> None:
 
 def _check_out(out: Place) -> None:
     """Refuses a place that cannot be written, before any image is read."""
-    if is_remote(out):
-        return
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if out.is_dir() or not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UserError(f"--out={out} cannot be written; expected a file, FILE.npz")
-
-
-def _write(out: Place, reference: Reference) -> None:
-    try:
-        write_reference(out, reference)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+    if not is_remote(out) and out.is_dir():
+        raise UserError(f"--out={out} is a directory; expected a file, FILE.npz")
+    check_writable(out)
 
 
 def make(flags: argparse.Namespace) -> dict:
@@ -255,7 +245,7 @@ def make(flags: argparse.Namespace) -> dict:
     rejected = reader.counts()
     if reader.rejects.counts:
         logging.warning("left out: %s", reader.rejects.describe())
-    processes.first_does(lambda: _write(out, reference))
+    processes.first_does(lambda: write_reference(out, reference))
     said = {"images": reference.whole.count, "rejected": rejected}
     return {**said, "sha256": reference.digest()}
 

@@ -19,7 +19,7 @@ from flowtok_jax.data.karpathy import karpathy_rows
 from flowtok_jax.eval.captions import Scores, score_captions
 from flowtok_jax.eval.real import image_id
 from flowtok_jax.runtime import cli
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import Place, read_json, to_place
 
 
@@ -95,7 +95,7 @@ def _read(path: str | Place) -> Any:
     except StoreError:  # a ValueError too, and no fault of the file
         raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 

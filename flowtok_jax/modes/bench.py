@@ -24,7 +24,7 @@ from flowtok_jax.perf.programs import choose_stage
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place, write_json
+from flowtok_jax.runtime.files import Place, check_writable, to_place, write_json
 from flowtok_jax.tasks import TASKS
 from flowtok_jax.train.check import check_stage
 from flowtok_jax.weights.place import Weights
@@ -92,6 +92,8 @@ def bench(
     """
     options = BenchOptions(**config.bench).check()
     _check_rows(config, options)
+    if workdir:
+        check_writable(workdir / FILE)
     chosen = {"repeats": options.repeats, "warmup": options.warmup}
     chosen["profiles"] = options.profile
     results = []

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.eval.evaluate import run_part, show_results
+from flowtok_jax.eval.evaluate import PROTOCOL, run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
 from flowtok_jax.eval.protocols import PROTOCOLS
@@ -25,7 +25,7 @@ from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import join_processes
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place
+from flowtok_jax.runtime.files import Place, check_writable
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights.place import Weights
@@ -68,6 +68,7 @@ def evaluate(
     """
     _check(config)
     chosen = _choose(config, weights.groups)
+    processes.first_does(lambda: check_writable(workdir / EVAL / PROTOCOL))
     maker = PartMaker(config, weights, workdir / EVAL, make_mesh(**config.mesh))
     parts = [maker.make(name) for name in chosen]  # all mistakes show before the work
     results = [run_part(p, workdir / EVAL, config.eval.chunk) for p in parts]

@@ -34,6 +34,7 @@ from flowtok_jax.runtime.cli import join_processes, say
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import Programs
 from flowtok_jax.tasks import abstract_group
@@ -82,13 +83,14 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
     params = _read_tokenizer(config, nets)
     # The key counts rows of a device, so that bits do not depend on their number.
     batch_size = rows * jax.local_device_count()
-    result = writer.run(
-        _describe(config, len(records), params_sha256(params)),
-        lambda: make_encode(nets, params, batch_size),
-        batch_size=batch_size,
-        threads=config.data.threads,
-        ahead=config.data.prefetch * batch_size,
-    )
+    with locked(out):
+        result = writer.run(
+            _describe(config, len(records), params_sha256(params)),
+            lambda: make_encode(nets, params, batch_size),
+            batch_size=batch_size,
+            threads=config.data.threads,
+            ahead=config.data.prefetch * batch_size,
+        )
     return result | {"seconds": round(time.monotonic() - begun, 1)}
 
 

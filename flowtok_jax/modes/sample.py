@@ -18,12 +18,12 @@ from flowtok_jax.modes.prompts import collect_prompts
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.batches import long_slices
 from flowtok_jax.runtime.cli import say
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, is_remote
+from flowtok_jax.runtime.files import Place, check_writable, is_remote
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.workdir import SAMPLES
 
 COLUMNS = 6  # columns of the grid
+GRID = "grid.png"
 SHOWN = 96  # images that the grid has at most
 SLICE = 8  # batches whose images are held at once
 
@@ -34,32 +34,14 @@ def run(arguments: Arguments) -> int:
     prompts = collect_prompts(flags.prompt, flags.prompts, flags.prompts_file)
     config = arguments.weights_config()
     folder = arguments.output() / SAMPLES
+    check_writable(folder / GRID)
     flowtok = FlowTok.from_weights(arguments.weights, config)
-    make_folder(folder)
     note = random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, folder, flags.seed, note):
         say(str(path))
     if note:
         logging.info(note)
     return 0
-
-
-def make_folder(folder: Place) -> None:
-    """Makes a local folder; a remote one comes with its first file.
-
-    gcsfs would make a bucket of a mistyped name.
-
-    Raises:
-        UserError: where it cannot be made.
-    """
-    if is_remote(folder):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made ({error.strerror}); give another --workdir=DIR"
-        ) from error
 
 
 def random_tower_note(weights: Weights) -> str:
@@ -97,7 +79,7 @@ def sample(
         The paths written, the grid last.
     """
     paths = [folder / _file_name(i, p) for i, p in enumerate(prompts)]
-    paths.append(folder / "grid.png")
+    paths.append(folder / GRID)
     # Of a store each answer would take a while.
     before = [] if is_remote(folder) else [path for path in paths if path.exists()]
     if before:
@@ -115,7 +97,7 @@ def sample(
             pictures.save_png(path, image)
         shown += list(images[: SHOWN - len(shown)])
     if len(prompts) > SHOWN:
-        logging.info("grid.png shows the first %d of %d", SHOWN, len(prompts))
+        logging.info("%s shows the first %d of %d", GRID, SHOWN, len(prompts))
     tiles, captions = (pictures.in_rows(x, COLUMNS) for x in (shown, prompts[:SHOWN]))
     side = max(128, min(256, shown[0].shape[0]))
     pictures.save_png(

@@ -20,6 +20,7 @@ from flowtok_jax.runtime.cli import join_processes, say
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
+from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
 from flowtok_jax.tasks import abstract_groups, find_task
@@ -62,7 +63,16 @@ def run(arguments: Arguments) -> int:
 
 
 def train_stages(config: ConfigDict, workdir: Place) -> None:
-    """Trains every stage of the config that is not finished, then sums up."""
+    """Trains every stage of the config that is not finished, then sums up.
+
+    Raises:
+        UserError: where another run uses the workdir, or this one cannot be.
+    """
+    with locked(workdir):
+        _train_stages(config, workdir)
+
+
+def _train_stages(config: ConfigDict, workdir: Place) -> None:
     stages = {stage: for_stage(config, stage) for stage in config.stages}
     opened = functools.cache(open_start)  # each place once, whatever stage names it
     check_run(stages, workdir, opened)  # mistakes show before anything is written

@@ -5,10 +5,10 @@ next try; 2 for a user's mistake; 130 after Ctrl-C. A traceback means a bug.
 """
 
 import argparse
-import errno
 import logging
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,11 +19,14 @@ from absl import flags
 
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
+from flowtok_jax.runtime.files import NO_ROOM
+
+WIDTH = 80  # columns of help
 
 # Their own log level, where the root's would let through what only we can act on.
 QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
 # What these log as an error they raise as well, and we report.
-SILENT_LIBRARIES = ("absl", "orbax", "asyncio", "gcsfs")
+SILENT_LIBRARIES = ("absl", "orbax", "asyncio", "concurrent.futures", "gcsfs")
 
 # name, type, default, help: the same flags for absl's and for argparse's commands
 CLUSTER_FLAGS: Sequence[tuple[str, type, Any, str]] = (
@@ -94,6 +97,23 @@ def make_command_parser(module: str, description: str) -> argparse.ArgumentParse
     )
 
 
+def wrap_text(text: str, start: str) -> list[str]:
+    """Wraps a text at WIDTH columns; `start` opens the first line.
+
+    The other lines are indented as it, or by four spaces.
+    """
+    indent = start if start.isspace() else " " * 4
+    joined = " ".join(text.split())
+    return textwrap.wrap(
+        joined,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 def say(line: str) -> None:
     """Writes a result to stdout at once, so that a pipe sees it while we work on."""
     # What a terminal cannot show is escaped there, as Python does on stderr.
@@ -124,11 +144,17 @@ def run_command(
         return _end(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _end(interrupted, 130)
+    except BrokenPipeError:  # as of `| head`, which has read what it wanted
+        _end_at_once("", 141)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             text = f"error: {error}; make room, and the same command goes on"
             _end_at_once(text, 2)
-        _raise_alone()
+        if error.errno is None or error.filename is None:
+            _raise_alone()
+        # A disk that fails, a folder without permission: no bug, wherever it shows.
+        text = f"error: {error.filename} cannot be read or written"
+        _end_at_once(f"{text} ({error.strerror})", 2)
     except Exception:
         _raise_alone()
 
@@ -147,8 +173,9 @@ def _end(text: str, status: int) -> int:
 
 def _end_at_once(text: str, status: int) -> NoReturn:
     """Ends the process before libraries write, and complain again, at exit."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    if text:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
     os._exit(status)
 
 

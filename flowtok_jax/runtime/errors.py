@@ -15,8 +15,27 @@ class StoreError(UserError):
     """A failure of a remote store, which may work again on the next try: status 1."""
 
 
-class WriteError(UserError):
-    """A failure to write: no room, a quota, a disk that fails."""
+class PlaceError(UserError, OSError):
+    """A place that cannot be written: no permission, a file in the way of a folder.
+
+    An OSError too, for callers that go on where a file is a mere convenience.
+    """
+
+
+class WriteError(UserError, OSError):
+    """A failure to write where that was possible: no room, a quota, a disk that fails.
+
+    The command ends at once, before libraries try to write once more.
+    """
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the reason of an error in one line.
+
+    An OSError's own text repeats the file's name, which the message has already.
+    """
+    told = getattr(error, "strerror", None) or str(error).strip()
+    return (told.splitlines() or [type(error).__name__])[0]
 
 
 def short_repr(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Paths of this machine and of gs://BUCKET/PATH: whole files and folders, claims,
+"""Paths of this machine and of gs://BUCKET/PATH: whole files and folders,
 digests, JSON.
 
 Remote paths go through epath, which reads them with gcsfs. Orbax, which writes the
@@ -6,24 +6,27 @@ checkpoints, knows no other store, so neither does this module.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
 from etils import epath
 
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
 from flowtok_jax.runtime.paths import expand_path
 
 Place = pathlib.Path | epath.Path
-NAMED = 4  # values that a message about differing ones shows
+LOCK = "lock.json"  # in a folder that a run has for itself, see runtime/lock.py
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def to_place(path: str | Place) -> Place:
@@ -85,6 +88,57 @@ def _complaint(place: Place, error: Exception) -> str:
     )
 
 
+def _write_error(place: Place, error: OSError) -> UserError:
+    """Makes the one line that says why a local place cannot be written."""
+    if error.errno in NO_ROOM or "requested and" in str(error):  # by numpy, no number
+        return WriteError(
+            f"{place} cannot be written ({os.strerror(error.errno or errno.ENOSPC)}); "
+            "make room, and the same command goes on"
+        )
+    # What is a file, and was expected to be a folder, is not told by every error.
+    nearest = next((p for p in place.parents if os.path.lexists(p)), place.parent)
+    if not nearest.is_dir():
+        return PlaceError(
+            f"{place} cannot be written: {nearest} is a file; expected a directory"
+        )
+    reason = error.strerror or str(error)
+    cure = "give another place"
+    if isinstance(error, FileNotFoundError):
+        reason = "nothing can be made there"
+    elif isinstance(error, PermissionError):
+        cure += ", or get the right to write there"
+    return PlaceError(f"{place} cannot be written ({reason}); {cure}")
+
+
+@contextlib.contextmanager
+def writing(place: Place) -> Iterator[None]:
+    """Turns a failure to write a local place into a PlaceError or WriteError.
+
+    The block may read other files: errors that name one of them pass as they are.
+    """
+    try:
+        yield
+    except (PlaceError, WriteError):
+        raise
+    except OSError as error:
+        named = pathlib.Path(str(error.filename or ""))
+        part = f".{place.name}."  # its name while it is being made
+        is_ours = named in place.parents or any(
+            name == place.name or name.startswith(part) for name in named.parts
+        )
+        if error.filename is None:  # a write into an open file, or a read of another
+            is_ours = error.errno in (*NO_ROOM, errno.EFBIG)
+            is_ours = is_ours or "requested and" in str(error)  # numpy's, on no room
+        if not is_ours:
+            raise
+        raise _write_error(place, error) from error
+    except RuntimeError as error:  # as ArrayRecord's writer calls a full disk
+        for number in NO_ROOM:
+            if os.strerror(number) in str(error):
+                raise _write_error(place, OSError(number, "")) from error
+        raise
+
+
 def _part_of(path: pathlib.Path) -> pathlib.Path:
     """Returns the passing name, new in each call, of a file or folder in the making."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -101,23 +155,49 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a file to write, which gets its name if the block ends well.
 
     Otherwise the file is removed, also from a full disk, which would stay full.
+
+    Raises:
+        UserError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
-        yield part
-        # Within one folder, so that it is a rename and atomic.
-        part.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            # Within one folder, so that it is a rename and atomic.
+            part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def check_writable(place: Place) -> None:
+    """Refuses a local place that cannot be written, before the work for it begins.
+
+    Raises:
+        UserError: saying why.
+    """
+    if is_remote(place):
+        return
+    made = absent_folders(place.parent)
+    part = _part_of(place)
+    try:
+        # Tried, not asked: root may write anywhere, says the system, also where
+        # nothing can be written.
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            part.unlink()
+    finally:
+        remove_empty(made)
 
 
 def check_new_directory(directory: Place) -> None:
     """Refuses a directory that `new_directory` would not make.
 
     Raises:
-        UserError: if the directory is remote, or has something in it.
+        UserError: if the directory is remote, cannot be written, or has something in
+            it.
     """
     if is_remote(directory):
         raise UserError(
@@ -129,6 +209,7 @@ def check_new_directory(directory: Place) -> None:
             f"{directory} exists already and is not empty; give another directory, or "
             "remove it"
         )
+    check_writable(directory)
 
 
 @contextlib.contextmanager
@@ -144,20 +225,29 @@ def new_directory(directory: Place) -> Iterator[pathlib.Path]:
     check_new_directory(directory)
     directory = directory.absolute()
     # To be removed again if nothing comes of it.
-    made = [parent for parent in directory.parents if not parent.exists()]
+    made = absent_folders(directory.parent)
     part = _part_of(directory)
     try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(directory)
-    except BaseException as error:
+        with writing(directory):
+            part.mkdir(parents=True)
+            yield part
+            part.replace(directory)
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else wrote there
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(f"{directory} cannot be written: {error}") from error
+        remove_empty(made)
         raise
+
+
+def absent_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists a folder and those above it that do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    """Removes the folders that nobody wrote into."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_bytes(place: Place, data: bytes) -> None:
@@ -165,6 +255,7 @@ def write_bytes(place: Place, data: bytes) -> None:
 
     Raises:
         StoreError: if a remote file cannot be written.
+        UserError: if a local one cannot.
     """
     if is_remote(place):  # no mkdir: a store has no directories, and gcsfs would make
         with reaching(place):  # a bucket of that name
@@ -231,72 +322,3 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, part in value.items():
         flat |= flatten(part, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "absent"
-
-
-def check_claim(
-    marker: Place,
-    made_by: Mapping[str, Any],
-    *,
-    complaint: str = "was made otherwise",
-    cure: str,
-    is_free: Callable[[str], bool] = lambda key: False,
-) -> bool:
-    """Refuses a folder whose marker says that something else made it.
-
-    Args:
-        marker: JSON file in the folder; without one there is nothing to refuse.
-        made_by: what the folder's content depends on.
-        complaint: what to say of a folder that is refused.
-        cure: what to do about it.
-        is_free: says of a dotted key that its value may differ.
-
-    Returns:
-        Whether there is a marker.
-
-    Raises:
-        UserError: naming the values that differ.
-    """
-    if not marker.is_file():
-        return False
-    # Through JSON, which has lists for tuples and texts for keys.
-    there = flatten(read_json(marker))
-    here = flatten(json.loads(json.dumps(made_by)))
-    differing = [
-        f"{key} is {_shown(there, key)} there, {_shown(here, key)} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not is_free(key)
-    ]
-    if differing:
-        more = len(differing) - NAMED
-        named = "; ".join(differing[:NAMED]) + (f" and {more} more" * (more > 0))
-        raise UserError(f"{marker.parent} {complaint}: {named}; {cure}")
-    return True
-
-
-def claim(
-    marker: Place,
-    made_by: Mapping[str, Any],
-    *,
-    cure: str,
-    must_be_new: bool = False,
-) -> None:
-    """Makes the marker's folder that of `made_by`; see `check_claim`.
-
-    Args:
-        must_be_new: refuse a folder that has no marker but something else.
-
-    Raises:
-        UserError: if the folder is something else's.
-    """
-    if check_claim(marker, made_by, cure=cure):
-        return
-    folder = marker.parent
-    # An empty folder may be claimed.
-    is_taken = must_be_new and folder.exists()
-    if is_taken and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already and has no {marker.name}; {cure}")
-    write_json(marker, made_by)

@@ -23,7 +23,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.records import REASONS, RejectCounter
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError
-from flowtok_jax.runtime.files import Place, is_remote, reaching, write_bytes
+from flowtok_jax.runtime.files import Place, is_remote, reaching, write_bytes, writing
 
 METRICS = "metrics.jsonl"
 BOARD = "tb"
@@ -61,15 +61,9 @@ class Metrics:
             if (workdir / METRICS).exists():
                 lines = _before(workdir / METRICS, stage, start_step)
                 write_bytes(self._here / METRICS, lines.encode())
-        self._file = (self._here / METRICS).open("a")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its protobuf files are deprecated
-            import tensorboardX
-        self._board = tensorboardX.SummaryWriter(
-            str(self._here / BOARD / stage),
-            purge_step=start_step or None,
-            filename_suffix=f".{start_step}",
-        )
+        with writing(self._here / METRICS):
+            self._file = (self._here / METRICS).open("a")
+            self._board = Board(self._here / BOARD / stage, start_step)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -78,7 +72,10 @@ class Metrics:
         if not self._file:
             return
         # On a full disk closing fails too, and its cause is on its way.
-        with contextlib.suppress(*[OSError, StoreError] if kind else []):
+        with (
+            contextlib.suppress(*[OSError, StoreError] if kind else []),
+            writing(self._here / METRICS),
+        ):
             self._file.close()
             self._board.close()
             self._copy()
@@ -92,10 +89,10 @@ class Metrics:
         # JSON has no NaN: null stands for it.
         known = {n: v if math.isfinite(v) else None for n, v in values.items()}
         line = {"stage": self._stage, "step": step, **known}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with writing(self._here / METRICS):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            self._board.scalars(step, values)
         if time.monotonic() - self._copied_at >= COPY_SECONDS:
             try:
                 self.store()
@@ -105,8 +102,8 @@ class Metrics:
     def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
         """Shows pictures [h, w, 3], uint8, in TensorBoard."""
         if self._board:
-            for name, grid in grids.items():
-                self._board.add_image(name, grid, step, dataformats="HWC")
+            with writing(self._here / METRICS):
+                self._board.images(step, grids)
 
     def store(self) -> None:
         """Brings everything so far into the workdir; to be called before a checkpoint.
@@ -115,7 +112,8 @@ class Metrics:
             StoreError: where a remote workdir cannot be written.
         """
         if self._file:
-            self._board.flush()
+            with writing(self._here / METRICS):
+                self._board.flush()
             self._copy()
 
     def _copy(self) -> None:
@@ -129,6 +127,54 @@ class Metrics:
                 name = path.relative_to(self._here).as_posix()
                 write_bytes(self._workdir / name, path.read_bytes())
                 self._copied[path] = size
+
+
+class Board:
+    """A file of TensorBoard's, written on the caller's thread.
+
+    tensorboardX's own SummaryWriter has a thread for that, which a full disk ends, and
+    whoever adds points then waits for it for ever.
+
+    Args:
+        start_step: hides points of later steps in earlier files.
+    """
+
+    def __init__(self, folder: pathlib.Path, start_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its protobuf files are deprecated
+            from tensorboardX import event_file_writer, proto, summary
+        self._summary = summary
+        self._proto = proto.event_pb2
+        self._file = event_file_writer.EventsWriter(
+            str(folder / "events"), f".{start_step}"
+        )
+        if start_step:
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            self._write(start_step, session_log=start)
+
+    def _write(self, step: int, **content) -> None:
+        event = self._proto.Event(wall_time=time.time(), step=step, **content)
+        self._file.write_event(event)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to each curve."""
+        for name, value in values.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+
+    def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
+        """Adds pictures [h, w, 3], uint8."""
+        for name, grid in grids.items():
+            picture = self._summary.image(name, grid, dataformats="HWC")
+            self._write(step, summary=picture)
+
+    def flush(self) -> None:
+        """Brings everything so far to the disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def _before(path: Place, stage: str, step: int) -> str:

@@ -17,8 +17,8 @@ from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.config import for_stage
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, absolute, to_place
+from flowtok_jax.runtime.errors import UserError, raise_together
+from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.weights import pretrained, workdir
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
@@ -65,7 +65,8 @@ class Weights:
         self.place = place
         self.is_download = is_download
         # One listing answers what three questions to a store would.
-        names = {path.name for path in place.iterdir()}
+        with reaching(place):
+            names = {path.name for path in place.iterdir()}
         has_arrays = any(name.endswith(".safetensors") for name in names)
         self.kind = PRETRAINED if has_arrays else RUN
         self.has_vocabulary = VOCABULARY in names
@@ -144,17 +145,29 @@ class Weights:
         """
         if group not in self.groups:
             raise UserError(f"no weights of {group} in {self.place}")
-        if self._has_config:
-            self._check_unseen(group, wanted, nets, is_start)
+        self.check(group, wanted, nets, is_start=is_start)
         if self.kind == PRETRAINED:
             return pretrained.read_group(self.place, group, wanted)
         path = self._checkpoints / group / str(self.steps[group]) / "ema"
         return workdir.read_parameters(path, wanted)
 
-    def _check_unseen(
-        self, group: str, networks: Mapping[str, Any], nets: Nets, is_start: bool
+    def check(
+        self,
+        group: str,
+        wanted: Mapping[str, Any],
+        nets: Nets,
+        *,
+        is_start: bool = False,
     ) -> None:
-        for key in (key for name in networks for key in UNSEEN.get(name, ())):
+        """Refuses a group that was made for other networks, as its config tells.
+
+        Raises:
+            UserError: naming all the keys that differ.
+        """
+        if not self._has_config:
+            return
+        differing = {}
+        for key in (key for name in wanted for key in UNSEEN.get(name, ())):
             # Training adapts to another image size or scale, but not to other heads.
             if is_start and not key.endswith(".heads"):
                 continue
@@ -162,11 +175,15 @@ class Weights:
             here = _value(nets, key)
             # Configs of versions that lacked the key say nothing.
             if there not in (None, here):
-                raise UserError(
-                    f"{group} in {self.place} was made with {key} = {there}, this "
-                    f"config has {here}; set --config.{key}={there}, or start from "
-                    "other weights"
-                )
+                differing[key] = (there, here)
+        if differing:
+            made = ", ".join(f"{k} = {there}" for k, (there, _) in differing.items())
+            here = ", ".join(str(here) for _, here in differing.values())
+            cure = " ".join(f"--config.{k}={v}" for k, (v, _) in differing.items())
+            raise UserError(
+                f"{group} in {self.place} was made with {made}, this config has "
+                f"{here}; set {cure}, or start from other weights"
+            )
 
 
 def _value(tree: Any, key: str) -> Any:
@@ -249,9 +266,15 @@ def load_groups(
     Raises:
         UserError: where no place has a group, saying what to do.
     """
+    found = {group: find_place(group, places) for group in wanted}
+    # All that differs is said at once, and before the first is read.
+    checks = {
+        group: functools.partial(place.check, group, wanted[group], nets)
+        for group, place in found.items()
+    }
+    raise_together(checks, "the weights do not fit this config")
     return {
-        group: find_place(group, places).read(group, shapes, nets)
-        for group, shapes in wanted.items()
+        group: place.read(group, wanted[group], nets) for group, place in found.items()
     }
 
 

@@ -18,8 +18,14 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.config import config_from_json
-from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, local_file, new_directory, write_json
+from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
+from flowtok_jax.runtime.files import (
+    Place,
+    local_file,
+    new_directory,
+    read_bytes,
+    write_json,
+)
 from flowtok_jax.weights.safetensors import (
     check_file,
     read_copies,
@@ -71,9 +77,11 @@ def read_stored_config(directory: Place) -> ConfigDict:
     """
     path = directory / CONFIG
     try:
-        config = config_from_json(path.read_text())
+        config = config_from_json(read_bytes(path).decode())
+    except StoreError:  # a ValueError too, and no fault of the file
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
     if "groups" not in config:
         raise UserError(
             f"{path} lists no groups; expected a directory written by save_pretrained "

@@ -19,12 +19,14 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
+from flowtok_jax.runtime.claims import check_claim
 from flowtok_jax.runtime.config import config_from_json, config_to_json
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import (
     Place,
     absolute,
-    check_claim,
+    reaching,
+    read_bytes,
     read_json,
     write_json,
 )
@@ -77,30 +79,30 @@ def read_config(workdir: Place) -> ConfigDict:
     """
     path = workdir / CONFIG
     try:
-        return config_from_json(path.read_text())
+        return config_from_json(read_bytes(path).decode())
+    except StoreError:  # a ValueError too, and no fault of the file
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"no {CONFIG} in {workdir}; expected the workdir of a run, as made by "
             "`make demo` or `--config=... --workdir=...`"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
 
 
 def steps_of(workdir: Place, group: str) -> list[int]:
     """Lists the finished checkpoints of a group, oldest first."""
     folder = workdir / CHECKPOINTS / group
-    if not folder.is_dir():
-        return []
-    return sorted(ocp.utils.checkpoint_steps(folder))
+    with reaching(folder):
+        return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def newest_steps(workdir: Place) -> dict[str, int]:
     """Finds the newest finished checkpoint of every group that has one."""
     folder = workdir / CHECKPOINTS
-    if not folder.is_dir():
-        return {}
-    groups = sorted(path.name for path in folder.iterdir())
+    with reaching(folder):
+        groups = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     steps = {group: steps_of(workdir, group) for group in groups}
     return {group: found[-1] for group, found in steps.items() if found}
 

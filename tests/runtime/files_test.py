@@ -1,9 +1,12 @@
 """Remote paths, on a store in memory, which Orbax and TensorStore do not know."""
 
+import errno
 import importlib.util
 import json
 import logging
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -23,7 +26,7 @@ from flowtok_jax.eval.evaluate import Chunks
 from flowtok_jax.eval.parts import PartMaker
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import files as places
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
@@ -55,6 +58,10 @@ class Store(MemoryFileSystem):
         self._check()
         return super().info(path, **options)
 
+    def ls(self, path, *arguments, **options):
+        self._check()
+        return super().ls(path, *arguments, **options)
+
     def exists(self, path, **options):
         try:
             return bool(self.info(path))
@@ -63,7 +70,7 @@ class Store(MemoryFileSystem):
 
     def _open(self, path, mode="rb", **options):
         self._check()
-        assert mode in ("rb", "wb")
+        assert mode in ("rb", "wb", "xb")
         if mode == "wb":
             self.written.append(path.removeprefix("/bucket/run/"))
         return super()._open(path, mode, **options)
@@ -147,7 +154,31 @@ def test_a_workdir_that_cannot_be_written_at_the_start_is_a_mistake(
     monkeypatch.setattr(store, "_open", refuse)
     outcome = cli(*run.command(RUN, "tokenizer"))
     assert outcome.status == 2
-    assert f"{RUN}/vocabulary.json cannot be read or written" in outcome.complaint
+    assert f"{RUN}/lock.json cannot be read or written" in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        open_weights,
+        workdir.read_config,
+        workdir.newest_steps,
+        lambda place: workdir.steps_of(place, "t2i"),
+        pretrained.read_stored_config,
+    ],
+    ids=["open", "config", "newest", "steps", "stored"],
+)
+def test_a_store_that_fails_while_a_workdir_is_read_is_one_line(
+    place, store, monkeypatch, ask
+):
+    (place / "config.json").write_text("{}")
+    (place / "checkpoints" / "t2i" / "4" / "ema").write_text("")
+    known = places.to_place(place)
+    monkeypatch.setattr(store, "failure", OSError("503 unavailable"))
+    # What comes first tries the place out; the failure may come after it.
+    monkeypatch.setattr(type(known), "is_dir", lambda self: True)
+    with pytest.raises(UserError, match="cannot be read or written .*503"):
+        ask(known)
 
 
 def test_a_store_that_fails_later_ends_with_a_status_that_is_tried_again(
@@ -368,7 +399,9 @@ def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
         pytest.fail("a folder with something in it was taken")
 
 
-@pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()]
+)
 def test_of_a_folder_that_fails_nothing_is_left(tmp_path, error):
     wanted = UserError if isinstance(error, OSError) else KeyboardInterrupt
 
@@ -382,28 +415,71 @@ def test_of_a_folder_that_fails_nothing_is_left(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_claimed_folder_is_refused_to_another_naming_what_differs(tmp_path):
-    marker, mine = tmp_path / "set" / "made.json", {"a": {"b": (1, 2)}, "c": 1}
-    places.claim(marker, mine, cure="move it")
-    places.claim(marker, mine, cure="move it")
-    other = {"a": {"b": (1, 3)}, "d": 2}
-    message = (
-        r"set was made otherwise: a.b is \[1, 2\] there, \[1, 3\] here; c is 1 there, "
-        "absent here; d is absent there, 2 here; move it"
-    )
-    with pytest.raises(UserError, match=message):
-        places.claim(marker, other, cure="move it")
-    with pytest.raises(UserError, match="b.* and 1 more; move it"):
-        places.claim(marker, dict.fromkeys("wxy", 0), cure="move it")
-    places.check_claim(marker, {**mine, "c": 2}, cure="", is_free="c".__eq__)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space"),
+        OSError(errno.EDQUOT, "Disk quota"),
+        OSError("100 requested and 3 written"),  # numpy's
+        RuntimeError("write() failed: No space left on device; at byte 0"),
+    ],
+    ids=["room", "quota", "numpy", "arrayrecord"],
+)
+def test_a_full_disk_is_said_however_a_library_says_it(tmp_path, error):
+    def write():
+        with places.new_file(tmp_path / "a") as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(WriteError) as said:
+        write()
+    reason = "Disk quota exceeded|No space left on device"
+    expected = f"{tmp_path}/a cannot be written \\(({reason})\\); make room, and the"
+    assert re.match(expected, str(said.value))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_something_else_is_claimed_only_where_that_may_be(tmp_path):
-    (tmp_path / "notes").touch()
-    with pytest.raises(UserError, match="exists already and has no made.json; move"):
-        places.claim(tmp_path / "made.json", {}, cure="move it", must_be_new=True)
-    places.claim(tmp_path / "made.json", {}, cure="move it")
-    assert places.read_json(tmp_path / "made.json") == {}
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file", "x.png"), RuntimeError("a bug")],
+)
+def test_what_fails_in_reading_is_no_failure_to_write(tmp_path, error):
+    with pytest.raises(type(error)) as raised, places.new_file(tmp_path / "a"):
+        raise error
+    assert raised.value is error
+
+
+PLACES = {
+    "/proc/x/a": " (nothing can be made there); give another place",
+    "/dev/null/x/a": ": /dev/null is a file; expected a directory",
+    f"{__file__}/x/a": f": {__file__} is a file; expected a directory",
+}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: places.write_bytes(place, b""),
+        places.check_writable,
+        places.check_new_directory,
+        lambda place: places.new_directory(place).__enter__(),
+    ],
+    ids=["bytes", "check", "check_new", "new"],
+)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_cannot_be_written_is_one_line(place, write):
+    with pytest.raises(PlaceError) as said:
+        write(pathlib.Path(place))
+    assert str(said.value) == f"{place} cannot be written{PLACES[place]}"
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    places.check_writable(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "x").write_text("there")
+    places.check_writable(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_text() == "there"
 
 
 def test_digests_are_those_of_bytes_and_of_values(tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import struct
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from flowtok_jax.train import log
 from flowtok_jax.train.log import Metrics, Progress
+from tests import run
 
 
 def lines(tmp_path):
@@ -63,6 +67,39 @@ def test_pictures_go_to_tensorboard(tmp_path):
     (file,) = (tmp_path / "tb" / "t2i").iterdir()
     assert b"grid" in file.read_bytes()
     assert b"PNG" in file.read_bytes()
+
+
+def read_events(path):
+    """TensorBoard's records: a length, its checksum, as many bytes, their checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = path.read_bytes()
+    events = []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return events
+
+
+def test_a_resumed_stage_hides_the_points_past_its_step(tmp_path):
+    write(tmp_path, "t2i", 0, [2, 4, 6])
+    write(tmp_path, "t2i", 4, [6])
+    first, second = sorted((tmp_path / "tb" / "t2i").iterdir(), key=lambda p: p.suffix)
+    points = [(e.step, e.summary.value[0].simple_value) for e in read_events(first)[1:]]
+    assert points == [(2, 2.0), (4, 4.0), (6, 6.0)]
+    version, start, point = read_events(second)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (4, start.session_log.START)
+    assert (point.step, point.summary.value[0].tag) == (6, "loss/total")
+
+
+def test_points_are_in_the_file_once_it_is_stored(tmp_path):
+    with Metrics(tmp_path, "t2i", start_step=0, writes=True) as metrics:
+        metrics.scalars(2, {"loss/total": 1.0})
+        metrics.store()
+        (file,) = (tmp_path / "tb" / "t2i").iterdir()
+        assert [event.step for event in read_events(file)] == [0, 2]
 
 
 def test_a_process_that_does_not_write_touches_nothing(tmp_path):
@@ -139,3 +176,24 @@ def test_parameters_are_counted_by_network_and_listed_in_a_file(caplog, tmp_path
     assert "dit/fc1/kernel" in table
     assert "(1000, 2000)" in table
     assert "2,000,050" in table
+
+
+FULL = """
+import pathlib, resource, sys
+from flowtok_jax.train.log import Metrics
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+with Metrics(pathlib.Path(sys.argv[1]), "t2i", start_step=0, writes=True) as metrics:
+    for step in range(10_000):
+        metrics.scalars(step, {"loss/total": 1.0})
+"""
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_and_does_not_hang_it(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    ended = subprocess.run(
+        command, cwd=run.ROOT, capture_output=True, text=True, timeout=200
+    )
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("flowtok_jax.runtime.errors.PlaceError: ")
+    assert "metrics.jsonl cannot be written (File too large)" in last
+    assert ended.stderr.count("Exception in thread") == 0

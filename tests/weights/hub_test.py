@@ -54,3 +54,24 @@ def test_what_is_neither_directory_nor_id_is_named(source):
 def test_a_file_is_no_directory(saved):
     with pytest.raises(UserError, match="t2i.safetensors is a file; expected the dir"):
         FlowTok.from_pretrained(saved / "t2i.safetensors")
+
+
+def test_a_mistyped_path_is_not_asked_of_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "other").mkdir()
+    with pytest.raises(UserError) as said:
+        FlowTok.from_pretrained("runs/dmeo")
+    expected = "runs/dmeo does not exist in the folder runs; did you mean runs/demo? "
+    assert str(said.value).startswith(expected)
+    assert "`hf download runs/dmeo --local-dir=runs/dmeo`" in str(said.value)
+    with pytest.raises(UserError, match="the folder runs; The hub's repository"):
+        FlowTok.from_pretrained("runs/xyz")
+
+
+def test_a_repository_in_the_cache_is_found_beside_a_folder_of_its_owner(
+    flowtok, hub, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somebody").mkdir()
+    equal(FlowTok.from_pretrained("somebody/flowtok-tiny").params, flowtok.params)

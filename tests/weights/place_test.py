@@ -143,6 +143,26 @@ def test_what_no_shape_tells_must_be_as_it_was(
     assert f"set --config.{name}={value}" in str(error.value)
 
 
+def test_all_that_differs_is_said_at_once(demo, config):
+    config.tokenizer.encoder.heads = 4
+    config.tokenizer.decoder.heads = 1
+    with pytest.raises(UserError) as error:
+        read(demo.workdir, "tokenizer", config)
+    assert (
+        "was made with tokenizer.encoder.heads = 2, tokenizer.decoder.heads = 2, this "
+        "config has 4, 1; set --config.tokenizer.encoder.heads=2 "
+        "--config.tokenizer.decoder.heads=2, or start"
+    ) in str(error.value)
+    config.clip.heads = 1
+    nets = make_nets(config)
+    wanted = abstract_groups(nets, ("clip", "tokenizer"))
+    with pytest.raises(UserError) as error:
+        load_groups(wanted, nets, [open_weights(demo.workdir)])
+    first, *lines = str(error.value).splitlines()
+    assert first == "the weights do not fit this config; 2 things are wrong:"
+    assert [line.split()[0] for line in lines] == ["clip", "tokenizer"]
+
+
 def test_a_run_of_other_sizes_is_refused_by_name(demo, config):
     config.align_head.width = 24
     with pytest.raises(UserError, match="ema does not fit the config: wrong shape"):
