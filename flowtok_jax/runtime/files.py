@@ -89,6 +89,8 @@ def _complaint(place: Place, error: Exception) -> str:
 
 def _write_error(place: Place, error: OSError) -> UserError:
     """Makes the one line that says why a local place cannot be written."""
+    # By its last name, also while a folder above it is still being made.
+    place = pathlib.Path(re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.part\b", r"\1", str(place)))
     if error.errno in NO_ROOM or "requested and" in str(error):  # by numpy, no number
         return WriteError(
             f"{place} cannot be written ({os.strerror(error.errno or errno.ENOSPC)}); "
