@@ -12,6 +12,7 @@ FlowTok-B's with the released 256 px tokenizer.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from flowtok_jax.data import captions
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.runtime.errors import UserError
 
@@ -185,8 +186,14 @@ def _add_data(config: ConfigDict) -> None:
     """Adds sources, loading and encoding in advance."""
     config.data = ConfigDict(
         {
-            "train": "",  # a source, KIND[:ARGUMENTS], see data/sources.py
+            "train": "",  # a source, KIND[:ARGUMENTS], see data/source_strings.py
             "eval": "",  # the source of previews; "": data.train
+            # A caption of several lines: whole, or its first_line.
+            "captions": "whole",
+            # Keys of JSON, columns of metadata, and extensions of files and of members
+            # of tars that hold captions; the first that is there wins.
+            "caption_keys": captions.KEYS,
+            "caption_extensions": captions.EXTENSIONS,
             "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one
             "prefetch": 4,  # batches loaded ahead

@@ -57,6 +57,7 @@ from flowtok_jax.modes.compile import STEPS
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
+    check_seed,
     drop_overridden,
     find_configs,
     flag_error,
@@ -78,6 +79,7 @@ FLAG_GROUPS = {
         "mode": "MODE",
     },
     "Captions to draw (--mode=sample)": {
+        "prompt": "TEXT",
         "prompts": "TEXT;TEXT",
         "prompts_file": "FILE",
         "seed": "NUMBER",
@@ -123,15 +125,23 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir or a directory of pretrained weights; in "
     "training, the same as --config.init_from.",
 )
+flags.DEFINE_multi_string(
+    "prompt", [], "A caption to draw, as it stands; may be repeated."
+)
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
-flags.DEFINE_string("prompts_file", None, "A file with one caption to draw a line.")
+flags.DEFINE_string(
+    "prompts_file",
+    None,
+    "A file with one caption to draw a line, - for standard input; a line that begins "
+    "with # is a comment.",
+)
 flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
 flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
 flags.DEFINE_string(
     "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
 )
 flags.DEFINE_enum("step", "train", STEPS, "What to compile.")
-flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling.")
+flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 - 1.")
 cli.define_cluster_flags()
 
 
@@ -142,7 +152,7 @@ def parse_flags(argv: list[str]) -> Arguments:
         UserError: saying what was wrong with it.
     """
     argv = find_configs(argv)
-    check_config_flags(argv)
+    argv = check_config_flags(argv)
     named = named_config(argv)
     changes = []
     if not named:  # the config stored with the weights is meant
@@ -156,6 +166,7 @@ def parse_flags(argv: list[str]) -> Arguments:
         raise flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? expected flags, as in --workdir=DIR")
+    check_seed("--seed", flags.FLAGS.seed)
     return Arguments(flags.FLAGS, named, changes)
 
 

@@ -8,10 +8,9 @@ One object loads any trained weights, draws and describes:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -19,10 +18,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Image, Params
+from flowtok_jax.data.inputs import Picture, check_images, check_prompts
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
+from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -199,61 +200,71 @@ class FlowTok:
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
         pretrained.save(to_place(directory), config, groups, self.vocabulary)
 
-    def encode_text(self, prompts: Sequence[str]) -> Posterior:
+    def encode_text(self, prompts: Iterable[str]) -> Posterior:
         """Encodes captions as the posterior of text to image's source [b, n, c]."""
         self._need("t2i", "encoding text")
-        return self._run(self._programs.project, self.vocabulary.encode(prompts))
+        return self._run(self._programs.project, self._ids(prompts))
 
-    def encode_image(self, images: ArrayLike) -> Posterior:
-        """Encodes images [b, s, s, 3] in [0, 1] as a posterior of tokens [b, n, c]."""
-        return self._run(self._programs.encode, self._checked(images))
+    def encode_image(self, images: ArrayLike | Sequence[Picture]) -> Posterior:
+        """Encodes images, as of `image_to_text`, as a posterior of tokens [b, n, c]."""
+        return self._run(self._programs.encode, self._images(images))
 
-    def decode_image(self, tokens: ArrayLike, prompts: Sequence[str]) -> Image:
+    def decode_image(self, tokens: ArrayLike, prompts: Iterable[str]) -> Image:
         """Decodes raw tokens [b, n, c], with their captions, to images in [0, 1]."""
-        ids = self.vocabulary.encode(prompts)
+        ids = self._ids(prompts)
+        tokenizer = self.nets.tokenizer
+        expected = (len(ids), tokenizer.tokens, tokenizer.channels)
+        if np.shape(tokens) != expected:
+            raise UserError(
+                f"tokens have shape {np.shape(tokens)}; expected {expected}, as many "
+                "as there are prompts"
+            )
         return self._run(self._programs.decode, tokens, ids)
 
-    def reconstruct_text(self, prompts: Sequence[str]) -> list[str]:
+    def reconstruct_text(self, prompts: Iterable[str]) -> list[str]:
         """Sends captions through the text tokenizer and back."""
         self._need("text_tokenizer", "decoding text")
-        ids = self._run(
-            self._programs.reconstruct_text, self.vocabulary.encode(prompts)
-        )
+        ids = self._run(self._programs.reconstruct_text, self._ids(prompts))
         return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
-        self, prompts: Sequence[str], seed: int = 0, first_row: int = 0, **options
+        self, prompts: Iterable[str], seed: int = 0, first_row: int = 0, **options
     ) -> Float[np.ndarray, "b s s 3"]:
         """Draws one image a prompt, in [0, 1].
 
         Args:
+            prompts: strings, in a list, an array, a column or a generator.
+            seed: an integer from 0 to 2**32 - 1.
             first_row: number of the first prompt; seed and row number alone decide the
                 noise of a prompt, whatever the batch.
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.sample, options)
         self._need("t2i", "text to image")
-        if isinstance(prompts, str):
-            raise UserError(f"prompts are {prompts!r}; expected a list of captions")
-        if not len(prompts):
-            raise UserError("no prompts; expected at least one")
-        ids = self.vocabulary.encode(prompts)
+        ids = self._ids(prompts)
         program = self._programs.text_to_image
         return self._in_batches(program, ids, seed, first_row, chosen)
 
     def image_to_text(
-        self, images: ArrayLike, seed: int = 0, first_row: int = 0, **options
+        self,
+        images: ArrayLike | Sequence[Picture],
+        seed: int = 0,
+        first_row: int = 0,
+        **options,
     ) -> list[str]:
-        """Captions images [b, s, s, 3] in [0, 1].
+        """Captions images.
 
         Args:
+            images: floats [b, s, s, 3] in [0, 1]; or a list of paths and of images of
+                Pillow, which are read as `--mode=caption` reads files.
+            seed: an integer from 0 to 2**32 - 1.
             first_row: number of the first image; seed and row number alone decide the
                 noise of an image, whatever the batch.
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.caption, options)
         self._need("i2t", "image to text")
-        images = self._checked(images)
+        images = self._images(images)
         program = self._programs.image_to_text
         ids = self._in_batches(program, images, seed, first_row, chosen)
         return self.vocabulary.decode(ids)
@@ -265,24 +276,11 @@ class FlowTok:
                 f"{', '.join(sorted(self.params))}; train stage {group} first"
             )
 
-    def _checked(self, images: ArrayLike) -> np.ndarray:
-        images = np.asarray(images)
-        side = self.nets.tokenizer.image_size
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
-            raise UserError(
-                f"images have shape {images.shape}; expected (b, {side}, {side}, 3) "
-                "with b at least 1"
-            )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(
-                f"images are {images.dtype}; expected floats in [0, 1]: divide uint8 "
-                "by 255"
-            )
-        if not (images.min() >= -0.01 and images.max() <= 1.01):
-            raise UserError(
-                f"images go from {images.min():g} to {images.max():g}; expected [0, 1]"
-            )
-        return images.astype(np.float32)
+    def _ids(self, prompts: object) -> np.ndarray:
+        return self.vocabulary.encode(check_prompts(prompts))
+
+    def _images(self, images: object) -> np.ndarray:
+        return check_images(images, self.nets.tokenizer.image_size)
 
     def _program(self, function: Callable, **static) -> Callable:
         """Returns the compiled function; one for each choice of static arguments."""
@@ -314,6 +312,8 @@ class FlowTok:
         parts = row_parts(self.mesh)
         count = len(inputs)
         size = -(-min(options.batch_size, count) // parts) * parts
+        seed = check_seed("seed", seed)
+        first_row = check_seed("first_row", first_row)
         key = np.asarray(jax.random.key_data(jax.random.key(seed)))
 
         def start(rows: np.ndarray) -> Array:

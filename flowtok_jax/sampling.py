@@ -6,6 +6,8 @@ Each direction is one program, from its input to its output:
     image to text   image -> z_img --flow--> z_txt -> ids
 """
 
+import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -85,10 +87,15 @@ class SampleOptions(NamedTuple):
                     f"{', '.join(choices)}"
                 )
         for field in ("num_steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"{prefix}{field} is {getattr(self, field)}; expected at least 1"
-                )
+            value = getattr(self, field)
+            is_whole = isinstance(value, numbers.Integral) and value is not True
+            if not is_whole or value < 1:
+                expected = "expected at least 1" if is_whole else "expected an integer"
+                raise UserError(f"{prefix}{field} is {value}; {expected}")
+        if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
+            raise UserError(
+                f"{prefix}scale is {self.scale}; expected a number, 1 for no guidance"
+            )
         return self
 
 

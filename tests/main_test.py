@@ -47,6 +47,10 @@ SCENE = "a red circle at the top left"
         (["--config=configs/demo.py", "--mode=paint"], ["mode", "paint", "caption"]),
         (["--config=configs/demo.py", "--workdirr=x"], ["workdirr"]),
         (["--config=configs/demo.py", "--seed=many"], ["seed", "many"]),
+        (
+            ["--config=configs/demo.py", "--seed=-1"],
+            ["--seed is -1", "from 0 to 2**32"],
+        ),
         (["--config=configs/demo.py", "t2i"], ["'t2i'"]),
         (["--workdir=x"], ["no config", "--config=configs/demo.py"]),
         (["--mode=sample"], ["no prompts", "--prompts", "--prompts_file=FILE"]),
@@ -459,6 +463,39 @@ def test_a_config_is_found_behind_spaces_and_a_prompt_that_looks_like_one_is_non
             *arguments, "--mode=pretokenize", "--prompts=a --config=nowhere.py:x b"
         )
         assert "no folder for the shards" in outcome.complaint
+
+
+def test_prompts_given_one_by_one_are_drawn_as_they_stand(cli, demo, tmp_path):
+    outcome = cli(
+        "--mode=sample",
+        f"--checkpoint={demo.workdir}",
+        f"--workdir={tmp_path}",
+        f"--prompt={SCENE}; a cow",
+        "--prompt",
+        "# 2 &amp; more",
+    )
+    assert outcome.status == 0
+    names = ["0000_a_red_circle_at_the_top_left_a_cow", "0001_2_amp_more", "grid"]
+    written = sorted((tmp_path / "samples").iterdir())
+    assert [path.stem for path in written] == names
+
+
+def test_bytes_that_are_no_text_end_in_one_line(demo, tmp_path):
+    arguments = ["--mode=sample", f"--checkpoint={demo.workdir}", "--prompts=caf\udce9"]
+    process = run.start([*arguments, f"--workdir={tmp_path}"])
+    stdout, stderr = process.communicate(timeout=300)
+    assert (process.returncode, stdout) == (2, "")
+    assert "prompts[0] is 'caf\\udce9'" in run.Outcome(2, stdout, stderr).complaint
+
+
+def test_a_name_that_stdout_cannot_show_is_escaped_there(demo, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "猫.png")
+    arguments = ["--mode=caption", f"--checkpoint={demo.workdir}"]
+    arguments += [f"--images={tmp_path}/*.png"]
+    process = run.start(arguments, PYTHONIOENCODING="ascii")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stdout.startswith(rf"{tmp_path}/\u732b.png: ")
 
 
 def test_prompts_from_two_places_are_refused(cli, demo, tmp_path):

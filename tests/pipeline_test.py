@@ -4,6 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import demo as demo_config
 from flowtok_jax.data.vocabulary import Vocabulary
@@ -170,6 +171,10 @@ def test_encoding_and_decoding_give_posteriors_images_and_text(flowtok, images):
         ({"times": "right"}, "^times is 'right'.*release, left"),
         ({"num_steps": 0}, "^num_steps is 0.*at least 1"),
         ({"batch_size": -1}, "^batch_size is -1.*at least 1"),
+        ({"batch_size": True}, "^batch_size is True; expected an integer"),
+        ({"num_steps": 2.5}, "^num_steps is 2.5; expected an integer"),
+        ({"scale": float("nan")}, "^scale is nan; expected a number"),
+        ({"scale": "3"}, "^scale is 3; expected a number"),
     ],
     ids=str,
 )
@@ -189,6 +194,60 @@ def test_no_prompts_and_no_images_are_refused(flowtok):
         flowtok.text_to_image([])
     with pytest.raises(UserError, match="at least 1"):
         flowtok.image_to_text(np.zeros((0, 32, 32, 3), np.float32))
+
+
+def test_prompts_of_any_container_draw_the_same(flowtok, images):
+    for prompts in (tuple(PROMPTS), np.array(PROMPTS), (p for p in PROMPTS)):
+        np.testing.assert_array_equal(flowtok.text_to_image(prompts), images)
+
+
+def test_what_is_no_prompt_is_refused_wherever_prompts_are_taken(flowtok):
+    tokens = np.zeros((1, 16, 4), np.float32)
+    for function in (
+        flowtok.text_to_image,
+        flowtok.encode_text,
+        flowtok.reconstruct_text,
+        lambda prompts: flowtok.decode_image(tokens, prompts),
+    ):
+        with pytest.raises(UserError, match=r"^prompts\[0\] is 'caf\\ud83d'"):
+            function(["caf\ud83d"])
+        with pytest.raises(UserError, match=r"^prompts are 'a red circle'"):
+            function("a red circle")
+
+
+def test_tokens_of_another_shape_or_number_are_refused(flowtok):
+    for shape in [(2, 16, 4), (1, 4, 16), (16, 4), ()]:
+        message = r"^tokens have shape \(.*\); expected \(1, 16, 4\)"
+        with pytest.raises(UserError, match=message):
+            flowtok.decode_image(np.zeros(shape, np.float32), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64, True])
+def test_a_seed_has_one_meaning_or_is_refused(flowtok, images, seed):
+    for function, inputs in (
+        (flowtok.text_to_image, PROMPTS),
+        (flowtok.image_to_text, images),
+    ):
+        with pytest.raises(UserError, match=f"^seed is {seed}; expected an integer"):
+            function(inputs, seed)
+        with pytest.raises(UserError, match=f"^first_row is {seed}; expected an int"):
+            function(inputs, 0, seed)
+
+
+def test_the_largest_seed_is_one_of_its_own(flowtok, images):
+    largest = flowtok.text_to_image(PROMPTS, 2**32 - 1)
+    assert np.abs(largest - images).max() > 1e-5
+
+
+def test_files_are_captioned_as_their_pixels_are(flowtok, images, tmp_path):
+    rounded = np.round(images * 255).astype(np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in rounded]
+    paths = [tmp_path / f"{i}.png" for i in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    captions = flowtok.image_to_text(rounded.astype(np.float32) / 255)
+    assert flowtok.image_to_text(paths) == captions
+    assert flowtok.image_to_text(pictures) == captions
 
 
 @pytest.mark.parametrize(

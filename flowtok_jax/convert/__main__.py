@@ -38,6 +38,7 @@ from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import check_new_directory, to_place
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import open_weights
@@ -96,7 +97,7 @@ def find_sources(
     for group, given in paths.items():
         if not given:
             continue
-        path = pathlib.Path(given)
+        path = pathlib.Path(expand_path(given))
         known = dict(heads)
         if group == "clip":
             path = state_dicts.find_clip(given, local_files_only)
@@ -204,7 +205,7 @@ def back_to_release(flags: argparse.Namespace) -> None:
     """Writes one group of --checkpoint as the state dict that the release loads."""
     if not flags.checkpoint:
         raise UserError("--to_release needs --checkpoint=DIR, the weights to write")
-    target = pathlib.Path(to_place(flags.to_release))
+    target = pathlib.Path(expand_path(flags.to_release))
     state_dicts.check_target(target)  # before weights are read, which takes long
     weights = open_weights(flags.checkpoint)
     nets = weights.make_nets()

@@ -8,6 +8,7 @@ for a stated reason. `convert_metrics` writes those that metrics need into a dir
 import argparse
 import logging
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -30,12 +31,8 @@ from flowtok_jax.convert.state_dicts import naming
 from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import (
-    file_sha256,
-    new_directory,
-    to_place,
-    write_json,
-)
+from flowtok_jax.runtime.files import file_sha256, new_directory, to_place, write_json
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.
@@ -226,7 +223,9 @@ def _digest(path: pathlib.Path) -> str:
 
 def _read_files(name: str, given: str) -> CriticSource:
     """Reads the arrays of one or several files, given with commas between."""
-    paths = [pathlib.Path(p) for p in given.split(",")]
+    # A name may have a comma of its own.
+    names = [given] if os.path.lexists(expand_path(given)) else given.split(",")
+    paths = [pathlib.Path(expand_path(name)) for name in names]
     state = {}
     for path in paths:
         read = state_dicts.read_state(path)

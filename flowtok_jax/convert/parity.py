@@ -27,6 +27,7 @@ from flowtok_jax.convert.goldens import AbsentError, Check, Goldens, ParityRepor
 from flowtok_jax.perf.machine import process_peak_bytes
 from flowtok_jax.runtime.cli import make_command_parser, run_command, say
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.paths import expand_path
 from flowtok_jax.weights.safetensors import check_shapes
 
 GOLDEN = "../shared/golden"  # may not exist
@@ -142,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _compare_all(folder: str, only: str) -> int:
     report = ParityReport()
-    goldens = Goldens(pathlib.Path(folder))
+    goldens = Goldens(pathlib.Path(expand_path(folder)))
     listed = [pathlib.PurePath(name).stem for name in goldens.files]
     names = select(listed, only)
     # Golden numbers are float32 of a CPU; accelerators round products by default.

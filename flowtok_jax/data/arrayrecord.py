@@ -7,6 +7,7 @@ import grain
 from array_record.python.array_record_module import ArrayRecordReader
 
 from flowtok_jax.data import globs, shards
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.runtime.errors import UserError
 
@@ -21,14 +22,22 @@ class ArrayRecords(Records):
     Args:
         pattern: glob of local files; see `globs.find_files`.
         moments: (n, 2 * c) of latents; None: the shards hold images.
+        captions: how they are read.
 
     Raises:
         UserError: for a shard that is missing, cut short, or holds something else.
     """
 
-    def __init__(self, pattern: str, *, moments: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        moments: tuple[int, int] | None = None,
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
+    ):
         self.pattern = pattern
         self.moments = moments
+        self._captions = captions
         if globs.is_remote(pattern):
             raise UserError(
                 f"source {pattern}: ArrayRecord shards are read from local files only; "
@@ -53,16 +62,24 @@ class ArrayRecords(Records):
 
     def __getitem__(self, index: int) -> Record:
         try:
-            return shards.unpack(self._entries[index])
+            return self._unpack(self._entries[index])
         except DAMAGE as error:
             raise BadRecord("unreadable_file", f"{self.pattern}:{index}") from error
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records by one call, in parallel."""
         try:
-            return [shards.unpack(e) for e in self._entries.__getitems__(indices)]
+            return [self._unpack(e) for e in self._entries.__getitems__(indices)]
         except DAMAGE:  # one by one, to find the damaged record
             return super().read_many(indices)
+
+    def _unpack(self, entry: bytes) -> Record:
+        record = shards.unpack(entry)
+        clean = self._captions.clean
+        return record._replace(
+            captions=tuple(map(clean, record.captions)),
+            recaptions=tuple(map(clean, record.recaptions)),
+        )
 
     def _check_content(self) -> None:
         """Refuses shards whose first records have none of the expected shape."""

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flowtok_jax.data import images, sources
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.records import BadRecord, Joined, Record, Records
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.runtime.errors import UserError
 
@@ -42,7 +44,13 @@ class ImageFiles(Records):
 
 
 def open_images(
-    spec: str, *, key: str, image_size: int, seed: int, cache: str | None = None
+    spec: str,
+    *,
+    key: str,
+    image_size: int,
+    seed: int,
+    cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Records:
     """Opens the records of a source string, one source after the other, each once.
 
@@ -50,17 +58,19 @@ def open_images(
         key: name of the string, for messages.
         image_size, seed: of generated scenes.
         cache: folder for indices of tars; None: the user's.
+        captions: how they are read.
 
     Raises:
         UserError: if a source has a weight, or latents instead of images.
     """
-    parts = sources.parse_sources(spec)
+    parts = parse_sources(spec)
     if any(part.kind == "latents" or part.weight is not None for part in parts):
         raise UserError(
             f"{key}={spec} has latents or weights; expected images, each once"
         )
     # Only generated scenes take size and seed; only tars have an index to keep.
     options = {"image_size": image_size, "seed": seed, "cache": cache}
+    options["captions"] = captions
     return Joined([sources.make_records(part, **options) for part in parts])
 
 

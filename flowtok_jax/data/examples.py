@@ -11,13 +11,13 @@ import bisect
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.data.records import BadRecord, Record, Records, RejectCounter
 from flowtok_jax.runtime.errors import UserError
 
 # {"image": uint8 [s, s, 3] or "moments": float16 [n, 2 * c], "caption": str,
@@ -111,7 +111,9 @@ class RecordSource(Source):
 
     def _make(self, position: int, index: int, found: Record | BadRecord) -> Example:
         rejected = []
-        for attempt in range(self.tries):
+        tried = {index}
+        substitutes = self._substitutes(index, tried)
+        while True:
             try:
                 if isinstance(found, BadRecord):
                     raise found
@@ -123,15 +125,37 @@ class RecordSource(Source):
             else:
                 example["rejected"] = tuple(rejected)
                 return example
+            place = next(substitutes, None)
+            if place is None:
+                raise self._unusable(rejected, len(tried))
+            tried.add(place)
+            (found,) = self.records.read_many([place])
+
+    def _substitutes(self, index: int, tried: set[int]) -> Iterator[int]:
+        """Yields the records that may take the place of one, in their order.
+
+        Args:
+            tried: records that the caller has read since.
+        """
+        for attempt in range(self.tries - 1):
             # Without the position: a bad record has one substitute in all epochs.
             rng = np.random.default_rng((self.seed, index, attempt))
             step = int(rng.integers(1, max(2, len(self))))  # never back to itself
-            (found,) = self.records.read_many([(index + step) % len(self)])
-        reason, name = rejected[0]
-        raise UserError(
-            f"{self.tries} records in a row cannot be used, the first ({name}) because "
-            f"of {reason}; mend the data or loosen data.filters"
-        )
+            yield (index + step) % len(self)
+        # Of few records all are tried: the draws may have missed the good one.
+        if len(self) <= self.tries:
+            yield from (place for place in range(len(self)) if place not in tried)
+
+    def _unusable(self, rejected: Sequence[tuple[str, str]], tried: int) -> UserError:
+        """Makes the error for a record that has no substitute."""
+        counter = RejectCounter(max_fraction=1.0)
+        counter.add(rejected, 0)
+        which = f"{len(rejected)} records in a row cannot be used"
+        if tried == len(self):
+            which = f"none of the {tried} records of a source can be used"
+        is_filtered = counter.broken < len(rejected)
+        cure = "mend the data" + " or loosen data.filters" * is_filtered
+        return UserError(f"{which}: {counter.describe()}; {cure}")
 
 
 class Mixture(Source):

@@ -1,24 +1,25 @@
-"""Records of a folder of captioned images, and of a folder with Karpathy's JSON."""
+"""Records of a folder of captioned images."""
 
-import csv
-import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from flowtok_jax.data import globs, images
+from flowtok_jax.data import globs
+from flowtok_jax.data.captions import EXTENSIONS, MAX_BYTES, CaptionOptions, log_once
+from flowtok_jax.data.listing import METADATA, FoundFile, Listing
+from flowtok_jax.data.metadata import FILE_NAME, Row, read_rows
 from flowtok_jax.data.records import (
     BadRecord,
     Record,
     Records,
-    caption_list,
-    decode_text,
+    RejectCounter,
+    read_object,
 )
 from flowtok_jax.runtime.errors import UserError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-TEXT_COLUMNS = ("text", "caption")
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of an absolute path of Windows
 
 
 class Entry(NamedTuple):
@@ -28,17 +29,27 @@ class Entry(NamedTuple):
     image: pathlib.Path | None = None
     caption: pathlib.Path | None = None
     recaption: pathlib.Path | None = None
-    captions: Any = None  # if no file holds them
+    sidecar: pathlib.Path | None = None  # JSON that may hold captions
+    captions: Any = None  # a text or several, if no file holds them
     metadata: Mapping[str, Any] = {}
     fault: str = ""  # reason of the BadRecord that reading raises
+
+    @property
+    def known_fault(self) -> str:
+        """The reason against the record as far as its files need not be read."""
+        if self.fault or self.image is None:
+            return self.fault or "missing_image"
+        texts = (self.caption, self.recaption, self.sidecar, self.captions)
+        return "missing_caption" if all(text is None for text in texts) else ""
 
 
 class Files(Records):
     """Records of a list of entries, in their order."""
 
-    def __init__(self, name: str, entries: list[Entry]):
+    def __init__(self, name: str, entries: list[Entry], captions: CaptionOptions):
         self.name = name
         self._entries = entries
+        self._captions = captions
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,214 +60,246 @@ class Files(Records):
     def __getitem__(self, index: int) -> Record:
         entry = self._entries[index]
         name = entry.name
-        if entry.fault:
-            raise BadRecord(entry.fault, name)
-        if entry.image is None:
-            raise BadRecord("missing_image", name)
-        recaptions = _texts(entry.recaption, name)
+        if fault := entry.known_fault:
+            raise BadRecord(fault, name)
+        recaptions = self._texts(entry.recaption, name)
+        metadata = entry.metadata
         if entry.caption:
-            captions = _texts(entry.caption, name)
-        elif entry.captions is None and recaptions:
+            captions = self._texts(entry.caption, name)
+        elif entry.sidecar:
+            metadata = read_object(_read(entry.sidecar, "missing_caption", name), name)
+            captions = self._captions.texts(self._captions.pick(metadata), name)
+        elif entry.captions is None:  # there is a recaption
             captions = ()
-        else:  # raises for None
-            captions = caption_list(entry.captions, name)
-        record = Record(name, metadata=entry.metadata)
-        record = record.with_captions(captions, recaptions)
+        else:
+            captions = self._captions.texts(entry.captions, name)
+        record = Record(name, metadata=metadata).with_captions(captions, recaptions)
         # Last, since the image is by far the largest file.
         return record._replace(image=_read(entry.image, "missing_image", name))
 
+    def _texts(self, path: pathlib.Path | None, name: str) -> tuple[str, ...]:
+        if path is None:
+            return ()
+        # One byte more than may be, and no gigabytes.
+        data = _read(path, "missing_caption", name, MAX_BYTES + 1)
+        return (self._captions.decode(data, name),)
 
-def _texts(path: pathlib.Path | None, name: str) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    return (decode_text(_read(path, "missing_caption", name), name),)
 
-
-def _read(path: pathlib.Path, missing: str, name: str) -> bytes:
+def _read(path: pathlib.Path, missing: str, name: str, most: int = -1) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadRecord(missing, name) from error
+        with path.open("rb") as file:
+            return file.read(most)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise BadRecord(missing, name) from error  # ValueError: NUL in a name
     except OSError as error:
         raise BadRecord("unreadable_file", name) from error
 
 
-def open_folder(directory: str) -> Files:
-    """Lists `a.jpg` + `a.txt` (+ `a.recap_txt`) at any depth; or, if the folder has a
-    metadata.jsonl or metadata.csv, its images by `file_name`, with their `text`.
+def open_folder(
+    directory: str,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
+) -> Files:
+    """Lists the images that metadata files below a folder name by `file_name`, and
+    those with a text of their name beside them: `a.jpg` + `a.txt` (+ `a.recap_txt`).
 
     Raises:
-        UserError: if the directory does not exist or is empty.
+        UserError: if the directory does not exist, has no record that can be used, or
+            has captions of two kinds.
     """
-    root = _directory(directory, f"folder:{directory}")
-    listed = next((root / name for name in METADATA if (root / name).is_file()), None)
-    if listed is None:
-        entries = _pairs(root)
-    elif listed.suffix == ".csv":
-        entries = list(_csv_entries(root, listed))
-    else:
-        entries = list(_json_entries(root, listed))
+    source = f"folder:{directory}"
+    listing = Listing(source_directory(directory, source), captions)
+    entries, named = _rows(listing, captions)
+    entries += _pairs(listing, captions, named)
+    described = ", ".join(f"{n} {kind}" for kind, n in listing.passed_over.items())
+    found = f"; other files there: {described}" if described else ""
     if not entries:
         raise UserError(
-            f"source folder:{directory} is empty; expected a.jpg with a.txt beside "
-            f"it, or {METADATA[0]} with file_name and text"
+            f"source {source} is empty; expected a.jpg with a.txt beside it, or "
+            f"{METADATA[0]} with {FILE_NAME} and text{found}"
         )
-    return Files(directory, entries)
+    _check_usable(source, entries, captions, found)
+    if described:
+        log_once(f"{source}: {len(entries)} records{found}")
+    files = Files(directory, entries, captions)
+    files.passed_over = dict(listing.passed_over)
+    return files
 
 
-def _directory(given: str, source: str) -> pathlib.Path:
+def _check_usable(
+    source: str, entries: list[Entry], captions: CaptionOptions, found: str
+) -> None:
+    """Refuses entries of which none can be used, as far as no file has to be read."""
+    faults = [(entry.known_fault, entry.name) for entry in entries]
+    if not all(fault for fault, _ in faults):
+        return
+    counter = RejectCounter(max_fraction=1.0, known=0)
+    counter.add(faults, 0)
+    endings = " or ".join(f"a.{name}" for name in captions.extensions)
+    raise UserError(
+        f"source {source} has no record that can be used: {counter.describe()}; "
+        f"expected a.jpg with {endings} beside it, or {METADATA[0]} with {FILE_NAME} "
+        f"and {captions.keys[0]}{found}"
+    )
+
+
+def source_directory(given: str, source: str) -> pathlib.Path:
+    """Returns the path of a local directory that a source string names.
+
+    Raises:
+        UserError: if there is none.
+    """
     if globs.is_remote(given):
         raise UserError(
             f"source {source}: a folder is read from local files only; pack it as tars"
         )
     root = pathlib.Path(given)
+    if root.is_file():
+        raise UserError(f"source {source}: {given} is a file; expected its folder")
     if not root.is_dir():
         raise UserError(f"source {source}: {given} is no directory")
     return root
 
 
-def _pairs(root: pathlib.Path) -> list[Entry]:
-    """Groups the files below a folder by their path up to the last dot."""
-    fields: dict[str, dict[str, Any]] = {}
-    kinds = dict.fromkeys(images.EXTENSIONS, "image")
-    kinds |= {"txt": "caption", "recap_txt": "recaption"}
-    for folder, folders, names in os.walk(root):
-        # In place: os.walk goes on with what this list then holds, in its order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            stem, _, extension = name.rpartition(".")
-            kind = kinds.get(extension.lower())
-            if not kind or not stem or name.startswith("."):
-                continue
-            path = pathlib.Path(folder, name)
-            key = pathlib.Path(folder, stem).relative_to(root).as_posix()
-            found = fields.setdefault(key, {"name": f"{root}/{key}"})
-            if kind in found:
-                found["fault"] = "duplicate_member"
-            found[kind] = path
-    return [Entry(**found) for found in fields.values()]
+def _rows(
+    listing: Listing, captions: CaptionOptions
+) -> tuple[list[Entry], set[pathlib.Path]]:
+    """Makes an entry of each row of metadata; returns the files that they name, too."""
+    entries = []
+    rivals: tuple[str, list[str]] | None = None
+    folders: set[pathlib.Path] = set()
+    for path in listing.metadata:
+        if path.parent in folders:
+            raise UserError(
+                f"{path.parent} has two of {', '.join(METADATA)}; keep one of them"
+            )
+        folders.add(path.parent)
+        for row in read_rows(path, captions):
+            entries.append(_listed(listing, path.parent, row, captions))
+            keys = captions.rivals(row.values)
+            if keys and not rivals:
+                rivals = row.place, keys
+    if rivals:
+        place, keys = rivals
+        raise UserError(
+            f"{place} has different texts under {' and '.join(keys)}; which one is the "
+            f"caption? Name it: data.caption_keys={keys[0]}"
+        )
+    return entries, {entry.image for entry in entries if entry.image}
 
 
-def _listed(root: pathlib.Path, row: Mapping[str, Any], line: str) -> Entry:
-    """Makes the entry of a row of metadata."""
-    name = row.get("file_name")
+def _listed(
+    listing: Listing, folder: pathlib.Path, row: Row, captions: CaptionOptions
+) -> Entry:
+    """Makes the entry of a row of metadata, whose file names are relative to it."""
+    if row.fault:
+        return Entry(row.place, fault=row.fault)
+    name = row.values.get(FILE_NAME)
     if not isinstance(name, str) or not name:
-        return Entry(line, fault="missing_image")
-    inner = pathlib.PurePosixPath(name)
-    if inner.is_absolute() or ".." in inner.parts:
-        return Entry(f"{root}:{name}", fault="unsafe_name")
-    path = root / inner
-    text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
-    if text is None and any(column in row for column in TEXT_COLUMNS):
-        return Entry(str(path), fault="empty_caption")
-    rest = {k: v for k, v in row.items() if k not in ("file_name", *TEXT_COLUMNS)}
+        return Entry(row.place, fault="missing_image")
+    path = inner_path(folder, name)
+    if path is None:
+        return Entry(f"{folder}:{name}", fault="unsafe_name")
+    path = listing.find(path)
+    if listing.is_picture(path) and path.exists():
+        return Entry(str(path), image=path, fault="unsupported_image")
+    text = captions.pick(row.values)
+    known = (FILE_NAME, *captions.keys)
+    rest = {key: value for key, value in row.values.items() if key not in known}
     return Entry(str(path), image=path, captions=text, metadata=rest)
 
 
-def _json_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
-    # Bytes, so that a line of another encoding spoils no other line.
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                yield Entry(where, fault="bad_text_encoding")
-                continue
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                yield _listed(root, row, where)
-            else:
-                yield Entry(where, fault="bad_json")
+def inner_path(root: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Returns the path of a name below a folder; None if it leads out of the folder.
 
-
-def _csv_entries(root: pathlib.Path, path: pathlib.Path) -> Iterator[Entry]:
-    # Bytes that are no UTF-8 become surrogates, which do not encode again below.
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or []
-        if "file_name" not in columns or not set(TEXT_COLUMNS) & set(columns):
-            raise UserError(
-                f"{path} has the columns {', '.join(columns) or 'none'}; expected "
-                "file_name and text"
-            )
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
-            try:
-                "".join(value for value in row.values() if value).encode()
-            except (UnicodeEncodeError, TypeError):
-                # Cells beyond the columns stand in a list under None.
-                reason = "bad_json" if None in row else "bad_text_encoding"
-                yield Entry(where, fault=reason)
-            else:
-                yield _listed(root, row, where)
-
-
-def open_karpathy(arguments: str) -> Files:
-    """Lists JSON:IMAGEDIR:SPLIT: Karpathy's dataset_coco.json and a folder of images;
-    several splits are joined by `+`, as in train+restval.
-
-    Raises:
-        UserError: if a file or folder is missing, or the JSON lacks the split.
+    Names written on Windows have backslashes, unless a file really has them.
     """
-    source = f"karpathy:{arguments}"
-    parts = arguments.split(":")
-    if len(parts) != 3:
-        raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
-    root = _directory(parts[1], source)
-    rows = read_karpathy(parts[0], parts[2])
-    return Files(source, [_sentences(root, row) for row in rows])
+    if "\\" in name and not os.path.lexists(root / name):
+        name = name.replace("\\", "/")
+    inner = pathlib.PurePosixPath(name)
+    if ".." in inner.parts or DRIVE.match(name):
+        return None
+    if not inner.is_absolute():
+        return root / inner
+    whole = pathlib.Path(os.path.abspath(root))  # the name may be one below it
+    path = whole / inner
+    return root / path.relative_to(whole) if path.is_relative_to(whole) else None
 
 
-def read_karpathy(json_file: str, split: str) -> list[Mapping[str, Any]]:
-    """Reads the rows of a split from a file of Karpathy's; see `karpathy_rows`."""
-    path = pathlib.Path(json_file)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not Karpathy's JSON ({error})") from error
-    return karpathy_rows(content, str(path), split)
-
-
-def karpathy_rows(content: Any, name: str, split: str) -> list[Mapping[str, Any]]:
-    """Returns the rows of the images of a split, or of several joined by `+`.
-
-    Args:
-        content: value of Karpathy's JSON.
-        name: file name, for messages.
-
-    Raises:
-        UserError: if the content has another form, or lacks the split.
-    """
-    try:
-        rows = content["images"]
-        splits = {row["split"] for row in rows}
-    except (KeyError, TypeError) as error:
+def _pairs(
+    listing: Listing, captions: CaptionOptions, named: set[pathlib.Path]
+) -> list[Entry]:
+    """Makes an entry of each image or caption that no metadata file speaks for."""
+    entries = []
+    doubled = []
+    folders = {path.parent for path in listing.metadata}
+    for key, files in listing.groups.items():
+        group = [file for file in files if not named or file.path not in named]
+        is_pair = {file.kind for file in group} >= {"image", "caption"}
+        is_described = folders and any(p in folders for p in files[0].path.parents)
+        # Metadata may name a part of the images; what has a caption of its own counts.
+        if len(group) < len(files) or (is_described and not is_pair):
+            _pass_over(listing, group + listing.beside.pop(key, []))
+            continue
+        texts = [file for file in group if file.kind == "caption"]
+        if len({file.extension for file in texts}) > 1:
+            doubled.append(f"{listing.root}/{key}")
+        entries.append(_pair(listing, key, group, captions))
+    for files in listing.beside.values():
+        _pass_over(listing, files)
+    if doubled and captions.extensions == EXTENSIONS:
+        both = ", ".join(f".{name}" for name in EXTENSIONS)
         raise UserError(
-            f"{name} is not Karpathy's JSON ({error}); expected dataset_coco.json or a "
-            "file of the same form"
-        ) from error
-    asked = set(split.split("+"))
-    if not asked <= splits:
-        raise UserError(
-            f"{name} has no split {', '.join(sorted(asked - splits))}; it has "
-            f"{', '.join(sorted(splits))}"
+            f"{len(doubled)} images have captions of several kinds ({both}), "
+            f"{doubled[0]} first; which are meant? Name them: "
+            f"data.caption_extensions={EXTENSIONS[0]}"
         )
-    return [row for row in rows if row["split"] in asked]
+    return entries
 
 
-def _sentences(root: pathlib.Path, row: Mapping[str, Any]) -> Entry:
-    inner = pathlib.PurePosixPath(row.get("filepath", ""), row.get("filename", ""))
-    if inner.is_absolute() or ".." in inner.parts:
-        return Entry(f"{root}:{inner}", fault="unsafe_name")
-    path = root / inner
-    if not path.is_file():  # some people keep all images in one folder
-        path = root / inner.name
-    texts = [sentence.get("raw") for sentence in row.get("sentences", ())]
-    rest = {key: row[key] for key in ("cocoid", "imgid", "split") if key in row}
-    return Entry(str(path), image=path, captions=texts, metadata=rest)
+def _pass_over(listing: Listing, files: Iterable[FoundFile]) -> None:
+    """Counts files that belong to no record."""
+    unnamed = "image that no metadata names"
+    listing.passed_over.update(
+        unnamed if file.kind == "image" else f".{file.extension}" for file in files
+    )
+
+
+def _pair(
+    listing: Listing, key: str, files: list[FoundFile], captions: CaptionOptions
+) -> Entry:
+    """Makes the entry of the files of one name, and counts those that it leaves out."""
+    of: dict[str, list[FoundFile]] = {}
+    for file in files:
+        of.setdefault(file.kind, []).append(file)
+    # Of several extensions the one that the options name first.
+    texts = of.get("caption", [])
+    texts.sort(key=lambda file: captions.extensions.index(file.extension))
+    beside = listing.beside.pop(key, [])
+    sidecars = [file for file in beside if file.extension == "json"]
+    name = f"{listing.root}/{key}"
+    fault = ""
+    if "image" not in of:
+        others = [file for file in beside if file not in sidecars]
+        of["picture"] = [*of.get("picture", ()), *others]
+        for picture in of["picture"][:1]:
+            is_known = picture.kind == "picture"
+            fault = "unsupported_image" if is_known else "wrong_extension"
+            name += picture.path.suffix
+    else:
+        of.pop("picture", None)
+        of["sidecar"] = [] if of.keys() & {"caption", "recaption"} else sidecars
+    roles = {role: found[0] for role, found in of.items() if found}
+    members = [file for file in files if file.kind != "picture"]
+    unique = {(f.kind, f.kind == "caption" and f.extension) for f in members}
+    if len(unique) < len(members):
+        fault = "duplicate_member"
+        beside += [file for file in files if file.kind == "picture"]
+    else:
+        beside += files
+    _pass_over(listing, [file for file in beside if file not in roles.values()])
+    paths = {
+        role: file.path
+        for role, file in roles.items()
+        if role in ("image", "caption", "recaption", "sidecar")
+    }
+    return Entry(name, fault=fault, **paths)

@@ -14,13 +14,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.examples import Example, Source, collate
 from flowtok_jax.data.records import RejectCounter
-from flowtok_jax.data.sources import make_source, parse_sources
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+
+def caption_options(config: ConfigDict) -> CaptionOptions:
+    """Returns how a config has captions read; runs of before the keys had no choice."""
+    if "captions" not in config.data:
+        return CaptionOptions()
+    return CaptionOptions(
+        reading=config.data.captions,
+        keys=config.data.caption_keys,
+        extensions=config.data.caption_extensions,
+    )
 
 
 def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Source:
@@ -44,6 +57,7 @@ def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Sourc
         transform=transform,
         filters=config.data.filters.to_dict(),
         cache=config.data.cache,
+        captions=caption_options(config),
     )
 
 

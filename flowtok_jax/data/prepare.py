@@ -23,13 +23,19 @@ from typing import NamedTuple
 
 import tqdm
 
-from flowtok_jax.data import images, shards, sources
-from flowtok_jax.data.records import BadRecord, Record, Records
+from flowtok_jax.data import images, shards, source_strings, sources
+from flowtok_jax.data.captions import CaptionOptions
+from flowtok_jax.data.records import BadRecord, Joined, Record, Records
 from flowtok_jax.data.report import DataReport
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import check_new_directory, new_directory, write_json
+from flowtok_jax.runtime.files import (
+    check_new_directory,
+    new_directory,
+    to_place,
+    write_json,
+)
 
 CHUNK = 512  # records decoded, and held in memory, at a time
 
@@ -45,7 +51,7 @@ class Checked(NamedTuple):
 
 def _make_parser() -> argparse.ArgumentParser:
     # Of the sources' description all but its first sentence.
-    description = f"{__doc__}\nSources:\n\n{sources.__doc__.split('.', 1)[1]}"
+    description = f"{__doc__}\nSources:\n\n{source_strings.__doc__.split('.', 1)[1]}"
     parser = cli.make_command_parser("flowtok_jax.data.prepare", description)
     add = parser.add_argument
     pixels = images.MAX_PIXELS
@@ -57,6 +63,11 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--min_side", type=int, default=0, help="fewest pixels of the longer side")
     add("--max_pixels", type=int, default=pixels, help="most pixels (%(default)s)")
     add("--shard_mb", type=int, default=256, help="size of a shard (%(default)s)")
+    usual = CaptionOptions()
+    add("--captions", default=usual.reading, help="whole (default), or first_line")
+    add("--caption_keys", default=usual.keys, help=f"default: {','.join(usual.keys)}")
+    endings = ",".join(usual.extensions)
+    add("--caption_extensions", default=usual.extensions, help=f"default: {endings}")
     add("--image_size", type=int, default=256, help="of shapes (%(default)s)")
     add("--seed", type=int, default=0, help="of shapes (%(default)s)")
     add("--tokens", type=int, default=77, help="of latents (%(default)s)")
@@ -172,10 +183,10 @@ def write_data_set(flags: argparse.Namespace) -> DataReport:
     """
     if not (flags.source and flags.out):
         raise UserError("expected --source=SPEC and --out=DIR; --help explains SPEC")
-    out = pathlib.Path(flags.out)
+    out = to_place(flags.out)
     filters = make_filters(flags)
     check_new_directory(out)  # before anything is read
-    parts = sources.parse_sources(flags.source)
+    parts = source_strings.parse_sources(flags.source)
     if any(part.weight is not None for part in parts):
         raise UserError(
             f"--source={flags.source} has weights; every record is written once: leave "
@@ -183,8 +194,14 @@ def write_data_set(flags: argparse.Namespace) -> DataReport:
         )
     options = {name: getattr(flags, name) for name in ("image_size", "seed", "cache")}
     options["moments"] = (flags.tokens, 2 * flags.channels)
+    options["captions"] = CaptionOptions(
+        reading=flags.captions,
+        keys=flags.caption_keys,
+        extensions=flags.caption_extensions,
+    )
     every = [sources.make_records(part, **options) for part in parts]
     report = DataReport()
+    report.passed_over = Joined(every).passed_over
     found = check_all(every, filters, flags.max_pixels, flags.limit)
     records = keep_records(found, report, flags.dedupe)
     with new_directory(out) as part:

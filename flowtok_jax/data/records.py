@@ -5,6 +5,8 @@ import bisect
 import collections
 import dataclasses
 import itertools
+import json
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from flowtok_jax.runtime.errors import UserError
 # all of it: a new reason makes every index anew.
 BROKEN = (
     "bad_json",
+    "bad_row",
     "bad_text_encoding",
     "broken_image",
     "duplicate_member",
@@ -28,6 +31,7 @@ BROKEN = (
     "not_a_file",
     "not_an_image",
     "not_finite",
+    "sparse_member",
     "too_large",
     "truncated_image",
     "unreadable_file",
@@ -47,11 +51,18 @@ UNWANTED = (
 REASONS = BROKEN + UNWANTED
 
 
+def printable(text: str) -> str:
+    """Escapes line breaks, controls of terminals and bytes that are no text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class BadRecord(Exception):  # noqa: N818 (it is replaced and counted, no error)
     """A record that cannot be used, with the reason and the record's name."""
 
     def __init__(self, reason: str, name: str):
         assert reason in REASONS, reason
+        # Off a stranger's tar or disk: a line break would look like another message.
+        name = printable(name)
         super().__init__(reason, name)  # both, or the exception would not unpickle
         self.reason = reason
         self.name = name
@@ -91,7 +102,13 @@ class Record(NamedTuple):
 
 
 class Records(abc.ABC):
-    """Random access to records; indexing a broken one raises BadRecord."""
+    """Random access to records; indexing a broken one raises BadRecord.
+
+    Attributes:
+        passed_over: count of what lies beside the records and is none, by kind.
+    """
+
+    passed_over: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -116,6 +133,10 @@ class Joined(Records):
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
         self._ends = list(itertools.accumulate(map(len, parts)))
+        self.passed_over = sum(
+            (collections.Counter(part.passed_over) for part in parts),
+            collections.Counter(),
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -127,26 +148,18 @@ class Joined(Records):
         return found[index - self._ends[part] + len(found)]
 
 
-def decode_text(data: bytes, name: str) -> str:
-    """Decodes UTF-8 and strips white space."""
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise BadRecord("bad_text_encoding", name) from error
+def read_object(data: bytes, name: str) -> dict[str, Any]:
+    """Reads a JSON object.
 
-
-def caption_list(value: Any, name: str) -> tuple[str, ...]:
-    """Returns the captions in a JSON value: a text or a list of texts."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
-        raise BadRecord("missing_caption", name)
-    found = tuple(filter(None, map(str.strip, texts)))
+    Raises:
+        BadRecord: if the bytes are something else.
+    """
     try:
-        "".join(found).encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, as "\\ud800"
-        raise BadRecord("bad_text_encoding", name) from error
-    if not found:
-        raise BadRecord("empty_caption" if texts else "missing_caption", name)
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is the former
+        raise BadRecord("bad_json", name) from error
+    if not isinstance(found, dict):
+        raise BadRecord("bad_json", name)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowtok_jax.data.captions import LINE_END
 from flowtok_jax.data.records import Record, RejectCounter
 
 WIDTH = 80  # columns of the table
@@ -20,6 +21,7 @@ MEASURES = {
     "captions a record": "I",
     "characters a caption": "I",
     "words a caption": "I",
+    "lines a caption": "I",
 }
 POINTS = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 
@@ -32,6 +34,7 @@ class DataReport:
         # Stops no run, and counts records of one name each.
         self.rejects = RejectCounter(max_fraction=1.0, known=0)
         self.records = 0
+        self.passed_over: Mapping[str, int] = {}  # what is of no record, by kind
         self.formats: collections.Counter[str] = collections.Counter()
 
     def add(self, record: Record, size: tuple[int, int] | None, kind: str) -> None:
@@ -48,6 +51,7 @@ class DataReport:
             "captions a record": [len(captions)],
             "characters a caption": [len(text) for text in captions],
             "words a caption": [len(text.split()) for text in captions],
+            "lines a caption": [len(LINE_END.split(text)) for text in captions],
         }
         if size is not None and record.image is not None:
             width, height = size
@@ -62,6 +66,7 @@ class DataReport:
         return {
             "records": self.records,
             **self.rejects.summary(),
+            "passed_over": dict(self.passed_over),
             "formats": dict(self.formats.most_common()),
             "measures": {
                 name: _spread(np.asarray(values))
@@ -85,6 +90,10 @@ class DataReport:
         for reason, count in summary["rejected"].items():
             head = f"  {reason:20}{count:>10}  "
             lines.append(head + _tail(summary["first"][reason][0], WIDTH - len(head)))
+        if self.passed_over:
+            lines += ["", "of no record"]
+        for kind, count in self.passed_over.items():
+            lines.append(f"  {kind:28}{count:>10}")
         return "\n".join(lines)
 
 

@@ -1,41 +1,29 @@
-"""Source strings: KIND[:ARGUMENTS][@WEIGHT], several joined by `,`.
-
-    shapes[:SPLIT]                 generated scenes: train (default), seen or held_out
-    folder:DIR                     a.jpg + a.txt, or metadata.jsonl, metadata.csv
-    tars:GLOB                      WebDataset tars, here or on gs:// and the like
-    arrayrecord:GLOB               shards of `python -m flowtok_jax.data.prepare`
-    latents:GLOB                   pretokenised: our shards, or the release's *.tar
-    tfds:NAME:SPLIT                prepared by TensorFlow Datasets
-    karpathy:JSON:IMAGEDIR:SPLIT   dataset_coco.json and the folder of its images
-
-GLOB takes `*`, `?`, `[...]` and number ranges `{000..127}`. Without weights one epoch
-sees each record of all the sources once; if any has a weight, sources without one have
-weight 1, and each is drawn in proportion.
-"""
+"""Sources of training examples, and the records behind them, by source strings."""
 
 import dataclasses
 import io
-import math
-import re
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from flowtok_jax.data import scenes
+from flowtok_jax.data import globs, scenes
 from flowtok_jax.data.arrayrecord import ArrayRecords
+from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
-from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.karpathy import open_karpathy
 from flowtok_jax.data.records import Record, Records
+from flowtok_jax.data.source_strings import SourceSpec, guess_source, parse_sources
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
 from flowtok_jax.data.transforms import Filters, ImageTransform, MomentsTransform
+from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.errors import UserError
-
-KINDS = ("shapes", "folder", "tars", "arrayrecord", "latents", "tfds", "karpathy")
-SEPARATOR = re.compile(r",(?![^{]*\})")  # a comma outside braces
-WEIGHT = re.compile(r"(.*)@([-+.\w]*)")  # no `/`: a path may hold an @
+from flowtok_jax.runtime.files import to_place
+from flowtok_jax.runtime.paths import expand_path
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,60 +87,6 @@ class ShapeRecords(Records):
         return Record(name, (example["caption"],), image=buffer.getvalue())
 
 
-class SourceSpec(NamedTuple):
-    """One source of a source string."""
-
-    kind: str
-    arguments: str
-    weight: float | None
-
-    @property
-    def spec(self) -> str:
-        """Source string of this source, without its weight."""
-        return f"{self.kind}:{self.arguments}" if self.arguments else self.kind
-
-
-def parse_sources(spec: str) -> list[SourceSpec]:
-    """Splits a source string into its sources.
-
-    Raises:
-        UserError: for an unknown kind, and for a weight that is no number above 0.
-    """
-    parts = []
-    for text in SEPARATOR.split(spec):
-        weight = None
-        if found := WEIGHT.fullmatch(text):
-            weight = _weight(text, found[2])
-            text = found[1]
-        kind, _, arguments = text.partition(":")
-        if not kind:
-            raise UserError(
-                "no source of data named; expected KIND:ARGUMENTS with one of "
-                f"{', '.join(KINDS)}, as in folder:photos"
-            )
-        if kind not in KINDS:
-            raise UserError(
-                f"source {text!r} is of kind {kind!r}; expected one of "
-                f"{', '.join(KINDS)}, as in folder:photos"
-            )
-        if kind != "shapes" and not arguments:
-            raise UserError(f"source {kind!r} says not of what; expected {kind}:...")
-        parts.append(SourceSpec(kind, arguments, weight))
-    return parts
-
-
-def _weight(text: str, given: str) -> float:
-    try:
-        weight = float(given)
-    except ValueError:
-        weight = math.nan  # which the comparison below refuses
-    if not 0 < weight < math.inf:
-        raise UserError(
-            f"source {text!r} has the weight {given!r}; expected a number above 0"
-        )
-    return weight
-
-
 def make_records(
     part: SourceSpec,
     *,
@@ -160,6 +94,7 @@ def make_records(
     seed: int,
     moments: tuple[int, int] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Records:
     """Opens the records of one source; nothing is decoded.
 
@@ -167,31 +102,48 @@ def make_records(
         image_size, seed: side and seed of generated scenes.
         moments: (n, 2 * c) of latents.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read, said once in a process.
 
     Raises:
         UserError: for a source that is missing, damaged as a whole, or empty.
     """
+    seed = check_seed("seed", seed)
+    if cache and globs.is_remote(cache := str(to_place(cache))):
+        raise UserError(f"data.cache = {cache} is remote; expected a local directory")
+    if part.kind != "shapes":
+        log_once(captions.describe())
     match part.kind:
         case "shapes":
             shapes = Shapes(part.arguments or "train", image_size, seed)
             records = ShapeRecords(shapes)
         case "folder":
-            records = open_folder(part.arguments)
+            folder = expand_path(globs.unquote(part.arguments))
+            records = _open_folder(folder, captions)
         case "tars":
-            records = Tars(part.arguments, cache=cache)
+            records = Tars(part.arguments, cache=cache, captions=captions)
         case "arrayrecord":
-            records = ArrayRecords(part.arguments)
-        case "latents" if part.arguments.endswith(".tar"):  # the release's form
-            records = Tars(part.arguments, moments=moments, cache=cache)
+            records = ArrayRecords(part.arguments, captions=captions)
+        case "latents" if globs.unquote(part.arguments).endswith(".tar"):  # release's
+            records = Tars(
+                part.arguments, moments=moments, cache=cache, captions=captions
+            )
         case "latents":
-            records = ArrayRecords(part.arguments, moments=moments)
+            records = ArrayRecords(part.arguments, moments=moments, captions=captions)
         case "tfds":
-            records = Tfds(part.arguments)
+            records = Tfds(part.arguments, captions)
         case "karpathy":
-            records = open_karpathy(part.arguments)
+            records = open_karpathy(part.arguments, captions)
     if not len(records):
         raise UserError(f"source {part.spec} has no records")
     return records
+
+
+def _open_folder(path: str, captions: CaptionOptions) -> Records:
+    """Opens a folder; of its files, a pattern or a tar the error names the source."""
+    meant = guess_source(path) if not os.path.isdir(path) else f"folder:{path}"
+    if meant != f"folder:{path}" and not globs.is_remote(path):
+        raise UserError(f"source folder:{path}: that is no folder; expected {meant}")
+    return open_folder(path, captions)
 
 
 def make_source(
@@ -204,30 +156,31 @@ def make_source(
     transform: Mapping[str, Any] | None = None,
     filters: Mapping[str, Any] | None = None,
     cache: str | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
 ) -> Source:
     """Makes the source of training examples that a source string names.
 
     Args:
         tokens, channels: n and c of latents.
-        transform: arguments of `ImageTransform`. Latents take only `recaption_rate`
-            of them, and generated scenes none.
+        transform: arguments of `ImageTransform`; latents take `recaption_rate` alone.
         filters: fields of `Filters`, for images.
         cache: directory for indices of tars; None: the user's cache directory.
+        captions: how they are read.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
+    seed = check_seed("seed", seed)
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
+    opening = dict(image_size=image_size, seed=seed, cache=cache, captions=captions)
     parts = parse_sources(spec)
     sources: list[Source] = []
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
-        records = make_records(
-            part, image_size=image_size, seed=seed, moments=moments, cache=cache
-        )
+        records = make_records(part, **opening, moments=moments)
         if part.kind == "latents":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)

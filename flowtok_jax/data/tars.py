@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-import json
+import logging
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import globs
+from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
     Record,
     Records,
-    caption_list,
-    decode_text,
+    RejectCounter,
+    read_object,
 )
 from flowtok_jax.data.shards import check_manifest
-from flowtok_jax.data.tar_index import ABSENT, PARTS, Spans, read_indices
+from flowtok_jax.data.tar_index import ABSENT, EXTENSIONS, PARTS, Spans, read_indices
 from flowtok_jax.runtime.errors import UserError
 
 GAP = 1 << 16  # bytes between two members up to which one read takes both
@@ -34,6 +35,7 @@ class Tars(Records):
         pattern: glob of the tars; see `globs.find_files`.
         moments: (n, 2 * c) of latents; None: the tars hold images.
         cache: directory for the indices; None: the user's cache directory.
+        captions: how they are read.
 
     Raises:
         UserError: for a tar that is missing, cut short or damaged.
@@ -45,14 +47,16 @@ class Tars(Records):
         *,
         moments: tuple[int, int] | None = None,
         cache: str | None = None,
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
     ):
         self.pattern = pattern
+        self._captions = captions
         self.moments = moments
         self._files = globs.find_files(pattern, pattern)
         if moments and not globs.is_remote(pattern):
             for directory in {pathlib.Path(file.path).parent for file in self._files}:
                 check_manifest(directory)
-        self._indices = read_indices(self._files, cache)
+        self._indices = read_indices(self._files, cache, captions.extensions)
         self._ends = list(itertools.accumulate(map(len, self._indices)))
         self._check_content()
 
@@ -69,8 +73,11 @@ class Tars(Records):
             largest = max(largest, int(sizes.max(initial=ABSENT)))
         if largest == ABSENT:
             other = "latents" if self.moments is None else "tars"
+            endings = ", ".join(f".{x}" for x, y in EXTENSIONS.items() if y == part)
+            faults = self._describe_faults(part)
             raise UserError(
-                f"{self.pattern} has no {part}; is it a source {other}:{self.pattern}?"
+                f"{self.pattern} has no {part}: {faults}; expected "
+                f"members {endings}, or is it a source {other}:{self.pattern}?"
             )
         tokens, channels = self.moments
         raise UserError(
@@ -78,6 +85,15 @@ class Tars(Records):
             f"{tokens} tokens of {channels // 2} channels take {expected}: made for "
             "another config?"
         )
+
+    def _describe_faults(self, part: str) -> str:
+        """Describes what is wrong with the records by counts and first keys."""
+        faults = RejectCounter(1.0)
+        for index in self._indices:
+            for key, fault in zip(index["key"], index["fault"], strict=True):
+                reason = REASONS[fault - 1] if fault else f"missing_{part}"
+                faults.add([(reason, key.decode(errors="replace"))], 0)
+        return faults.describe() or "it is empty"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -117,15 +133,25 @@ class Tars(Records):
         return bisect.bisect_right(self._ends, index)
 
     def _record(self, parts: dict[str, bytes], name: str) -> Record:
-        metadata = _metadata(parts, name)
+        metadata = {}
+        if "metadata" in parts:
+            metadata = read_object(parts["metadata"], name)
+        options = self._captions
         captions = ()
         if "caption" in parts:
-            captions = (decode_text(parts["caption"], name),)
-        elif "caption" in metadata:
-            captions = caption_list(metadata["caption"], name)
+            captions = (options.decode(parts["caption"], name),)
+        elif (value := options.pick(metadata)) is not None:
+            captions = options.texts(value, name)
+            if rivals := options.rivals(metadata):
+                log_once(
+                    f"{self.pattern}: JSON has different texts under "
+                    f"{' and '.join(rivals)}; the first one is the caption, unless "
+                    "data.caption_keys says otherwise",
+                    logging.WARNING,
+                )
         recaptions = ()
         if "recaption" in parts:
-            recaptions = (decode_text(parts["recaption"], name),)
+            recaptions = (options.decode(parts["recaption"], name),)
         if not captions + recaptions:
             raise BadRecord("missing_caption", name)
         record = Record(name, metadata=metadata)
@@ -146,18 +172,6 @@ class Tars(Records):
             raise BadRecord("wrong_shape", name)
         channels_first = np.frombuffer(buffer, "<f2").reshape(self.moments[::-1])
         return {"moments": channels_first.T}  # [n 2*c]
-
-
-def _metadata(parts: dict[str, bytes], name: str) -> dict[str, Any]:
-    if "metadata" not in parts:
-        return {}
-    try:
-        found = json.loads(parts["metadata"])
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise BadRecord("bad_json", name) from error
-    if not isinstance(found, dict):
-        raise BadRecord("bad_json", name)
-    return found
 
 
 def _spans(offsets: Sequence[int], sizes: Sequence[int]) -> Spans:

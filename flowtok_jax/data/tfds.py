@@ -9,12 +9,13 @@ import io
 import re
 from typing import Any
 
-from flowtok_jax.data.records import BadRecord, Record, Records, decode_text
+from flowtok_jax.data.captions import CaptionOptions
+from flowtok_jax.data.records import BadRecord, Record, Records
 from flowtok_jax.runtime.errors import UserError
 
 # A version after the name, NAME:1.1.0, begins with a digit, a split does not.
 NAME_AND_SPLIT = re.compile(r"(.+?):([a-zA-Z].*)")
-CAPTIONS = ("captions", "caption", "text")
+SEVERAL = "captions"  # feature of coco_captions; others have one of the usual keys
 
 
 class Tfds(Records):
@@ -24,10 +25,15 @@ class Tfds(Records):
         UserError: if the data set or the split does not exist, or is not prepared.
     """
 
-    def __init__(self, arguments: str):
+    def __init__(
+        self,
+        arguments: str,
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
+    ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
         self.arguments = arguments
+        self._captions = captions
         found = NAME_AND_SPLIT.fullmatch(arguments)
         if not found:
             raise UserError(f"source tfds:{arguments}; expected tfds:NAME:SPLIT")
@@ -65,14 +71,14 @@ class Tfds(Records):
         # The number by which captions of COCO are scored.
         known = {"image_id": int(row["image/id"])} if "image/id" in row else {}
         record = Record(name, image=row["image"], metadata=known)
-        return record.with_captions(_captions(row, name), ())
+        return record.with_captions(self._texts(row, name), ())
 
-
-def _captions(row: dict[str, Any], name: str) -> tuple[str, ...]:
-    found = next((row[column] for column in CAPTIONS if column in row), None)
-    if isinstance(found, dict):  # columns of a tfds Sequence, as in coco_captions
-        found = found.get("text")
-    texts = [found] if isinstance(found, bytes) else list(found or ())
-    if not texts:
-        raise BadRecord("missing_caption", name)
-    return tuple(decode_text(text, name) for text in texts)
+    def _texts(self, row: dict[str, Any], name: str) -> tuple[str, ...]:
+        columns = (SEVERAL, *self._captions.keys)
+        found = next((row[column] for column in columns if column in row), None)
+        if isinstance(found, dict):  # columns of a tfds Sequence, as in coco_captions
+            found = found.get("text")
+        texts = [found] if isinstance(found, bytes) else list(found or ())
+        if not texts:
+            raise BadRecord("missing_caption", name)
+        return tuple(self._captions.decode(text, name) for text in texts)

@@ -76,7 +76,7 @@ def _column(record: Record, column: str) -> float:
     """Returns a number of the metadata; CSV files and JSON hold some as texts."""
     try:
         value = float(record.metadata[column])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadRecord("missing_metadata", record.name) from error
     if math.isnan(value):  # passes every comparison with a limit
         raise BadRecord("missing_metadata", record.name)
@@ -135,6 +135,13 @@ class ImageTransform:
             raise UserError(
                 f"data.transform.crop is {self.crop!r}; expected one of "
                 f"{', '.join(CROPS)}"
+            )
+        aspect = self.filters.aspect
+        are_numbers = all(isinstance(value, int | float) for value in aspect)
+        if not are_numbers or len(aspect) != 2 or not aspect[0] <= aspect[1]:
+            raise UserError(
+                f"data.filters.aspect is {aspect}; expected the lowest and the highest "
+                "height / width, as in (0.5, 2)"
             )
 
     def __call__(self, record: Record, rng: random.Random) -> dict[str, Any]:

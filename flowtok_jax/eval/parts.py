@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.data.loader import caption_options
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
@@ -20,9 +21,9 @@ from flowtok_jax.eval.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.eval.previews import make_extractor
 from flowtok_jax.eval.protocols import metric_suffix, read_prompts
 from flowtok_jax.eval.real import RealImages
-from flowtok_jax.eval.reference import (
+from flowtok_jax.eval.reference import make_reference
+from flowtok_jax.eval.reference_file import (
     check_fits,
-    make_reference,
     read_reference,
     write_reference,
 )
@@ -87,6 +88,7 @@ class PartMaker:
             seed=config.train.seed,
             threads=config.data.threads,
             cache=config.data.cache,
+            captions=caption_options(config),
             **options,
         )
 

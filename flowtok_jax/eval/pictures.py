@@ -1,17 +1,16 @@
 """Grids of captioned images, as arrays and PNG files."""
 
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from flowtok_jax.eval.lettering import default_font, fit_text
 from flowtok_jax.runtime.files import Place, write_bytes
 
 MARGIN = 8  # pixels
-FONT_SIZE = 13
 LINE = 16
 CHAR = 7  # about a character's width
 INK = "#202020"
@@ -57,18 +56,17 @@ def grid(
         right: colours each caption green or red.
         footer: a line below everything.
     """
-    font = ImageFont.load_default(FONT_SIZE)
-    chars = max(8, side // CHAR)
-    # By characters of average width, which is near enough for a preview.
-    wrapped = [[textwrap.wrap(c, chars) for c in row] for row in captions or []]
-    heights = [max((len(c) for c in row), default=0) * LINE for row in wrapped]
+    font = default_font()
+    # By characters of average width: near enough for a preview.
+    texts = [[fit_text(c, side // CHAR) for c in row] for row in captions or []]
+    heights = [max((len(t.lines) for t in row), default=0) * LINE for row in texts]
     # Without captions the rows stand one below the other.
     heights = heights or [0] * len(rows)
     left = max((font.getlength(label) for label in labels or [""]), default=0)
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
-    below = textwrap.wrap(footer, width // CHAR)
+    below = fit_text(footer, width // CHAR).lines
     height += len(below) * LINE + (MARGIN if below else 0)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -83,8 +81,9 @@ def grid(
             scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
             picture.paste(tile.resize((side, side), scaling), (x, top))
             ink = INK if right is None else (RIGHT if right[r][c] else WRONG)
-            for i, line in enumerate(wrapped[r][c] if wrapped else []):
-                draw.text((x, top + side + 2 + i * LINE), line, ink, font)
+            lines, letters = texts[r][c] if texts else ([], font)
+            for i, line in enumerate(lines):
+                draw.text((x, top + side + 2 + i * LINE), line, ink, letters)
         top += side + heights[r] + MARGIN
     for i, line in enumerate(below):
         draw.text((MARGIN, top + i * LINE), line, FAINT, font)

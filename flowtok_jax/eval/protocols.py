@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flowtok_jax.runtime.errors import UserError, reason_of
+from flowtok_jax.runtime.paths import expand_path
 
 SEED = 0  # of the draw, the same in every run
 
@@ -137,7 +138,7 @@ def read_prompts(name: str, path: str, samples: int) -> list[Prompt]:
             f"eval.samples is {samples}; {name} has {protocol.samples} at most"
         )
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = json.loads(pathlib.Path(expand_path(path)).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"captions {path} cannot be read ({reason_of(error)}); expected "

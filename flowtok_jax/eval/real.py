@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from flowtok_jax.data import scenes, sources
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
 from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
 
@@ -59,13 +61,19 @@ class RealImages:
         seed: int,
         threads: int,
         cache: str | None = None,
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
         needs_all: bool = False,
     ):
         size = centre.image_size
         self._records = open_images(
-            spec, key="data.eval", image_size=size, seed=seed, cache=cache
+            spec,
+            key="data.eval",
+            image_size=size,
+            seed=seed,
+            cache=cache,
+            captions=captions,
         )
-        parts = sources.parse_sources(spec)
+        parts = parse_sources(spec)
         if needs_all and len(parts) > 1:
             raise UserError(
                 f"captions are measured on one source of images; got {spec!r}: give "

@@ -4,10 +4,10 @@
         --weights=weights/metrics
 
 IMAGES is a folder (all images in it, at any depth), a quoted glob, or a source of
-training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/sources.py). Images
-that cannot be read are counted by reason. The last line of stdout is one JSON object:
-`images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0; 2
-for a mistake of the user's, with one line; 130 where interrupted. The file has
+training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/source_strings.py).
+Images that cannot be read are counted by reason. The last line of stdout is one JSON
+object: `images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status:
+0; 2 for a mistake of the user's, with one line; 130 where interrupted. The file has
 
     mu, sigma        mean and covariance, as in the files of pytorch-fid and clean-fid
     n                number of images
@@ -15,27 +15,25 @@ for a mistake of the user's, with one line; 130 where interrupted. The file has
     features         one row an image; KID, precision and recall need them
     mu/G, sigma/G, n/G   of the images of group G
 
-Files of others have `mu` and `sigma` only.
+Files of others are read too: see flowtok_jax/eval/reference_file.py.
 """
 
 import argparse
-import glob
-import io
+import itertools
 import json
 import logging
 import pathlib
 import re
 import sys
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flowtok_jax.data import images, sources
+from flowtok_jax.data import globs, images
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, ImageFiles, open_images
+from flowtok_jax.data.listing import Listing
 from flowtok_jax.data.records import (
     REASONS,
     BadRecord,
@@ -43,24 +41,17 @@ from flowtok_jax.data.records import (
     Records,
     RejectCounter,
 )
+from flowtok_jax.data.source_strings import KINDS
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.fid import Gaussian, Moments, Reference
 from flowtok_jax.eval.nets import load_metric_net
+from flowtok_jax.eval.reference_file import write_reference
 from flowtok_jax.runtime import cli, processes
-from flowtok_jax.runtime.errors import StoreError, UserError
-from flowtok_jax.runtime.files import (
-    Place,
-    check_writable,
-    is_remote,
-    read_bytes,
-    to_place,
-    write_bytes,
-)
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, check_writable, is_remote, to_place
 from flowtok_jax.runtime.mesh import make_mesh
 
 BLOCK = 2048  # images between two updates of the moments
-COMMAND = "python -m flowtok_jax.eval.reference --images=DIR --out=FILE.npz"
-CURE = f"make it by `{COMMAND}`"
 
 
 def make_reference(
@@ -111,119 +102,6 @@ def make_reference(
     )
 
 
-def write_reference(place: Place, reference: Reference) -> None:
-    """Writes the file, whole or not at all."""
-    arrays: dict[str, Any] = {"resize": reference.resize, "net": reference.net}
-    for name, part in [("", reference.whole), *reference.groups.items()]:
-        end = f"/{name}" if name else ""
-        arrays |= {f"mu{end}": part.mean, f"sigma{end}": part.covariance}
-        arrays[f"n{end}"] = part.count
-    if reference.features is not None:
-        arrays["features"] = reference.features
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(place, buffer.getvalue())
-
-
-def _numbers(
-    place: Place, arrays: Mapping[str, np.ndarray], name: str, *shape: int | None
-) -> np.ndarray:
-    """Returns an array of a file, all finite; None in its shape is any length."""
-    if name not in arrays:
-        raise UserError(f"reference {place} has no {name}; {CURE}")
-    found = arrays[name]
-    fits = found.ndim == len(shape) and all(
-        n in (None, m) for n, m in zip(shape, found.shape, strict=True)
-    )
-    if not fits or found.dtype.kind not in "fiu":
-        expected = ", ".join("any" if n is None else str(n) for n in shape)
-        raise UserError(
-            f"reference {place}: {name} is {found.dtype} of shape {found.shape}; "
-            f"expected numbers of shape ({expected}); {CURE}"
-        )
-    if not np.isfinite(found).all():
-        raise UserError(f"reference {place}: {name} is not finite; make it again")
-    return found
-
-
-def _gaussian(place: Place, arrays: Mapping[str, np.ndarray], end: str) -> Gaussian:
-    mean = _numbers(place, arrays, f"mu{end}", None)
-    covariance = _numbers(place, arrays, f"sigma{end}", len(mean), len(mean))
-    count = f"n{end}"
-    if count not in arrays:
-        return Gaussian(mean, covariance)
-    return Gaussian(mean, covariance, int(_numbers(place, arrays, count)))
-
-
-def read_reference(place: Place) -> Reference:
-    """Reads the statistics of a file: ours, or of pytorch-fid and clean-fid.
-
-    Raises:
-        UserError: if the file does not exist, is damaged or something else.
-    """
-    try:
-        data = io.BytesIO(read_bytes(place))
-        # np.load takes a lone array and a pickle as well, and names neither.
-        if not zipfile.is_zipfile(data):
-            raise zipfile.BadZipFile("File is not a zip file")
-        with np.load(data, allow_pickle=False) as file:
-            arrays = dict(file)
-    except StoreError:  # a ValueError too, and no fault of the file
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"reference {place} does not exist; {CURE}") from error
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"reference {place} is no npz file that can be read ({error}); {CURE}"
-        ) from error
-    if not {"mu", "sigma"} <= set(arrays):
-        raise UserError(
-            f"reference {place} holds {', '.join(arrays) or 'nothing'}; expected mu "
-            f"and sigma, as `{COMMAND}`, pytorch-fid and clean-fid write them"
-        )
-    # "mu/G" names a group; what follows `mu` is the same for all its arrays.
-    ends = [name.removeprefix("mu") for name in arrays if name.startswith("mu/")]
-    texts = {name: str(arrays[name]) for name in ("resize", "net") if name in arrays}
-    whole = _gaussian(place, arrays, "")
-    features = None
-    if "features" in arrays:
-        features = _numbers(place, arrays, "features", None, len(whole.mean))
-    groups = {end[1:]: _gaussian(place, arrays, end) for end in ends}
-    return Reference(whole, groups, features, **texts)
-
-
-def check_fits(reference: Reference, name: str, extract: Extractor) -> None:
-    """Refuses statistics that our features cannot be compared with.
-
-    Args:
-        name: of the file, for messages.
-
-    Raises:
-        UserError: if dimensions, resizing or network differ.
-    """
-    there = len(reference.whole.mean)
-    if there != extract.width:
-        raise UserError(
-            f"reference {name} has {there} dimensions, Inception's features here "
-            f"{extract.width}; {CURE}"
-        )
-    if reference.resize not in (None, extract.resize):
-        raise UserError(
-            f"reference {name} is of {reference.resize} resizing, eval.fid.resize is "
-            f"{extract.resize}; make one of them the other"
-        )
-    # A file of others does not name its network, and is taken for the published one.
-    if (reference.net or "another") != extract.net_sha256 and (
-        reference.net is not None or extract.net_sha256 == "random"
-    ):
-        raise UserError(
-            f"reference {name} is of other weights of Inception "
-            f"({(reference.net or 'unknown')[:12]} there, {extract.net_sha256[:12]} "
-            f"here); make it by `{COMMAND} --weights=DIR` with the weights of "
-            "eval.weights"
-        )
-
-
 def _make_parser() -> argparse.ArgumentParser:
     parser = cli.make_command_parser("flowtok_jax.eval.reference", __doc__)
     add = parser.add_argument
@@ -257,17 +135,21 @@ def find_images(where: str, size: int) -> Records:
         UserError: if there are none.
     """
     # A folder may be called "shapes": what exists wins over a source's name.
-    root = pathlib.Path(where)
-    if re.split("[:,@]", where)[0] in sources.KINDS and not root.exists():
+    found = list(map(pathlib.Path, globs.find_paths(where)))
+    if not found and re.split("[:,@]", where)[0].strip() in KINDS:
         return open_images(where, key="--images", image_size=size or 32, seed=0)
-    found = root.rglob("*") if root.is_dir() else map(pathlib.Path, glob.glob(where))
-    paths = sorted(p for p in found if p.suffix[1:].lower() in images.EXTENSIONS)
+    paths = [path for path in found if path.suffix[1:].lower() in images.EXTENSIONS]
+    if len(found) == 1 and found[0].is_dir():
+        groups = Listing(found[0], CaptionOptions()).groups.values()
+        files = itertools.chain.from_iterable(groups)
+        # A format that cannot be decoded is rejected by name, and counted.
+        paths = [file.path for file in files if file.kind in ("image", "picture")]
     if not paths:
         raise UserError(
             f"--images={where} has no image; expected a folder of them, a quoted glob "
             "such as 'photos/*.png', or a source such as tars:GLOB"
         )
-    return ImageFiles(paths)
+    return ImageFiles(sorted(paths))
 
 
 class ImageReader:
@@ -301,9 +183,10 @@ def _whole(record: Record) -> Pixels:
 
 
 def _folders(records: Records, where: str) -> list[str]:
-    if not (isinstance(records, ImageFiles) and pathlib.Path(where).is_dir()):
+    found = globs.find_paths(where)
+    if not (isinstance(records, ImageFiles) and pathlib.Path(*found[:1]).is_dir()):
         raise UserError(f"--by_folder: --images={where} is no folder of images")
-    inner = (path.relative_to(where).parts for path in records.paths)
+    inner = (path.relative_to(found[0]).parts for path in records.paths)
     return [parts[0] if len(parts) > 1 else "" for parts in inner]
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flowtok_jax.data.folder import karpathy_rows
+from flowtok_jax.data.karpathy import karpathy_rows
 from flowtok_jax.eval.captions import Scores, score_captions
 from flowtok_jax.eval.real import image_id
 from flowtok_jax.runtime import cli

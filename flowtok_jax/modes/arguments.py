@@ -106,7 +106,7 @@ class Arguments:
         """
         config = self.config()
         start = self.flags.checkpoint
-        if start and config.init_from not in ("", start):
+        if start and config.init_from and to_place(start) != to_place(config.init_from):
             raise UserError(
                 f"--checkpoint={start} and init_from={config.init_from} differ; "
                 "training starts from one place: give one of them"
@@ -134,6 +134,7 @@ class Arguments:
         """
         overrides = config_flags.get_override_values(self.flags["config"])
         config_files.drop_overridden(config, overrides)
+        config_files.check_values(config)
         if not config.init_config:
             return
         starts_elsewhere = config.init_from and not self.flags.checkpoint
@@ -157,9 +158,7 @@ class Arguments:
                 "--config=FILE, or --checkpoint=DIR beside it"
             )
         config = self.weights.config
-        for change in self.changes:
-            config_files.check_key(config, change.partition("=")[0])
-        argv = ["main", *self.changes]
+        argv = ["main", *config_files.check_changes(config, self.changes)]
         values = flags.FlagValues()
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
@@ -168,4 +167,5 @@ class Arguments:
             values(argv)
         except (flags.Error, ValueError, TypeError) as error:
             raise config_files.flag_error(error) from error
+        config_files.check_values(config)
         return config

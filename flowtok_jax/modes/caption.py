@@ -15,10 +15,11 @@ from collections.abc import Callable
 import numpy as np
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.records import BadRecord
+from flowtok_jax.data.records import BadRecord, printable
 from flowtok_jax.modes.arguments import Arguments
-from flowtok_jax.modes.sample import random_tower_note
+from flowtok_jax.modes.sample import SLICE, random_tower_note
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.batches import long_slices
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.errors import UserError
 
@@ -48,32 +49,37 @@ def caption(
     Raises:
         UserError: where no file matches the pattern.
     """
+    pattern = os.path.expanduser(pattern)
     found = [pattern, *glob.glob(pattern, recursive=True)]
     paths = sorted({p for p in map(pathlib.Path, found) if p.is_file()})
     if not paths:
         folder = pattern if any(map(os.path.isdir, found)) else "photos"
         raise UserError(
-            f"--images={pattern} matches no file; expected a path or a quoted glob "
-            f"such as '{folder}/*.png'"
+            f"--images={printable(pattern)} matches no file; expected a path or a "
+            f"quoted glob such as '{printable(folder)}/*.png'"
         )
     centre = CentreReader(flowtok.nets.tokenizer.image_size)
-    readable = []
-    images = []
+    done = 0
     failed = 0
-    for path in paths:
-        try:
-            images.append(centre(file_record(path)))
-            readable.append(path)
-        except BadRecord as bad:
-            failed += 1
-            logging.error("%s is not a readable image: %s", path, bad.reason)
-    captions = []
-    if images:
-        pixels = np.stack(images).astype(np.float32) / 255
-        captions = flowtok.image_to_text(pixels, seed)
-    for path, text in zip(readable, captions, strict=True):
-        line = {"file": str(path), "caption": text}
-        say(json.dumps(line) if as_json else f"{path}: {text}")
+    for rows in long_slices(len(paths), SLICE * flowtok.caption.batch_size):
+        readable = []
+        images = []
+        for path in paths[rows]:
+            try:
+                images.append(centre(file_record(path)))
+                readable.append(path)
+            except BadRecord as bad:
+                failed += 1
+                shown = printable(str(path))
+                logging.error("%s is not a readable image: %s", shown, bad.reason)
+        captions = []
+        if images:
+            pixels = np.stack(images).astype(np.float32) / 255
+            captions = flowtok.image_to_text(pixels, seed, done)
+        done += len(images)
+        for path, text in zip(readable, captions, strict=True):
+            line = {"file": str(path), "caption": text}
+            say(json.dumps(line) if as_json else f"{printable(str(path))}: {text}")
     if failed:
         logging.error("%d of %d files could not be read", failed, len(paths))
     return failed

@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
+from flowtok_jax.data.loader import caption_options
 from flowtok_jax.data.records import Records
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.transforms import Filters
@@ -74,6 +77,7 @@ def pretokenize(config: ConfigDict, out: Place) -> dict[str, Any]:
         image_size=config.tokenizer.image_size,
         seed=config.train.seed,
         cache=config.data.cache,
+        captions=caption_options(config),
     )
     writer = make_writer(config, out, records)
     params = _read_tokenizer(config, nets)
@@ -123,7 +127,11 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
 
 def _describe(config: ConfigDict, records: int, digest: str) -> dict[str, Any]:
     """Returns what the bytes of shards of so many records depend on."""
+    options = caption_options(config)
+    # A folder that was begun before there were options goes on with the usual ones.
+    chosen = {} if options == CaptionOptions() else {"captions": asdict(options)}
     return {
+        **chosen,
         "source": config.data.train,
         "records": records,
         "seed": config.train.seed,  # of generated scenes

@@ -38,6 +38,16 @@ def filled(rows: np.ndarray, size: int) -> np.ndarray:
     return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 
+def long_slices(count: int, size: int) -> Iterator[slice]:
+    """Splits rows into slices of `size`; the last one may be nearly twice as long.
+
+    A short one at the end would need a program of its own.
+    """
+    starts = range(0, max(count - size, 0) + 1, size)
+    for start in starts:
+        yield slice(start, count if start == starts[-1] else start + size)
+
+
 def one_ahead(started: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
     """Yields what programs computed, as NumPy arrays, in order.
 

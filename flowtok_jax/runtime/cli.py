@@ -116,7 +116,10 @@ def wrap_text(text: str, start: str) -> list[str]:
 
 def say(line: str) -> None:
     """Writes a result to stdout at once, so that a pipe sees it while we work on."""
-    sys.stdout.write(line + "\n")
+    # What a terminal cannot show is escaped there, as Python does on stderr.
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = line.encode(encoding, "backslashreplace").decode(encoding)
+    sys.stdout.write(shown + "\n")
     sys.stdout.flush()
 
 

@@ -4,6 +4,8 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import math
+import operator
 import pathlib
 import re
 import runpy
@@ -14,8 +16,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, short_repr
 from flowtok_jax.runtime.files import flatten
+from flowtok_jax.runtime.paths import expand_path
+
+SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHARE = _PACKAGE / "share"
@@ -34,7 +39,7 @@ def find_config(value: str) -> str:
     """
     path, colon, variant = value.partition(":")
     configs = HOME / "configs"
-    for place in (pathlib.Path(path), HOME / path, configs / path):
+    for place in (pathlib.Path(expand_path(path)), HOME / path, configs / path):
         if place.is_file():
             return f"{place}{colon}{variant}"
     names = sorted(f"configs/{p.name}" for p in configs.glob("[!_]*.py"))
@@ -135,25 +140,81 @@ def flag_error(error: Exception) -> UserError:
     return UserError(text)
 
 
-def check_config_flags(argv: list[str]) -> None:
+def check_config_flags(argv: list[str]) -> list[str]:
     """Refuses keys and variants that a config file does not have.
 
     ml_collections would raise too, with a traceback and without the file's keys.
 
     Args:
         argv: arguments as `find_configs` returns them.
+
+    Returns:
+        The arguments, see `check_changes`.
     """
     path, _, variant = named_config(argv).partition(":")
-    if not path:
-        return
-    config = _run_config(path, variant)
+    return check_changes(_run_config(path, variant), argv) if path else argv
+
+
+def check_changes(config: ConfigDict, argv: list[str]) -> list[str]:
+    """Refuses flags --config.KEY=VALUE of keys that a config does not have, and tuples
+    of other things than the config's.
+
+    Returns:
+        The arguments, with tuples written as Python writes them.
+    """
+    checked = []
     for argument in argv:
-        if argument.startswith("--config."):
-            check_key(config, argument.partition("=")[0])
+        flag, equals, given = argument.partition("=")
+        if flag.startswith("--config."):
+            like = check_key(config, flag)
+            if isinstance(like, tuple) and equals:
+                argument = f"{flag}={_read_tuple(flag, given, like)!r}"
+        checked.append(argument)
+    return checked
 
 
-def check_key(config: ConfigDict, flag: str) -> None:
-    """Refuses a flag --config.KEY of a key that the config does not have."""
+def _read_tuple(flag: str, given: str, like: tuple) -> tuple:
+    """Reads a tuple of the same kind of things; brackets and quotes may be absent.
+
+    ml_collections would take anything for it: "0.5,x", None, a dict, and texts without
+    quotes as one text with a comma.
+    """
+    inner = given.strip()
+    if inner[:1] + inner[-1:] in ("()", "[]"):
+        inner = inner[1:-1]
+    parts = [part.strip() for part in inner.split(",")]
+    parts = parts[:-1] if not parts[-1] else parts  # "(4,)", and "" for no values
+    if not like or isinstance(like[0], str):
+        return tuple(part.strip("\"'") for part in parts)
+    is_whole = all(isinstance(value, int) for value in like)
+    try:
+        values = tuple(map(int if is_whole else _number, parts))
+    except ValueError as error:
+        kind = "whole numbers" if is_whole else "numbers"
+        raise UserError(
+            f"{flag}={given}: expected {kind}, as in {','.join(map(str, like))}"
+        ) from error
+    if not is_whole and len(values) != len(like):  # a range, or a pair of decays
+        raise UserError(
+            f"{flag}={given}: expected {len(like)} numbers, as in "
+            f"{','.join(map(str, like))}"
+        )
+    return values
+
+
+def _number(text: str) -> float:
+    """Reads a number that Python can read back; its "inf" is a name to itself."""
+    if math.isnan(number := float(text)):
+        raise ValueError(text)
+    return max(-sys.float_info.max, min(number, sys.float_info.max))
+
+
+def check_key(config: ConfigDict, flag: str) -> Any:
+    """Returns the value of the key that a flag --config.KEY changes.
+
+    Raises:
+        UserError: for a key that the config does not have.
+    """
     section = config
     path = []
     for name in flag.removeprefix("--config.").split("."):
@@ -165,6 +226,44 @@ def check_key(config: ConfigDict, flag: str) -> None:
             )
         section = section[name]
         path.append(name)
+    return section
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuses values that no stage can use: seeds that are none, and no stages.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value in flatten(config.to_dict()).items():
+        if key.rpartition(".")[2] == "seed":
+            check_seed(key, value)
+    if not config.stages:
+        raise UserError("stages is empty; expected at least one, as in t2i")
+
+
+def check_seed(name: str, value: Any) -> int:
+    """Validates a seed and returns it as a Python int, with the value that it had.
+
+    JAX would take a seed of 2**32 as 0 and NumPy would refuse -1, so that one number
+    would mean different things in different places.
+
+    Args:
+        name: what the user calls it: a flag, a key of the config or an argument.
+        value: any integer, of NumPy or JAX too; True and False are none.
+
+    Raises:
+        UserError: if it is no integer from 0 to 2**32 - 1.
+    """
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        seed = -1
+    if isinstance(value, bool) or not 0 <= seed < SEEDS:
+        raise UserError(
+            f"{name} is {short_repr(value)}; expected an integer from 0 to 2**32 - 1"
+        )
+    return seed
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Errors that a user can mend, as against bugs."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 
 
@@ -35,6 +36,15 @@ def reason_of(error: Exception) -> str:
     """
     told = getattr(error, "strerror", None) or str(error).strip()
     return (told.splitlines() or [type(error).__name__])[0]
+
+
+def short_repr(value: object) -> str:
+    """Returns the start of a value's repr, on one line of text that can be printed."""
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except Exception:  # whatever a value's own method may raise
+        text = "?"
+    return text[:80].encode(errors="backslashreplace").decode()
 
 
 def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> None:

@@ -22,6 +22,7 @@ import fsspec
 from etils import epath
 
 from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
+from flowtok_jax.runtime.paths import expand_path
 
 Place = pathlib.Path | epath.Path
 LOCK = "lock.json"  # in a folder that a run has for itself, see runtime/lock.py
@@ -35,7 +36,7 @@ def to_place(path: str | Place) -> Place:
         UserError: if the path is of another store, or the store cannot be reached.
     """
     # A drive letter of Windows is one letter, a scheme has more.
-    text = str(path)
+    text = expand_path(str(path))
     if not re.match(r"\w{2,}:/", text):
         return pathlib.Path(text)
     if not re.match("gs://[^/]", text):

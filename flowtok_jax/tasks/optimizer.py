@@ -50,9 +50,11 @@ def make_optimizer(
         clip_norm: bound of the gradient's global norm, before Adam sees the gradient.
         moments: dtype in which both moments are kept between steps.
     """
-    if len(betas) != 2:  # one alone would make optax take eps for the other
+    # One alone would make optax take eps for the other; at 1 updates are not finite.
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(
-            f"optimizer.betas is {betas}; expected two numbers, as in (0.9,0.95)"
+            f"optimizer.betas is {betas}; expected two numbers from 0 to below 1, as "
+            "in (0.9,0.95)"
         )
     adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay)
     if moments not in MOMENTS:

@@ -1,9 +1,13 @@
 import csv
 import json
+import logging
+import os
 
 import pytest
 
-from flowtok_jax.data.folder import open_folder, open_karpathy
+from flowtok_jax.data.captions import CaptionOptions
+from flowtok_jax.data.folder import open_folder
+from flowtok_jax.data.karpathy import open_karpathy
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.runtime.errors import UserError
@@ -62,6 +66,7 @@ def test_dirty_files_have_their_reasons(folder):
     assert found["1"] == "bad_text_encoding"
     assert found["2"] == "duplicate_member"
     assert found["3"] == "missing_caption"
+    assert open_folder(str(folder)).passed_over == {}
 
 
 def test_metadata_in_json_lines(folder):
@@ -108,7 +113,7 @@ def test_metadata_in_csv(folder):
         "0.jpg": ('zero, "quoted"',),
         "1.jpg": "empty_caption",
         "metadata.csv:4": "bad_text_encoding",
-        "metadata.csv:5": "bad_json",
+        "metadata.csv:5": "bad_row",
     }
     assert records[0].metadata == {"pwatermark": "0.25"}
 
@@ -133,6 +138,9 @@ def test_folders_that_cannot_be(tmp_path):
         open_folder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="is empty"):
         open_folder(str(tmp_path))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(UserError, match="is a file; expected its folder"):
+        open_folder(f"{tmp_path}/metadata.csv")
     with pytest.raises(UserError, match="local files only"):
         open_folder("gs://bucket/folder")
 
@@ -188,3 +196,226 @@ def test_karpathy_strings_that_cannot_be(coco):
     coco.write_text("[1]")
     with pytest.raises(UserError, match="is not Karpathy's JSON"):
         open_karpathy(f"{coco}:{images}:test")
+
+
+def write_images(root, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(made.jpeg())
+
+
+def test_metadata_lie_at_any_depth(tmp_path):
+    write_images(tmp_path, "train/a.jpg", "train/in/b.jpg", "val/c.jpg", "val/d.jpg")
+    rows = '{"file_name": "a.jpg", "text": "a"}\n{"file_name": "in/b.jpg", "text": "b"}'
+    (tmp_path / "train" / "metadata.jsonl").write_text(rows)
+    (tmp_path / "val" / "metadata.csv").write_text("file_name;text\nc.jpg;c\n")
+    (tmp_path / "val" / "d.txt").write_text("d")  # beside what metadata names
+    records = open_folder(str(tmp_path))
+    assert outcomes(records) == {
+        "a.jpg": ("a",),
+        "b.jpg": ("b",),
+        "c.jpg": ("c",),
+        "d": ("d",),
+    }
+    assert records.passed_over == {}
+
+
+def test_images_that_no_metadata_names_are_counted(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg", "in/c.jpg")
+    (tmp_path / "a.txt").write_text("not read")
+    (tmp_path / "readme.txt").write_text("no caption")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.jpg,a\n")
+    records = open_folder(str(tmp_path))
+    assert outcomes(records) == {"a.jpg": ("a",)}
+    assert records.passed_over == {"image that no metadata names": 2, ".txt": 2}
+
+
+def test_two_metadata_files_of_a_folder_are_refused(folder):
+    (folder / "metadata.csv").write_text("file_name,text\n0.jpg,zero\n")
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.jpg", "text": "other"}')
+    with pytest.raises(UserError, match=r"has two of metadata.jsonl, .*keep one"):
+        open_folder(str(folder))
+
+
+def test_two_captions_of_a_row_are_refused_until_one_is_chosen(folder):
+    rows = [
+        {"file_name": "0.jpg", "text": "zero", "caption": "zero"},
+        {"file_name": "1.jpg", "text": "one", "caption": "uno"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        UserError,
+        match="jsonl:2 has different texts under caption and text; .*_keys=caption",
+    ):
+        open_folder(str(folder))
+    records = open_folder(str(folder), CaptionOptions(keys=("text",)))
+    assert records[1].captions == ("one",)
+    assert records[1].metadata == {"caption": "uno"}
+
+
+def test_names_written_elsewhere_find_their_files(tmp_path):
+    write_images(tmp_path, "sub/a.png", "b.JPG", "cafe\u0301.jpg", "d\\e.jpg")
+    lines = [
+        "file_name,text",
+        "sub\\a.png,a",
+        "B.jpg,b",
+        "café.jpg,c",
+        "d\\e.jpg,d",
+        f"{tmp_path}/sub/a.png,absolute",
+        "..\\a.png,x",
+        "sub\\..\\..\\a.png,x",
+        "C:\\photos\\a.png,x",
+        "\\\\host\\a.png,x",
+        "a\0.png,x",
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    found = open_folder(str(tmp_path)).read_many(range(10))
+    texts = [record.captions[0] for record in found[:5]]
+    assert texts == ["a", "b", "c", "d", "absolute"]
+    reasons = [bad.reason for bad in found[5:]]
+    assert reasons == ["unsafe_name"] * 4 + ["missing_image"]
+
+
+def test_accents_pair_however_they_are_written(tmp_path):
+    write_images(tmp_path, "cafe\u0301.jpg")
+    (tmp_path / "café.txt").write_text("a cup")
+    assert open_folder(str(tmp_path))[0].captions == ("a cup",)
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    write_images(tmp_path, "root/a.jpg", "other/b.jpg", "far/c.jpg")
+    for name in ("root/a", "other/b", "far/c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    root = tmp_path / "root"
+    (root / "link").symlink_to(tmp_path / "other")
+    (root / "twice").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "up").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "dead.jpg").symlink_to(tmp_path / "absent.jpg")
+    (root / "far.jpg").symlink_to(tmp_path / "far" / "c.jpg")
+    (root / "far.txt").symlink_to(tmp_path / "far" / "c.txt")
+    (root / "dead.txt").write_text("x")
+    records = open_folder(str(root))
+    assert outcomes(records) == {
+        "a": ("root/a",),
+        "b": ("other/b",),
+        "dead": "missing_image",
+        "far": ("far/c",),
+    }
+    assert records.passed_over == {
+        "link to a folder already read": 2,
+        "no extension": 1,
+    }
+
+
+def test_what_cannot_be_opened_is_counted(folder, monkeypatch):
+    (folder / "0.txt").write_text("zero")
+    os.mkfifo(folder / "pipe.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if path.name == "sub.dir":
+            raise PermissionError(path)
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    records = open_folder(str(folder))
+    assert records.passed_over == {
+        "pipe, socket or device": 1,
+        "folder that cannot be read": 1,
+    }
+
+
+def test_pictures_of_other_formats_are_named_by_these(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.SVG", "c.heic", "in/d.psd", "a.cr2", "a.HEIC")
+    for name in ("a", "b", "e"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "e.npz").write_bytes(b"")
+    records = open_folder(str(tmp_path))
+    assert outcomes(records) == {
+        "a": ("a",),
+        "b.SVG": "unsupported_image",
+        "c.heic": "unsupported_image",
+        "d.psd": "unsupported_image",
+        "e.npz": "wrong_extension",
+    }
+    assert records.passed_over == {".heic": 1, ".cr2": 1}
+    rows = [{"file_name": name, "text": name} for name in ("b.SVG", "no.svg", "a.jpg")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert outcomes(open_folder(str(tmp_path))) == {
+        "b.SVG": "unsupported_image",
+        "no.svg": "missing_image",
+        "a.jpg": ("a.jpg",),
+    }
+
+
+def test_json_beside_an_image_has_its_caption_if_no_text_has(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    (tmp_path / "a.json").write_text('{"caption": "a", "width": 9}')
+    (tmp_path / "b.json").write_text('{"caption": "not read"}')
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    (tmp_path / "d.json").write_text('{"shapes": []}')
+    records = open_folder(str(tmp_path))
+    assert outcomes(records) == {
+        "a": ("a",),
+        "b": ("b",),
+        "c": "bad_json",
+        "d": "missing_caption",
+    }
+    assert records[0].metadata["width"] == 9
+    assert records.passed_over == {".json": 1}
+
+
+def test_all_that_lies_there_is_counted(folder, caplog):
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    (folder / "0.recap_txt").write_text("The image shows more")
+    for name in ("notes.md", "0.npz", "all.json", "LICENSE", ".hidden", "x.md"):
+        (folder / name).write_bytes(b"")
+    (folder / "@eaDir").mkdir()
+    with caplog.at_level(logging.INFO):
+        records = open_folder(str(folder))
+    passed = {".md": 2, ".npz": 1, ".json": 1, "no extension": 1, "hidden": 2}
+    assert records.passed_over == passed
+    assert len(records) == 5  # of 5 images, 3 captions and a recaption
+    files = [path for path in folder.rglob("*") if path.name != "sub.dir"]
+    assert len(files) == 5 + 3 + 1 + sum(passed.values())
+    assert f"folder:{folder}: 5 records; other files there: " in caplog.text
+    assert "2 .md" in caplog.text
+
+
+def test_a_folder_of_which_nothing_can_be_used_is_refused(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.svg")
+    (tmp_path / "captions.json").write_text("{}")
+    with pytest.raises(UserError) as found:
+        open_folder(str(tmp_path))
+    assert str(found.value) == (
+        f"source folder:{tmp_path} has no record that can be used: missing_caption 1, "
+        f"first {tmp_path}/a, unsupported_image 1, first {tmp_path}/b.svg; expected "
+        "a.jpg with a.txt or a.caption beside it, or metadata.jsonl with file_name and "
+        "caption; other files there: 1 .json"
+    )
+
+
+def test_a_folder_of_empty_captions_is_refused_by_its_reasons(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\ufeff \u200b")
+    source = make_source(f"folder:{tmp_path}", image_size=16, seed=0)
+    with pytest.raises(UserError, match="none of the 2 records .*: empty_caption 2, f"):
+        source[0]
+
+
+def test_a_karpathy_row_of_another_form_is_a_broken_record(coco):
+    content = json.loads(coco.read_text())
+    content["images"] += [
+        {"split": "test", "filename": None, "sentences": None},
+        {"split": "test", "filename": "4.jpg", "filepath": "val2014", "sentences": [1]},
+        {"split": "test", "filename": "../../4.jpg"},
+        {"split": 7},
+    ]
+    coco.write_text(json.dumps(content))
+    found = open_karpathy(f"{coco}:{coco.parent}/images:test").read_many(range(2, 5))
+    reasons = [bad.reason for bad in found]
+    assert reasons == ["missing_caption", "missing_caption", "unsafe_name"]

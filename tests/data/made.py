@@ -33,13 +33,14 @@ def jpeg(seed: int = 0, width: int = 40, height: int = 30) -> bytes:
     return encode(picture(width, height, seed), "JPEG", quality=95)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG file that claims a size and holds nothing of it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from flowtok_jax.data import prepare, shards
+from flowtok_jax.data import captions, prepare, shards
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.sources import make_source
 from tests.data import made
 from tests.run import own_logging
@@ -12,6 +13,7 @@ from tests.run import own_logging
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
+    captions.log_once.cache_clear()
     with own_logging():
         yield
 
@@ -214,3 +216,40 @@ def test_help_lists_the_sources(capsys):
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
     assert "karpathy:JSON:IMAGEDIR:SPLIT" in capsys.readouterr().out
+
+
+def test_captions_are_read_as_asked(run, tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for i, name in enumerate(["a.cap", "b.cap", "c.txt"]):
+        (folder / name).write_bytes(b"\xef\xbb\xbfone\r\ntwo words\n")
+        (folder / f"{name[0]}.jpg").write_bytes(made.jpeg(i))
+    (folder / "notes.md").write_text("x")
+    flags = ("--captions=first_line", "--caption_extensions=cap")
+    status, result, stderr = run(f"folder:{folder}", *flags)
+    assert (status, result) == (0, {"records": 2, "rejected": {"missing_caption": 1}})
+    assert "captions: first_line (data.captions) of .cap, or keys caption" in stderr
+    assert "of no record\n  .txt                                 1\n" in stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["passed_over"] == {".txt": 1, ".md": 1}
+    assert report["measures"]["lines a caption"]["max"] == 1
+    spec = f"arrayrecord:{tmp_path}/out/*.arrayrecord"
+    assert make_source(spec, image_size=8, seed=0)[1]["caption"] == "one"
+
+    flags = ("--caption_extensions=.cap,txt",)
+    status, result, stderr = run(f"folder:{folder}", *flags, out=tmp_path / "whole")
+    assert (status, result) == (0, {"records": 3, "rejected": {}})
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert report["measures"]["lines a caption"]["max"] == 2
+    # Shards that hold the whole captions are read by the same options.
+    spec = f"arrayrecord:{tmp_path}/whole/*.arrayrecord"
+    first = CaptionOptions("first_line")
+    for options, caption in (({}, "one\r\ntwo words"), ({"captions": first}, "one")):
+        source = make_source(spec, image_size=8, seed=0, **options)
+        assert source[0]["caption"] == caption
+
+
+def test_caption_flags_that_cannot_be(run, tmp_path):
+    made.write_folder(tmp_path / "x", 2)
+    line = complaint(run(f"folder:{tmp_path}/x", "--captions=first"))
+    assert "data.captions is 'first'; expected one of whole, first_line" in line

@@ -1,6 +1,6 @@
 import pytest
 
-from flowtok_jax.data.records import BadRecord, RejectCounter, caption_list
+from flowtok_jax.data.records import RejectCounter
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -50,29 +50,3 @@ def test_what_is_not_wanted_is_not_broken():
     counter = RejectCounter(max_fraction=0.1, patience=10)
     counter.add([("filtered_size", f"x{i}") for i in range(90)], 10)
     assert counter.counts["filtered_size"] == 90
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted"),
-    [("a ", ("a",)), (["a", " ", "b"], ("a", "b"))],
-)
-def test_captions_of_json(value, wanted):
-    assert caption_list(value, "it") == wanted
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (None, "missing_caption"),
-        (7, "missing_caption"),
-        ([], "missing_caption"),
-        (["a", 7], "missing_caption"),
-        ("", "empty_caption"),
-        ([" "], "empty_caption"),
-        (["a", "\ud800"], "bad_text_encoding"),
-    ],
-)
-def test_what_is_no_caption(value, reason):
-    with pytest.raises(BadRecord) as found:
-        caption_list(value, "it")
-    assert found.value.reason == reason

@@ -5,9 +5,11 @@ import grain
 import numpy as np
 import pytest
 
+from flowtok_jax.data import sources
 from flowtok_jax.data.examples import Mixture, RecordSource, collate
 from flowtok_jax.data.records import BadRecord, Record, Records
-from flowtok_jax.data.sources import Shapes, make_source, parse_sources
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import Shapes, make_records, make_source
 from flowtok_jax.data.transforms import ImageTransform
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
@@ -38,43 +40,6 @@ def examples(length, broken=(), name="r", seed=0, **options):
         seed=seed,
         **options,
     )
-
-
-def test_the_grammar():
-    text = "tars:{a,b}/{0..3}.tar@2,folder:x@1e-1,shapes,karpathy:a:b:c,shapes:seen"
-    assert [tuple(part) for part in parse_sources(text)] == [
-        ("tars", "{a,b}/{0..3}.tar", 2.0),
-        ("folder", "x", 0.1),
-        ("shapes", "", None),
-        ("karpathy", "a:b:c", None),
-        ("shapes", "seen", None),
-    ]
-    assert parse_sources("tars:gs://b/x@y/*.tar")[0].arguments == "gs://b/x@y/*.tar"
-
-
-@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", ""])
-def test_weights_that_cannot_be(weight):
-    with pytest.raises(UserError, match=f"has the weight '{weight}'"):
-        parse_sources(f"shapes@{weight}")
-
-
-@pytest.mark.parametrize("spec", ["", ",shapes", "shapes,", ":x"])
-def test_no_kind_is_refused_with_what_there_is(spec):
-    with pytest.raises(UserError, match="^no source of data named; .*tars.*folder:"):
-        parse_sources(spec)
-
-
-@pytest.mark.parametrize("spec", ["webdata:x", "shape", "photos"])
-def test_kinds_that_are_not_known(spec):
-    with pytest.raises(
-        UserError, match="is of kind .*; expected one of shapes, folder, tars"
-    ):
-        parse_sources(spec)
-
-
-def test_a_source_without_arguments_is_refused():
-    with pytest.raises(UserError, match="says not of what"):
-        parse_sources("folder")
 
 
 def test_one_source_is_itself_whatever_its_weight():
@@ -175,7 +140,9 @@ def test_a_bad_record_is_replaced_within_its_part():
 
 
 def test_a_source_of_bad_records_alone_stops():
-    with pytest.raises(UserError, match=r"9 records in a row.*\(r0\).*of empty_file"):
+    with pytest.raises(
+        UserError, match="none of the 5 records .*: empty_file 5, first r0; mend"
+    ):
         examples(5, range(5), tries=9)[0]
 
 
@@ -239,7 +206,43 @@ def test_transform_options_reach_the_images(tmp_path):
     wide = make_source(spec, image_size=8, seed=0, transform={"crop": "random"})
     assert (wide.read(0, 0)["image"] != wide.read(1, 0)["image"]).any()
     square = make_source(spec, image_size=8, seed=0, filters={"aspect": (0.5, 2)})
-    with pytest.raises(UserError, match="because of filtered_aspect"):
+    with pytest.raises(
+        UserError, match="filtered_aspect 1, first .*or loosen data.filters"
+    ):
         square.read(0, 0)
     with pytest.raises(TypeError):
         make_source(spec, image_size=8, seed=0, transform={"krop": "random"})
+
+
+@pytest.mark.parametrize("aspect", [(2, 0.5), (1,), (1, 2, 3), ("a", "b"), "ab"])
+def test_a_range_of_aspects_that_is_none_is_refused(tmp_path, aspect):
+    made.write_tar(tmp_path / "0.tar", made.pairs(1))
+    options = {"image_size": 8, "seed": 0, "cache": str(tmp_path)}
+    with pytest.raises(
+        UserError, match=r"data\.filters\.aspect is .*as in \(0\.5, 2\)"
+    ):
+        make_source(f"tars:{tmp_path}/0.tar", filters={"aspect": aspect}, **options)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64, True])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(UserError, match="^seed is .*; expected an integer from 0"):
+        make_source("shapes", image_size=8, seed=seed)
+    (part,) = parse_sources("shapes")
+    with pytest.raises(UserError, match="^seed is .*; expected an integer from 0"):
+        make_records(part, image_size=8, seed=seed)
+
+
+def test_the_largest_seed_draws_and_orders_as_any_other():
+    spec = "shapes@3,shapes:seen"
+    last, first = (make_source(spec, image_size=8, seed=s) for s in (2**32 - 1, 0))
+    position, index = last.picks(2**32 - 1)[7]
+    assert last.picks(2**32 - 1)[7] == (7, index)
+    one, other = (source.read(position, index) for source in (last, first))
+    assert (one["image"] != other["image"]).any()
+
+
+def test_a_remote_cache_is_refused(monkeypatch):
+    monkeypatch.setattr(sources, "to_place", lambda path: path)  # asks no store
+    with pytest.raises(UserError, match=r"data\.cache = gs://b/x is remote"):
+        make_source("tars:x.tar", image_size=8, seed=0, cache="gs://b/x")

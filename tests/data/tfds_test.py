@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 
+from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.tfds import Tfds
 from flowtok_jax.runtime.errors import UserError
@@ -71,6 +72,13 @@ def test_records_have_five_captions_and_the_files_bytes(tiny):
     assert record.captions == tuple(f"test 1 {j}" for j in range(5))
     assert record.image == made.jpeg(1)
     assert record.metadata == {"image_id": 101}
+
+
+def test_captions_are_read_by_the_options(tiny):
+    records = Tfds(f"{tiny}:test", CaptionOptions("first_line", ("prompt",)))
+    assert records[1].captions[0].startswith("test")
+    records._rows = [{"image": made.jpeg(), "prompt": b"\xef\xbb\xbfone\ntwo"}]
+    assert records[0].captions == ("one",)
 
 
 def test_splits_are_joined_and_cut(tiny):

@@ -165,6 +165,12 @@ def test_no_caption_is_a_bad_record():
             {"aesthetic_score": float("nan")},
             "missing_metadata",
         ),
+        (
+            {},
+            (40, 40),
+            {"original_width": 10**400, "original_height": 5},
+            "missing_metadata",
+        ),
         ({"max_watermark": 0.5}, (40, 40), {"pwatermark": 0.5}, None),
         ({"max_watermark": 0.5}, (40, 40), {"pwatermark": 0.51}, "filtered_watermark"),
         ({"max_watermark": 0.5}, (40, 40), {"pwatermark": None}, "missing_metadata"),

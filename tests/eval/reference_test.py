@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,16 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowtok_jax.data import images
 from flowtok_jax.eval import reference
-from flowtok_jax.eval.reference import check_fits, read_reference
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.eval.reference_file import read_reference
 from tests import run
 from tests.eval import fake
-from tests.eval.features_test import by_hand, extractor
+from tests.eval.features_test import by_hand
 
 COUNT = 30
-UNIT = {"mu": np.zeros(2), "sigma": np.eye(2)}
-NPY = b"\x93NUMPY\1\0v\0{'descr': '<f8', 'fortran_order': False, 'shape': (0,)}"
 
 
 def write_images(folder, count=COUNT, seed=0):
@@ -96,6 +93,51 @@ def test_broken_images_are_counted_and_left_out(make, tmp_path):
         assert_statistics(file, [x for i, x in enumerate(images) if i not in (4, 9)])
 
 
+def test_images_of_every_size_mode_and_name_count(make, tmp_path):
+    """Grey, palettes, alpha, 16 bits, `.JPG`, one pixel, a sliver, beside the rest."""
+    folder = tmp_path / "set"
+    pictures = write_images(folder, 3)
+    grey = Image.fromarray(pictures[0][..., 0])
+    deep = Image.fromarray(pictures[1][..., 0].astype(np.uint16) * 257)
+    clear = Image.new("LA", (30, 50), (7, 0))
+    odd = {
+        "grey.png": grey,
+        "photo.JPG": grey,
+        "photo.Jpeg": Image.fromarray(pictures[2]),
+        "line.PNG": grey.point(lambda v: 255 * (v > 99), "1"),
+        "palette.gif": Image.fromarray(pictures[0]).quantize(16),
+        "clear.png": clear,
+        "deep.png": deep,
+        "ink.tif": Image.fromarray(pictures[0]).convert("CMYK"),
+        "pixel.bmp": Image.new("RGB", (1, 1), "red"),
+        "sliver.webp": Image.new("RGB", (3000, 2), "blue"),
+        "dir/deeper/large.png": Image.new("RGB", (900, 700), "green"),
+    }
+    (folder / "dir" / "deeper").mkdir(parents=True)
+    for name, image in odd.items():
+        image.save(folder / name)
+    (folder / "._photo.JPG").write_bytes(b"a Mac's notes on photo.JPG")
+    out = tmp_path / "x.npz"
+    status, said, stderr = make(f"--images={folder}", f"--out={out}", "--weights=DIR")
+    assert (status, said["rejected"]) == (0, {}), stderr
+    assert said["images"] == len(pictures) + len(odd)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name[0] != ".")
+    pixels = [np.asarray(images.decode(p.read_bytes(), "it")) for p in paths]
+    with np.load(out) as file:
+        assert_statistics(file, pixels)
+    (tmp_path / "album").symlink_to(folder)
+    (folder / "round").symlink_to(folder)
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    flags = f"--images={tmp_path}/album", f"--out={out}", "--weights=DIR"
+    status, again, stderr = make(*flags)
+    assert again == {**said, "rejected": {"unsupported_image": 1}}
+    assert "photo.heic (HEIC)" in stderr
+    (folder / "round").unlink()
+    # A glob at any depth finds the same; a hidden file is none that it names.
+    flags = f"--images={folder}/**/*.*", f"--out={out}", "--weights=DIR"
+    assert make(*flags)[1]["sha256"] == said["sha256"]
+
+
 def test_statistics_of_each_folder(make, tmp_path):
     first = write_images(tmp_path / "set" / "animals")
     second = write_images(tmp_path / "set" / "food", 12, seed=1)
@@ -107,6 +149,18 @@ def test_statistics_of_each_folder(make, tmp_path):
         assert_statistics(file, second, "/food")
     found = read_reference(tmp_path / "ref.npz")
     assert set(found.groups) == {"animals", "food"}
+
+
+def test_a_folder_is_found_by_whatever_it_is_called(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("shapes", "tars:a", "[2024] x, y@2"):
+        write_images(tmp_path / name / "inner", 3)
+        for where in (name, f"~/{name}", f"{tmp_path}/{name}"):
+            flags = f"--images={where}", "--out=x.npz", "--weights=DIR", "--by_folder"
+            status, said, stderr = make(*flags)
+            assert (status, said and said["images"]) == (0, 3), stderr
+            assert set(read_reference(tmp_path / "x.npz").groups) == {"inner"}
 
 
 def test_a_source_of_data_and_legacy_resizing(make, tmp_path):
@@ -159,84 +213,6 @@ def test_an_interrupted_command_ends_in_one_line(make, monkeypatch):
 
     monkeypatch.setattr(reference, "make", interrupted)
     assert make() == (130, None, "interrupted; nothing was written\n")
-
-
-def test_files_of_pytorch_fid_and_clean_fid_are_read(tmp_path):
-    mean, covariance = np.arange(4.0), 2 * np.eye(4)
-    np.savez_compressed(tmp_path / "stats.npz", mu=mean, sigma=covariance)
-    found = read_reference(tmp_path / "stats.npz")
-    np.testing.assert_array_equal(found.whole.mean, mean)
-    np.testing.assert_array_equal(found.whole.covariance, covariance)
-    assert found.features is None
-    described = found.describe()
-    assert described.pop("sha256") == found.digest()
-    assert described == {"images": "unknown", "resize": "unknown", "net": "unknown"}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"feats": np.zeros((3, 4))}, "holds feats; expected mu and sigma"),
-        (
-            {"mu": np.zeros(4), "sigma": np.zeros((3, 3))},
-            "sigma is float64 of shape (3, 3); expected numbers of shape (4, 4)",
-        ),
-        ({"mu": np.zeros((2, 1)), "sigma": np.eye(2)}, "mu is float64 of shape (2, 1)"),
-        (
-            {"mu": np.array(["a"]), "sigma": np.eye(1)},
-            "mu is <U1 of shape (1,); expected",
-        ),
-        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma is not finite"),
-        ({**UNIT, "n": np.zeros(3)}, "n is float64 of shape (3,); expected numbers of"),
-        ({**UNIT, "mu/art": np.zeros(2)}, "has no sigma/art; make it by"),
-        (
-            {**UNIT, "features": np.zeros((5, 3))},
-            "features is float64 of shape (5, 3); expected numbers of shape (any, 2)",
-        ),
-        ({"mu": np.array([{}]), "sigma": np.zeros(1)}, "is no npz file that can be"),
-        (b"PK\3\4 cut short", "is no npz file that can be read"),
-        (NPY, "is no npz file that can be read (File is not a zip file)"),
-    ],
-    ids=str,
-)
-def test_files_of_something_else_are_refused(tmp_path, arrays, message):
-    path = tmp_path / "stats.npz"
-    if isinstance(arrays, bytes):
-        path.write_bytes(arrays)
-    else:
-        np.savez(path, **arrays)
-    with pytest.raises(UserError) as error:
-        read_reference(path)
-    assert message in str(error.value)
-
-
-def test_a_file_that_is_not_there_names_the_command():
-    with pytest.raises(UserError, match=r"not exist; make it by `python -m flowtok"):
-        read_reference(pathlib.Path("nowhere.npz"))
-
-
-def test_statistics_that_do_not_fit_are_refused(tmp_path):
-    def reads(**arrays):
-        sizes = {"mu": np.zeros(4), "sigma": np.eye(4)}
-        np.savez(tmp_path / "x.npz", **{**sizes, **arrays})
-        return read_reference(tmp_path / "x.npz")
-
-    ours = extractor()
-    assert ours.width == fake.FEATURES
-    ours.width = 4
-    check_fits(reads(), "x.npz", ours)
-    check_fits(reads(resize="clean", net=fake.SHA256), "x.npz", ours)
-    for arrays, message in (
-        ({}, "x.npz has 4 dimensions, Inception's features here 2048"),
-        ({"resize": "legacy"}, "is of legacy resizing, eval.fid.resize is clean"),
-        ({"net": "0" * 64}, "is of other weights of Inception .000000000000 there"),
-    ):
-        ours.width = 4 if arrays else 2048
-        with pytest.raises(UserError, match=message):
-            check_fits(reads(**arrays), "x.npz", ours)
-    ours.net_sha256 = "random"
-    with pytest.raises(UserError, match=r"other weights of Inception \(unknown there"):
-        check_fits(reads(), "x.npz", ours)
 
 
 def start(count, *arguments):

@@ -68,3 +68,43 @@ def test_a_path_with_brackets_names_itself_and_a_star_matches_once(caption, tmp_
     for pattern in ("a[1].png", "*.png", "**/*.png"):
         failed, lines = caption(f"{tmp_path}/{pattern}")
         assert (failed, len(lines)) == (0, 1)
+
+
+def test_odd_names_of_files_are_one_line_each(caption, tmp_path):
+    names = ["a\nb.png", "caf\udce9.png", "猫 \u2028.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    failed, lines = caption(f"{tmp_path}/*.png")
+    shown = [r"a\nb.png: ", r"caf\udce9.png: ", r"猫 \u2028.png: "]
+    assert failed == 0
+    for line, name in zip(lines, shown, strict=True):
+        assert line.startswith(f"{tmp_path}/{name}")
+        assert line.encode()
+        assert len(line.splitlines()) == 1
+
+
+def test_a_tilde_inside_quotes_is_the_home_folder(caption, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    failed, lines = caption("~/*.png")
+    assert (failed, len(lines)) == (0, 1)
+
+
+def test_many_files_are_captioned_in_slices_as_if_at_once(
+    flowtok, caption, tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        values = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"broken")
+    monkeypatch.setattr(flowtok, "caption", flowtok.caption._replace(batch_size=2))
+    whole = caption(f"{tmp_path}/*.png")
+    seen = []
+    draw = flowtok.image_to_text
+    monkeypatch.setattr(
+        flowtok, "image_to_text", lambda x, *rest: seen.append(rest) or draw(x, *rest)
+    )
+    monkeypatch.setattr("flowtok_jax.modes.caption.SLICE", 2)
+    assert caption(f"{tmp_path}/*.png") == whole
+    assert seen == [(0, 0), (0, 3)]

@@ -20,7 +20,7 @@ from flowtok_jax.eval import protocols
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
-from flowtok_jax.eval.reference import read_reference
+from flowtok_jax.eval.reference_file import read_reference
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.digests import params_sha256

@@ -28,6 +28,24 @@ def test_rows_are_filled_up_and_joined_without_what_fills_them(count):
     np.testing.assert_array_equal(found["square"], np.arange(count) ** 2)
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"),
+    [
+        (0, 4, [0]),
+        (1, 4, [1]),
+        (4, 4, [4]),
+        (7, 4, [7]),
+        (8, 4, [4, 4]),
+        (11, 4, [4, 7]),
+    ],
+)
+def test_slices_join_to_all_rows_and_the_last_is_never_short(count, size, lengths):
+    rows = list(range(count))
+    slices = list(batches.long_slices(count, size))
+    assert [len(rows[s]) for s in slices] == lengths
+    assert [row for s in slices for row in rows[s]] == rows
+
+
 def test_the_next_batch_is_started_before_the_last_is_read():
     events = []
 

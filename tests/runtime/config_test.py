@@ -2,8 +2,12 @@
 
 import sys
 
+import jax
+import numpy as np
 import pytest
+from ml_collections.config_flags.tuple_parser import TupleParser
 
+from configs import default
 from flowtok_jax.runtime import config
 from flowtok_jax.runtime.errors import UserError
 from tests import run
@@ -104,3 +108,103 @@ def test_a_config_file_that_fails_is_named_with_its_line(folder, text, said):
     variant = ":big" * ("takes" in said)
     with pytest.raises(UserError, match=rf"^--config=mine.py .*{said}"):
         config.check_config_flags(["main", f"--config=mine.py{variant}"])
+
+
+@pytest.mark.parametrize("value", [0, 7, 2**31, 2**32 - 1])
+def test_a_seed_is_used_as_it_is_whatever_integer_holds_it(value):
+    seeds = [value, np.uint64(value), np.array(value), jax.numpy.uint32(value)]
+    found = [config.check_seed("seed", seed) for seed in seeds]
+    assert found == [value] * 4
+    assert {type(seed) for seed in found} == {int}
+    assert jax.random.key_data(jax.random.key(found[0])).tolist() == [0, value]
+
+
+NO_SEEDS = [-1, 2**32, 2**63, 2**64, -(2**70), 10**400, 1.0, float("nan"), "1", None]
+NO_SEEDS += [10**9999, np.zeros((2, 1)), "a\nb"]
+NO_SEEDS += [True, np.True_, np.int64(-1), np.float32(1), [1], b"1", np.arange(2)]
+
+
+@pytest.mark.parametrize("value", NO_SEEDS, ids=lambda v: type(v).__name__)
+def test_what_is_no_seed_is_refused_in_one_line(value):
+    message = r"^train.seed is .*; expected an integer from 0 to 2\*\*32 - 1$"
+    with pytest.raises(UserError, match=message) as error:
+        config.check_seed("train.seed", value)
+    assert len(str(error.value)) < 200
+
+
+DEMO = ["main", f"--config={CONFIGS}/demo.py"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("data.filters.aspect=0.5,2", (0.5, 2.0)),
+        ("data.filters.aspect=(0.5, 2)", (0.5, 2.0)),
+        ("data.filters.aspect=[0,inf]", (0.0, sys.float_info.max)),
+        ("optimizer.betas=.9,.99,", (0.9, 0.99)),
+        ("bench.batch_sizes=4", (4,)),
+        ("bench.batch_sizes=(4,8)", (4, 8)),
+        ("stages=t2i,i2t", ("t2i", "i2t")),
+        ("stages=(t2i, i2t)", ("t2i", "i2t")),
+        ("stages=('t2i',\"i2t\")", ("t2i", "i2t")),
+        ("eval.parts=t2i", ("t2i",)),
+        ("eval.parts=()", ()),
+        ("eval.parts=", ()),
+    ],
+)
+def test_a_tuple_is_read_with_or_without_brackets_and_quotes(flag, value):
+    *_, found = config.check_config_flags([*DEMO, f"--config.{flag}"])
+    key, _, text = found.partition("=")
+    assert key == f"--config.{flag.partition('=')[0]}"
+    assert TupleParser().parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("data.filters.aspect=x", "expected numbers, as in 0.0,1000000.0"),
+        ("data.filters.aspect=None", "expected numbers"),
+        ("data.filters.aspect=", "expected 2 numbers"),
+        ("data.filters.aspect=0.5", "expected 2 numbers"),
+        ("data.filters.aspect=1,2,3", "expected 2 numbers"),
+        ("data.filters.aspect=nan,2", "expected numbers"),
+        ("data.filters.aspect={'a':1}", "expected numbers"),
+        ("optimizer.betas=0.9;0.95", "expected numbers, as in 0.9,0.95"),
+        ("bench.batch_sizes=2.5", "expected whole numbers, as in 4"),
+        ("bench.num_steps=x", "expected whole numbers, as in"),
+    ],
+)
+def test_a_tuple_of_other_things_is_refused(flag, expected):
+    with pytest.raises(UserError) as error:
+        config.check_config_flags([*DEMO, f"--config.{flag}"])
+    assert str(error.value).startswith(f"--config.{flag}: {expected}")
+
+
+@pytest.mark.parametrize("key", ["train.seed", "text.seed", "eval.seed"])
+def test_seeds_of_a_config_are_seeds(key):
+    made = default.get_config()
+    config.check_values(made)
+    for value in (0, 2**32 - 1):
+        made.update_from_flattened_dict({key: value})
+        config.check_values(made)
+    for value in (-1, 2**32, 2**64):
+        made.update_from_flattened_dict({key: value})
+        with pytest.raises(UserError, match=f"^{key} is {value}; expected an integer"):
+            config.check_values(made)
+
+
+def test_seeds_of_a_stage_and_a_run_without_stages_are_refused():
+    made = default.get_config()
+    made.per_stage.t2i = {"train": {"seed": -1}}
+    with pytest.raises(UserError, match=r"^per_stage\.t2i\.train\.seed is -1"):
+        config.check_values(made)
+    made = default.get_config()
+    made.stages = ()
+    with pytest.raises(UserError, match="^stages is empty"):
+        config.check_values(made)
+
+
+def test_a_config_below_home_is_found(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "mine.py").touch()
+    assert config.find_config("~/mine.py:x") == f"{folder}/mine.py:x"

@@ -21,7 +21,7 @@ from PIL import Image
 from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import nets, pictures, reference, score
+from flowtok_jax.eval import nets, pictures, reference_file, score
 from flowtok_jax.eval.evaluate import Chunks
 from flowtok_jax.eval.parts import PartMaker
 from flowtok_jax.pipeline import FlowTok
@@ -203,7 +203,9 @@ def test_a_remote_workdir_is_opened_and_opened_again(place, store, config):
     again = workdir.open_workdir(place, config)
     caption = ["a red circle at the top left"]
     assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
-    assert workdir.read_config(place).to_dict() == config.to_dict()
+    stored = workdir.read_config(place).to_dict()
+    assert stored.pop(workdir.VOCABULARY_SHA256) == vocabulary.sha256()
+    assert stored == config.to_dict()
     config.dit.width = 3
     with pytest.raises(UserError, match=f"^{RUN} belongs to another config"):
         workdir.open_workdir(place, config)
@@ -315,7 +317,7 @@ def test_a_store_that_fails_is_no_reason_to_measure_less(
     monkeypatch.setattr(Store, "_open", fail)
     for read in (
         lambda: nets.load_metric_net("clip", RUN),
-        lambda: reference.read_reference(place / "reference.npz"),
+        lambda: reference_file.read_reference(place / "reference.npz"),
         lambda: score.read_results(place / "results.json"),
         lambda: chunks.read(0),
     ):
@@ -333,7 +335,7 @@ def test_what_a_store_has_not_is_no_failure(place):
     with pytest.raises(FileNotFoundError):
         places.read_bytes(place / "nothing")
     with pytest.raises(UserError, match="nothing.npz does not exist; make it by"):
-        reference.read_reference(place / "nothing.npz")
+        reference_file.read_reference(place / "nothing.npz")
 
 
 def test_only_finished_remote_checkpoints_count(place):

@@ -72,10 +72,8 @@ def test_bfloat16_moments_take_half_the_memory_and_move_weights_nearly_as_far():
     ("options", "message"),
     [
         ({"moments": "float16"}, "optimizer.moments is 'float16'; expected one of"),
-        (
-            {"betas": (0.9,)},
-            "expected two numbers",
-        ),
+        ({"betas": (0.9,)}, "expected two numbers"),
+        ({"betas": (0.9, 1.0)}, "expected two numbers from 0 to below 1"),
         (
             {"moments": "bfloat16", "betas": (0.9, 0.999)},
             r"betas\[1\] = 0.999.*expected at most 0.99",
