@@ -165,8 +165,8 @@ class CaptionOptions:
         if self.keys != KEYS:
             return []
         found = {key: row[key] for key in self.keys if row.get(key)}
-        is_one = all(value == next(iter(found.values())) for value in found.values())
-        return [] if is_one else list(found)
+        # As text: NaN, which pandas writes for no caption, is not equal to itself.
+        return list(found) if len(set(map(repr, found.values()))) > 1 else []
 
 
 _told: set[str] = set()  # "lines", once a caption of several was read

@@ -241,18 +241,30 @@ class _CsvFile:
 
     def _row_lines(self) -> Iterator[str]:
         """Yields lines for as long as one row may go on, in a quoted cell."""
+        has_image = False
         for index in range(MAX_LINES):
             line = self._peek(index)
-            # A line that is a row by itself: the quote before it was never closed.
-            if line is None or (index and self._is_row(line)):
+            if line is None:
                 return
+            if index == 1:
+                has_image = self._names_image(self._peek(0))
+            # A second name of an image is another row's: a quote was never closed.
+            if index and self._names_image(line):
+                if has_image:
+                    return
+                has_image = True
             yield line
 
-    def _is_row(self, line: str) -> bool:
-        cells = _split(line, self._delimiter)
-        return len(cells) >= len(self._columns) and bool(
-            IMAGE_NAME.fullmatch(cells[self._place].strip())
-        )
+    def _names_image(self, line: str) -> bool:
+        """Says whether a line has an image's name where rows have it, quotes or not."""
+        count = len(self._columns)
+        cells = line.rstrip("\r\n").split(self._delimiter)
+        # Of a caption with commas the cells behind it still count from the end.
+        found = [
+            row[self._place] for row in (cells, cells[-count:]) if len(row) >= count
+        ]
+        found += _split(line, self._delimiter)[self._place :][:1]
+        return any(IMAGE_NAME.fullmatch(name.strip(' "')) for name in found)
 
     def _join(self, line: str) -> list[str] | None:
         """Joins the cells of a text in the last column that has commas but no quotes.

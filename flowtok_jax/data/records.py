@@ -217,7 +217,7 @@ class RejectCounter:
     def describe(self) -> str:
         """Describes each reason by its count and first name, on one line."""
         return ", ".join(
-            f"{reason} {count}, first {self.names[reason][0]}"
+            f"{reason} {count}, first {printable(self.names[reason][0])}"
             for reason, count in self.counts.most_common()
         )
 

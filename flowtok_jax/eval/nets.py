@@ -22,7 +22,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
-from flowtok_jax.runtime.errors import StoreError, UserError
+from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_place
 from flowtok_jax.weights.safetensors import Shape, read_copies
 

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 
@@ -106,6 +107,12 @@ def test_keys_are_tried_in_their_order():
     assert USUAL.pick({"caption": None}) == ""
     assert USUAL.pick({"tags": "t"}) is None
     assert CaptionOptions(keys=("tags",)).pick({"tags": "t", "text": "x"}) == "t"
+
+
+def test_a_key_is_no_rival_of_itself():
+    assert USUAL.rivals({"caption": math.nan}) == []
+    assert USUAL.rivals({"caption": "a", "text": "a", "prompt": ""}) == []
+    assert USUAL.rivals({"caption": "a", "text": ["a"]}) == ["caption", "text"]
 
 
 def test_options_come_as_texts_too():

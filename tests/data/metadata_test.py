@@ -63,6 +63,15 @@ def test_quoted_captions_may_have_lines(rows, caplog):
     assert "2 rows on 4 lines" in caplog.text
 
 
+def test_quoted_captions_may_have_lines_before_the_name_of_their_image(rows):
+    head = b"text,file_name\n"
+    found = rows(head + b'"a fox\nin, snow",a.jpg\na dog,b.jpg\n')
+    assert found == {2: ("a fox\nin, snow", "a.jpg"), 4: ("a dog", "b.jpg")}
+    found = rows(head + b'"a fox, red,a.jpg\na dog",b.jpg\n"a cat",c.jpg\n')
+    assert found[2] == "bad_row"
+    assert found[4] == ("a cat", "c.jpg")
+
+
 def test_commas_of_prose_need_no_quotes(rows):
     found = rows(
         HEAD + b"a.jpg,a red, furry fox, asleep\nb.jpg,a dog,0.25\nc.jpg,x,,\n"

@@ -1,6 +1,8 @@
+import pickle
+
 import pytest
 
-from flowtok_jax.data.records import RejectCounter
+from flowtok_jax.data.records import BadRecord, RejectCounter
 from flowtok_jax.runtime.errors import UserError
 
 
@@ -50,3 +52,10 @@ def test_what_is_not_wanted_is_not_broken():
     counter = RejectCounter(max_fraction=0.1, patience=10)
     counter.add([("filtered_size", f"x{i}") for i in range(90)], 10)
     assert counter.counts["filtered_size"] == 90
+
+
+def test_names_off_a_disk_are_printed_on_one_line():
+    name = "été 日本\nerror: \x1b[2J\udce9.jpg"
+    bad = BadRecord("empty_file", name)
+    assert bad.name == r"été 日本\nerror: \x1b[2J\udce9.jpg"
+    assert pickle.loads(pickle.dumps(bad)).name == bad.name

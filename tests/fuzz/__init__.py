@@ -1,0 +1,1 @@
+"""Generated names, files, captions and prompts, thrown at whatever reads a user's."""
