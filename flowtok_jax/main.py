@@ -66,7 +66,7 @@ from flowtok_jax.runtime.config import (
 from flowtok_jax.runtime.config_help import DEFAULT, describe_keys
 from flowtok_jax.runtime.errors import UserError
 
-HELP_FLAGS = {"--help", "-h", "--helpshort", "--helpfull"}
+HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 HELP_CONFIG = "--help_config"
 
 # The flags in the order in which a person needs them, and what a value is.
@@ -203,9 +203,9 @@ def config_help(argv: list[str]) -> str:
         name, _, value = argument.partition("=")
         if name == HELP_CONFIG:
             is_asked = True
-            asked += [value] if value else []
+            asked += filter(None, value.split(","))
         elif is_asked and not argument.startswith("-"):
-            asked.append(argument)
+            asked += filter(None, argument.split(","))
         else:
             is_asked = False
             rest.append(argument)
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
 
     def command() -> int:
-        if HELP_FLAGS & set(argv[1:]):
+        if HELP_FLAGS & set(argv[1:]) or argv[1:] == ["help"]:
             cli.say(help_text())
             return 0
         if any(a.partition("=")[0] == HELP_CONFIG for a in argv[1:]):
