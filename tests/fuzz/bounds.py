@@ -16,7 +16,8 @@ from flowtok_jax.data.records import BROKEN, REASONS, BadRecord, Record, Records
 from flowtok_jax.data.sources import make_records, parse_sources
 from flowtok_jax.runtime.errors import UserError
 
-SECONDS = 10  # of one example; most take milliseconds
+SECONDS = 10  # of the processor, for one example; most take milliseconds
+PATIENCE = 12  # times as many on the clock, on a machine that does other work too
 MEGABYTES = 1024  # that an example may add to what the process has
 MORE = 10  # times as many examples behind the marker `slow`
 
@@ -30,21 +31,26 @@ def bounded(seconds: int = SECONDS, megabytes: int = MEGABYTES) -> Iterator[None
     """Ends a block that takes too long, and refuses it more memory than allowed."""
 
     def stop(*_):
-        raise Hang(f"over {seconds} s")
+        raise Hang(f"over {seconds} s of work, or {PATIENCE} times as much of waiting")
 
     # What is written to, not reserved: every thread reserves far more than it uses.
     status = pathlib.Path("/proc/self/status").read_text()
     used = int(re.search(r"VmData:\s+(\d+) kB", status)[1]) << 10
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    before = signal.signal(signal.SIGALRM, stop)
+    before = [
+        signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)
+    ]
     resource.setrlimit(resource.RLIMIT_DATA, (used + (megabytes << 20), hard))
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(PATIENCE * seconds)  # of what waits, as for the other end of a pipe
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before[0])
+        signal.signal(signal.SIGALRM, before[1])
 
 
 def odd(examples: int, **strategies: SearchStrategy) -> Callable:
