@@ -125,9 +125,7 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir or a directory of pretrained weights; in "
     "training, the same as --config.init_from.",
 )
-flags.DEFINE_multi_string(
-    "prompt", [], "A caption to draw, as it stands; may be repeated."
-)
+flags.DEFINE_multi_string("prompt", [], "A caption to draw, as it stands")
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
 flags.DEFINE_string(
     "prompts_file",
