@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 import re
-import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +25,13 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 LINE_END = re.compile(r"\r\n|\r|\n")
+# White space, without two that may be the last byte of a letter decoded wrongly.
+SPACES = "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x85\xa0"
+)
 # White space and control characters, and marks that show nothing by themselves: soft
 # hyphens, fillers, zero-width characters, marks of direction, the blank Braille cell.
-INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001))))
-INVISIBLE += "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+INVISIBLE = SPACES + "".join(map(chr, (*range(0x20), *range(0x7F, 0xA1))))
 INVISIBLE += "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\ufeff\uffa0"
 INVISIBLE += "".join(map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x2030))))
 INVISIBLE += "".join(map(chr, range(0x2060, 0x2070)))
@@ -116,14 +118,14 @@ class CaptionOptions:
         Args:
             name: of the record, to say once that a caption has several lines.
         """
-        text = text.replace("\0", "").replace("\ufeff", "").strip(string.whitespace)
+        text = text.replace("\0", "").replace("\ufeff", "").strip(SPACES)
         # Only whole captions: at the end of a word such a mark may have a meaning.
         if not text.strip(INVISIBLE):
             return ""
         if "\n" not in text and "\r" not in text:
             return text
         if self.reading == "first_line":
-            lines = (line.strip(string.whitespace) for line in LINE_END.split(text))
+            lines = (line.strip(SPACES) for line in LINE_END.split(text))
             return next(line for line in lines if line.strip(INVISIBLE))
         _say_lines(name)
         return text

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
+from flowtok_jax.data.captions import SPACES
 from flowtok_jax.data.records import BROKEN, REASONS, BadRecord, Record, Records
 from flowtok_jax.data.sources import make_records, parse_sources
 from flowtok_jax.runtime.errors import UserError
@@ -150,5 +151,5 @@ def check_record(record: Record) -> None:
     assert record.captions + record.recaptions
     for text in record.captions + record.recaptions:
         assert text.strip()
-        assert text == text.strip()
+        assert text == text.strip(SPACES)
         text.encode()

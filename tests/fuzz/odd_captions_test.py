@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from flowtok_jax.data.captions import READINGS, CaptionOptions
+from flowtok_jax.data.captions import READINGS, SPACES, CaptionOptions
 from flowtok_jax.data.records import BadRecord
 from tests.fuzz.bounds import check_bad, odd, opened
 from tests.fuzz.odd_folders_test import json_values
@@ -17,7 +17,7 @@ def check(text: str, reader: CaptionOptions) -> None:
     """Checks a caption: nothing invisible at its ends, one line where one is wanted."""
     assert "\0" not in text
     assert "\ufeff" not in text
-    assert text == text.strip()
+    assert text == text.strip(SPACES)
     assert reader.clean(text) == text
     if reader.reading == "first_line":
         assert not set(text) & {"\n", "\r"}
