@@ -190,9 +190,9 @@ def _add_data(config: ConfigDict) -> None:
             "eval": "",  # the source of previews; "": data.train
             # A caption of several lines: whole, or its first_line.
             "captions": "whole",
-            # Keys of JSON, columns of metadata, and extensions of files and of members
-            # of tars that hold captions; the first that is there wins.
+            # Keys of JSON and columns of metadata that hold captions; the first wins.
             "caption_keys": captions.KEYS,
+            # Extensions of caption files, beside images and in tars; the first wins.
             "caption_extensions": captions.EXTENSIONS,
             "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one

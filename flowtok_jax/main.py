@@ -66,7 +66,7 @@ from flowtok_jax.runtime.config import (
 from flowtok_jax.runtime.config_help import DEFAULT, describe_keys
 from flowtok_jax.runtime.errors import UserError
 
-HELP_FLAGS = {"--help", "-h", "--helpshort", "--helpfull"}
+HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 HELP_CONFIG = "--help_config"
 
 # The flags in the order in which a person needs them, and what a value is.
@@ -79,6 +79,7 @@ FLAG_GROUPS = {
         "mode": "MODE",
     },
     "Captions to draw (--mode=sample)": {
+        "prompt": "TEXT",
         "prompts": "TEXT;TEXT",
         "prompts_file": "FILE",
         "seed": "NUMBER",
@@ -124,9 +125,7 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir or a directory of pretrained weights; in "
     "training, the same as --config.init_from.",
 )
-flags.DEFINE_multi_string(
-    "prompt", [], "A caption to draw, as it stands; may be repeated."
-)
+flags.DEFINE_multi_string("prompt", [], "A caption to draw, as it stands")
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
 flags.DEFINE_string(
     "prompts_file",
@@ -202,9 +201,9 @@ def config_help(argv: list[str]) -> str:
         name, _, value = argument.partition("=")
         if name == HELP_CONFIG:
             is_asked = True
-            asked += [value] if value else []
+            asked += filter(None, value.split(","))
         elif is_asked and not argument.startswith("-"):
-            asked.append(argument)
+            asked += filter(None, argument.split(","))
         else:
             is_asked = False
             rest.append(argument)
@@ -225,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
 
     def command() -> int:
-        if HELP_FLAGS & set(argv[1:]):
+        if HELP_FLAGS & set(argv[1:]) or argv[1:] == ["help"]:
             cli.say(help_text())
             return 0
         if any(a.partition("=")[0] == HELP_CONFIG for a in argv[1:]):

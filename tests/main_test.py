@@ -94,7 +94,7 @@ def test_a_mistake_in_the_flags_ends_in_one_line_and_status_2(cli, arguments, na
         ("text_tokenizer", {"projector.heads": 3}, ["heads 3"]),
         ("text_tokenizer", {"data.train": "moon"}, ["'moon'", "shapes"]),
         ("text_tokenizer", {"data.eval": "shapes:all"}, ["shapes:all", "held_out"]),
-        ("text_tokenizer", {"text.vocabulary": "./none"}, ["'./none'"]),
+        ("text_tokenizer", {"text.vocabulary": "./none"}, ["= ./none does not exist"]),
         ("text_tokenizer", {"text.weights": ""}, ["clip", "text.weights=random"]),
         ("text_tokenizer", {"loss.text_tokenizer.kl": "l2"}, ["'l2'", "gaussian_"]),
         ("text_tokenizer", {"stages": "('t2i', 'paint')"}, ["'paint'", "i2t"]),
@@ -313,6 +313,11 @@ def test_help_names_every_mode_flag_and_command_once_in_80_columns(cli):
             assert re.search(rf"^  {command}( |$)", outcome.stdout, re.M), command
 
 
+@pytest.mark.parametrize("flag", ["-h", "-help", "--helpfull", "help"])
+def test_help_is_found_however_it_is_asked_for(cli, flag):
+    assert cli(flag).stdout == cli("--help").stdout
+
+
 def test_help_begins_with_what_comes_first(cli):
     said = cli("--help").stdout
     parts = ["--config=configs/demo.py\n", "--mode=sample", "--mode=caption -"]
@@ -391,6 +396,7 @@ def test_commands_refuse_a_place_that_cannot_be_written(capsys, module, argument
             2,
         ),
         (OSError(errno.EIO, "Input/output error", "/x/y"), "error: /x/y cannot be", 2),
+        (OSError(errno.EIO, "Input/output error"), "error: a file cannot be", 2),
     ],
 )
 def test_what_the_system_refuses_ends_in_one_line(

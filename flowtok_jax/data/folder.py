@@ -258,7 +258,7 @@ def _pairs(
 
 def _pass_over(listing: Listing, files: Iterable[FoundFile]) -> None:
     """Counts files that belong to no record."""
-    unnamed = "image that no metadata names"
+    unnamed = "images that no metadata names"
     listing.passed_over.update(
         unnamed if file.kind == "image" else f".{file.extension}" for file in files
     )

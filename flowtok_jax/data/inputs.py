@@ -13,6 +13,7 @@ from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.images import resize_and_crop, to_rgb
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.runtime.errors import UserError, short_repr
+from flowtok_jax.runtime.paths import expand_path
 
 Picture = str | os.PathLike | Image.Image
 
@@ -84,7 +85,9 @@ def _read_pictures(pictures: list, side: int) -> np.ndarray:
                 upright = to_rgb(ImageOps.exif_transpose(picture), f"images[{i}]")
                 found.append(resize_and_crop(upright, side))
             else:
-                found.append(centre(file_record(pathlib.Path(picture))))
+                found.append(
+                    centre(file_record(pathlib.Path(expand_path(str(picture)))))
+                )
         except BadRecord as bad:
             reason = bad.reason
         except Exception as error:  # decoders raise anything

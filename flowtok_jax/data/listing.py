@@ -19,7 +19,7 @@ PICTURES = (  # noqa: SIM905 (46 lines would be no easier to read)
 ).split()
 # Folders of thumbnails, resource forks and deleted files that systems make unasked.
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-HIDDEN = "hidden"
+HIDDEN = "hidden files"
 
 
 class FoundFile(NamedTuple):
@@ -75,10 +75,10 @@ class Listing:
                 with os.scandir(folder) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
             except OSError:
-                self.passed_over["folder that cannot be read"] += 1
+                self.passed_over["folders that cannot be read"] += 1
                 continue
             if identity in seen:
-                self.passed_over["link to a folder already read"] += 1
+                self.passed_over["links to folders already read"] += 1
                 continue
             seen.add(identity)
             inner = []
@@ -90,16 +90,16 @@ class Listing:
                 elif _is(entry.is_file) or entry.is_symlink():
                     yield folder / entry.name  # reading names a dead link
                 else:
-                    self.passed_over["pipe, socket or device"] += 1
+                    self.passed_over["pipes, sockets or devices"] += 1
             stack += reversed(inner)
 
     def _add(self, path: pathlib.Path) -> None:
-        if path.name in METADATA:
+        if path.name.lower() in METADATA:
             self.metadata.append(path)
             return
         stem, _, extension = path.name.rpartition(".")
         if not stem:
-            self.passed_over["no extension"] += 1
+            self.passed_over["files without extension"] += 1
             return
         extension = extension.lower()
         # As text: of a million files pathlib would take half a minute.

@@ -69,8 +69,9 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
             return Vocabulary.load(config.text.vocabulary, context)
         except UserError as error:
             raise UserError(
-                f"text.vocabulary = {error}; expected a directory with CLIP's "
-                "vocab.json and merges.txt, a vocabulary.json, or an id on the hub"
+                f"text.vocabulary is {config.text.vocabulary!r}: {error}; expected a "
+                "directory with CLIP's vocab.json and merges.txt, a vocabulary.json, "
+                "or an id on the hub"
             ) from error
     source = open_source(config, config.data.train)
     # Records in their own order: the vocabulary depends on no shuffle.

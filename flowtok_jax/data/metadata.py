@@ -44,14 +44,15 @@ def read_rows(path: pathlib.Path, captions: CaptionOptions) -> Iterator[Row]:
         UserError: if no row of the file can be read, or CSV lacks the columns.
     """
     try:
-        if path.suffix == ".parquet":
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
             yield from _parquet_rows(path)
-        elif path.suffix == ".csv":
+        elif suffix == ".csv":
             yield from _CsvFile(path, captions).rows()
         else:
             yield from _json_rows(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:

@@ -38,6 +38,7 @@ class Shapes(Source):
     length: int = 1 << 20
 
     def __post_init__(self):
+        self.seed = check_seed("seed", self.seed)
         if self.split not in scenes.SPLITS:
             raise UserError(
                 f"source shapes:{self.split} has no such split; expected one of "
@@ -170,7 +171,6 @@ def make_source(
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
-    seed = check_seed("seed", seed)
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
     opening = dict(image_size=image_size, seed=seed, cache=cache, captions=captions)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from flowtok_jax.runtime import config as config_files
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.files import Place, absolute, to_place
 from flowtok_jax.weights.place import Weights, adopt, open_weights
 
 RUNS = "runs"
@@ -106,7 +106,8 @@ class Arguments:
         """
         config = self.config()
         start = self.flags.checkpoint
-        if start and config.init_from and to_place(start) != to_place(config.init_from):
+        both = (start, config.init_from)
+        if all(both) and len({absolute(to_place(place)) for place in both}) > 1:
             raise UserError(
                 f"--checkpoint={start} and init_from={config.init_from} differ; "
                 "training starts from one place: give one of them"

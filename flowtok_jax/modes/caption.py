@@ -5,7 +5,6 @@
 Files that cannot be read are named, and the exit status is then 1.
 """
 
-import glob
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flowtok_jax.data.centre import CentreReader, file_record
+from flowtok_jax.data.globs import find_paths
 from flowtok_jax.data.records import BadRecord, printable
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import SLICE, random_tower_note
@@ -49,11 +49,10 @@ def caption(
     Raises:
         UserError: where no file matches the pattern.
     """
-    pattern = os.path.expanduser(pattern)
-    found = [pattern, *glob.glob(pattern, recursive=True)]
-    paths = sorted({p for p in map(pathlib.Path, found) if p.is_file()})
+    found = find_paths(pattern)
+    paths = [path for path in map(pathlib.Path, found) if path.is_file()]
     if not paths:
-        folder = pattern if any(map(os.path.isdir, found)) else "photos"
+        folder = found[0] if any(map(os.path.isdir, found)) else "photos"
         raise UserError(
             f"--images={printable(pattern)} matches no file; expected a path or a "
             f"quoted glob such as '{printable(folder)}/*.png'"

@@ -19,7 +19,7 @@ from absl import flags
 
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
-from flowtok_jax.runtime.files import NO_ROOM
+from flowtok_jax.runtime.files import BAD_DISK, NO_ROOM
 
 WIDTH = 80  # columns of help
 
@@ -150,10 +150,10 @@ def run_command(
         if error.errno in NO_ROOM:
             text = f"error: {error}; make room, and the same command goes on"
             _end_at_once(text, 2)
-        if error.errno is None or error.filename is None:
+        if error.filename is None and error.errno not in BAD_DISK:
             _raise_alone()
         # A disk that fails, a folder without permission: no bug, wherever it shows.
-        text = f"error: {error.filename} cannot be read or written"
+        text = f"error: {error.filename or 'a file'} cannot be read or written"
         _end_at_once(f"{text} ({error.strerror})", 2)
     except Exception:
         _raise_alone()

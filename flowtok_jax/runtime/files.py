@@ -27,6 +27,8 @@ from flowtok_jax.runtime.paths import expand_path
 Place = pathlib.Path | epath.Path
 LOCK = "lock.json"  # in a folder that a run has for itself, see runtime/lock.py
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What an open file meets that was writable: a limit, a disk that fails or is remounted.
+BAD_DISK = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def to_place(path: str | Place) -> Place:
@@ -90,6 +92,8 @@ def _complaint(place: Place, error: Exception) -> str:
 
 def _write_error(place: Place, error: OSError) -> UserError:
     """Makes the one line that says why a local place cannot be written."""
+    # By its last name, also while a folder above it is still being made.
+    place = pathlib.Path(re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.part\b", r"\1", str(place)))
     if error.errno in NO_ROOM or "requested and" in str(error):  # by numpy, no number
         return WriteError(
             f"{place} cannot be written ({os.strerror(error.errno or errno.ENOSPC)}); "
@@ -127,7 +131,7 @@ def writing(place: Place) -> Iterator[None]:
             name == place.name or name.startswith(part) for name in named.parts
         )
         if error.filename is None:  # a write into an open file, or a read of another
-            is_ours = error.errno in (*NO_ROOM, errno.EFBIG)
+            is_ours = error.errno in (*NO_ROOM, *BAD_DISK)
             is_ours = is_ours or "requested and" in str(error)  # numpy's, on no room
         if not is_ours:
             raise

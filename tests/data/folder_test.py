@@ -208,7 +208,7 @@ def test_metadata_lie_at_any_depth(tmp_path):
     write_images(tmp_path, "train/a.jpg", "train/in/b.jpg", "val/c.jpg", "val/d.jpg")
     rows = '{"file_name": "a.jpg", "text": "a"}\n{"file_name": "in/b.jpg", "text": "b"}'
     (tmp_path / "train" / "metadata.jsonl").write_text(rows)
-    (tmp_path / "val" / "metadata.csv").write_text("file_name;text\nc.jpg;c\n")
+    (tmp_path / "val" / "Metadata.CSV").write_text("file_name;text\nc.jpg;c\n")
     (tmp_path / "val" / "d.txt").write_text("d")  # beside what metadata names
     records = open_folder(str(tmp_path))
     assert outcomes(records) == {
@@ -227,7 +227,7 @@ def test_images_that_no_metadata_names_are_counted(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\na.jpg,a\n")
     records = open_folder(str(tmp_path))
     assert outcomes(records) == {"a.jpg": ("a",)}
-    assert records.passed_over == {"image that no metadata names": 2, ".txt": 2}
+    assert records.passed_over == {"images that no metadata names": 2, ".txt": 2}
 
 
 def test_two_metadata_files_of_a_folder_are_refused(folder):
@@ -303,8 +303,8 @@ def test_linked_folders_are_read_once(tmp_path):
         "far": ("far/c",),
     }
     assert records.passed_over == {
-        "link to a folder already read": 2,
-        "no extension": 1,
+        "links to folders already read": 2,
+        "files without extension": 1,
     }
 
 
@@ -321,8 +321,8 @@ def test_what_cannot_be_opened_is_counted(folder, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     records = open_folder(str(folder))
     assert records.passed_over == {
-        "pipe, socket or device": 1,
-        "folder that cannot be read": 1,
+        "pipes, sockets or devices": 1,
+        "folders that cannot be read": 1,
     }
 
 
@@ -376,7 +376,13 @@ def test_all_that_lies_there_is_counted(folder, caplog):
     (folder / "@eaDir").mkdir()
     with caplog.at_level(logging.INFO):
         records = open_folder(str(folder))
-    passed = {".md": 2, ".npz": 1, ".json": 1, "no extension": 1, "hidden": 2}
+    passed = {
+        ".md": 2,
+        ".npz": 1,
+        ".json": 1,
+        "files without extension": 1,
+        "hidden files": 2,
+    }
     assert records.passed_over == passed
     assert len(records) == 5  # of 5 images, 3 captions and a recaption
     files = [path for path in folder.rglob("*") if path.name != "sub.dir"]

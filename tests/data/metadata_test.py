@@ -191,3 +191,7 @@ def test_parquet_is_read_as_other_metadata_are(tmp_path, rows):
     assert found == {1: ("a.jpg", "x"), 2: ("b.jpg", None)}
     with pytest.raises(UserError, match="metadata.parquet is no whole Parquet file"):
         rows(path.read_bytes()[:-9], "metadata.parquet")
+    holed = bytearray(path.read_bytes())
+    holed[4:40] = bytes(36)
+    with pytest.raises(UserError, match=r"metadata.parquet (is no|cannot be read: \w)"):
+        rows(bytes(holed), "metadata.parquet")

@@ -39,8 +39,9 @@ def write(folder, content):
     return str(path)
 
 
-def test_coco_draws_one_caption_an_image(tmp_path):
-    path = write(tmp_path, coco())
+def test_coco_draws_one_caption_an_image(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, coco()).replace(str(tmp_path), "~")
     found = read_prompts("coco_fid_30k", path, 40)
     assert sorted(int(p.id) // 10 for p in found) == list(range(40))
     assert {p.caption for p in found} <= {

@@ -93,6 +93,23 @@ def test_broken_images_are_counted_and_left_out(make, tmp_path):
         assert_statistics(file, [x for i, x in enumerate(images) if i not in (4, 9)])
 
 
+def test_a_folder_goes_before_syntax_and_home_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("[2024] set", "shapes", "folder:x@2"):
+        write_images(tmp_path / name, 3)
+    for where in (
+        "~/[2024] set",
+        "~/[2024] set/*.png",
+        '"~/[2024] set"',
+        "'~/[2024] set'/*.png",
+        f"file://{tmp_path}/[2024]%20set",
+        "shapes",
+        "folder:x@2",
+    ):
+        assert len(reference.find_images(where, 8)) == 3
+
+
 def test_images_of_every_size_mode_and_name_count(make, tmp_path):
     """Grey, palettes, alpha, 16 bits, `.JPG`, one pixel, a sliver, beside the rest."""
     folder = tmp_path / "set"

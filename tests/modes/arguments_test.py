@@ -73,3 +73,30 @@ def test_a_config_takes_its_sizes_from_the_workdir_that_it_trained_in(
         parsed = parse_flags(["main", f"--config={run.ROOT}/configs/finetune.py"])
         config = parsed.weights_config()
     assert config.dit.to_dict() == parsed.weights.config.dit.to_dict()
+
+
+def test_folders_below_home_are_found_and_none_is_made_named_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    given = arguments(workdir="~/out", checkpoint="~/weights")
+    assert given.workdir() == given.output() == tmp_path / "out"
+    assert given.weights.place == tmp_path / "weights"
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    "start", ["~/demo", "{home}/demo/", "demo", "file://{home}/demo"]
+)
+def test_one_place_may_be_written_in_several_ways(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = h.get_config()
+    config.init_from = "~/demo"
+    start = start.replace("{home}", str(tmp_path))
+    given = arguments("configs/h.py", config, checkpoint=start)
+    monkeypatch.setattr(given, "config", lambda: config)
+    assert given.training_config().init_from == start
+    config.init_from = "~/another"
+    with pytest.raises(UserError, match="differ; training starts from one place"):
+        given.training_config()

@@ -54,7 +54,7 @@ def test_where_no_file_is_an_image_nothing_is_said(caption, tmp_path, caplog):
 @pytest.mark.parametrize("pattern", ["*.webp", "**.png/x", "", "folder", "a[", "\0"])
 def test_a_pattern_that_matches_no_file_is_refused(caption, tmp_path, pattern):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="matches no file"):
+    with pytest.raises(UserError, match="matches no file|is no path: it has a NUL"):
         caption(f"{tmp_path}/{pattern}")
 
 
@@ -67,6 +67,21 @@ def test_a_path_with_brackets_names_itself_and_a_star_matches_once(caption, tmp_
     Image.new("RGB", (8, 8)).save(tmp_path / "a[1].png")
     for pattern in ("a[1].png", "*.png", "**/*.png"):
         failed, lines = caption(f"{tmp_path}/{pattern}")
+        assert (failed, len(lines)) == (0, 1)
+
+
+def test_folders_with_odd_names_and_the_home_directory_are_found(
+    caption, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "[2024] my, photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "[2024] my, photos" / "a.png")
+    for pattern in (
+        "~/[2024] my, photos/*.png",
+        "'~/[2024] my, photos'/*.png",
+        f"file://{tmp_path}/[2024]%20my,%20photos/{{a,a}}.png",
+    ):
+        failed, lines = caption(pattern)
         assert (failed, len(lines)) == (0, 1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -332,6 +333,13 @@ def test_a_process_writes_its_share_of_the_shards(
     assert digests(tmp_path) == digests(whole)
 
 
+def link_pipe(image: pathlib.Path) -> None:
+    """Puts a link to a pipe in an image's place: of folders, pipes are passed over."""
+    pipe = image.parent.parent / f"pipe_{image.stem}"
+    os.mkfifo(pipe)
+    image.symlink_to(pipe)
+
+
 def test_killed_in_two_places_it_comes_to_the_same_bytes(cli, demo, photos, tmp_path):
     folder = shutil.copytree(photos, tmp_path / "set")
     out, spec = tmp_path / "out", f"folder:{folder}"
@@ -340,7 +348,7 @@ def test_killed_in_two_places_it_comes_to_the_same_bytes(cli, demo, photos, tmp_
         image = folder / f"{stop:04d}.png"
         data = image.read_bytes()
         image.unlink()
-        os.mkfifo(image)  # whoever reads it waits
+        link_pipe(image)  # whoever reads it waits
         process = run.start(arguments, JAX_NUM_CPU_DEVICES="1")
         run.wait_for(process, lambda n=shard: (out / f"done/{n:05d}.json").is_file())
         process.kill()
@@ -381,7 +389,7 @@ def test_sigterm_ends_one_of_two_processes_and_then_the_other(demo, photos, tmp_
     """JAX listens for it, and would have the process go on."""
     folder, out = shutil.copytree(photos, tmp_path / "set"), tmp_path / "out"
     (folder / "0065.png").unlink()
-    os.mkfifo(folder / "0065.png")  # process 0 waits here, process 1 for process 0
+    link_pipe(folder / "0065.png")  # process 0 waits here, process 1 for process 0
     process = two_processes(command(demo, f"folder:{folder}", out))
     run.wait_for(process, lambda: len(list((out / "done").glob("*.json"))) == 2)
     os.kill(pid_of(out, 1), signal.SIGTERM)

@@ -439,6 +439,27 @@ def test_a_full_disk_is_said_however_a_library_says_it(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fails_while_a_file_is_written_is_said(tmp_path):
+    def write():
+        with places.new_file(tmp_path / "a"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(PlaceError, match=r"a cannot be written \(Input/output error\)"):
+        write()
+
+
+def test_a_file_of_a_folder_in_the_making_is_named_as_it_would_be(tmp_path):
+    def write():
+        with (
+            places.new_directory(tmp_path / "set") as part,
+            places.new_file(part / "data.tar"),
+        ):
+            raise OSError(errno.ENOSPC, "No space")
+
+    with pytest.raises(WriteError, match=f"^{tmp_path}/set/data.tar cannot be writ"):
+        write()
+
+
 @pytest.mark.parametrize(
     "error",
     [FileNotFoundError(errno.ENOENT, "No such file", "x.png"), RuntimeError("a bug")],

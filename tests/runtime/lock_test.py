@@ -237,13 +237,16 @@ def test_a_second_run_on_a_workdir_ends_in_one_line_and_the_first_goes_on(tmp_pa
     assert not names & {LOCK, "preempted.json"}
 
 
-def test_a_workdir_in_use_is_sampled_from_and_not_trained_in(cli, demo):
+def test_a_workdir_in_use_is_sampled_from_and_not_trained_in(cli, demo, tmp_path):
     config = demo.workdir / "config.json"
     before = config.stat().st_mtime_ns
     with locked(demo.workdir):
         refused = cli(*run.command(demo.workdir))
         drawn = cli(
-            "--mode=sample", f"--checkpoint={demo.workdir}", "--prompts=a red circle"
+            "--mode=sample",
+            f"--checkpoint={demo.workdir}",
+            f"--workdir={tmp_path}",
+            "--prompts=a red circle",
         )
     assert refused.status == 2
     assert f"{demo.workdir} is in use by process " in refused.complaint
