@@ -60,11 +60,16 @@ def decode_text(data: bytes, name: str) -> str:
         raise BadRecord("bad_text_encoding", name) from error
 
 
-def _names(value: Any, key: str) -> tuple[str, ...]:
-    """Returns the names in a value: a tuple, or a text with commas between them."""
+def _names(value: Any, key: str, leading: str = "") -> tuple[str, ...]:
+    """Returns the names in a value: a tuple, or a text with commas between them.
+
+    Args:
+        leading: characters that names may begin with, and lose.
+    """
     given = (value,) if isinstance(value, str) else tuple(value or ())
     if all(isinstance(text, str) for text in given):
-        found = (part.strip() for text in given for part in text.split(","))
+        parts = (part.strip() for text in given for part in text.split(","))
+        found = (part.lstrip(leading) for part in parts)
         if names := tuple(filter(None, found)):
             return names
     raise UserError(f"{key} is {value!r}; expected names, as in caption,text")
@@ -91,8 +96,8 @@ class CaptionOptions:
                 f"data.captions is {self.reading!r}; expected one of "
                 f"{', '.join(READINGS)}"
             )
-        found = _names(self.extensions, "data.caption_extensions")
-        endings = tuple(name.lstrip(".").lower() for name in found)
+        found = _names(self.extensions, "data.caption_extensions", leading=".")
+        endings = tuple(name.lower() for name in found)
         if RECAPTION in endings or "json" in endings:
             raise UserError(
                 f"data.caption_extensions is {', '.join(endings)}; {RECAPTION} and "

@@ -8,6 +8,7 @@ characters it has; a part in quotes at the start of a glob is taken as it is wri
 """
 
 import glob
+import itertools
 import os
 import pathlib
 import re
@@ -27,6 +28,7 @@ FIELD = re.compile(rf"(?:{QUOTED.pattern}|[^:])+")  # between colons
 BRACES = re.compile(r"(?<!\[)\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 WILDCARDS = re.compile(r"[*?\[]")
 SPECIAL = re.compile(r"[*?\[{]")
+LOOKED_UP = 1000  # names of a range that tell what a person means by a part of a path
 
 
 Range = tuple[int, int]  # first byte, and how many
@@ -138,7 +140,9 @@ def _resolve_name(folders: str, name: str) -> str:
 
 
 def _names(folder: str, pattern: str) -> set[str]:
-    return {n for part in expand(pattern) for n in glob.iglob(part, root_dir=folder)}
+    # Not all of a mistyped range, which may have more numbers than memory.
+    parts = itertools.islice(expand(pattern), LOOKED_UP)
+    return {name for part in parts for name in glob.iglob(part, root_dir=folder)}
 
 
 def find_paths(pattern: str) -> list[str]:

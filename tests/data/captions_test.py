@@ -128,6 +128,10 @@ def test_options_come_as_texts_too():
             {"reading": "first"},
             "data.captions is 'first'; expected one of whole, f",
         ),
+        (
+            {"extensions": " ., .. "},
+            "data.caption_extensions is ' ., .. '; expected names",
+        ),
         ({"keys": ()}, r"data.caption_keys is \(\); expected names"),
         ({"extensions": ("txt", "json")}, "recap_txt and json are read by themselves"),
         ({"extensions": ("png",)}, "data.caption_extensions is png; .* are images"),

@@ -58,6 +58,8 @@ def test_a_range_of_more_numbers_than_memory_ends_at_the_first_that_is_missing(m
         globs.find_files("{0..999999999999}.tar", "s")
     with pytest.raises(UserError, match=r"^2\.tar matches no file; {0..9{12}}"):
         globs.find_paths("{0..999999999999}.tar")
+    with pytest.raises(UserError, match=r"matches no file"):
+        globs.find_files("[1]{0..999999999999}*.tar", "s")
 
 
 @pytest.mark.parametrize(
