@@ -21,6 +21,7 @@ def check_claim(
     complaint: str = "was made otherwise",
     cure: str,
     is_free: Callable[[str], bool] = lambda key: False,
+    before: Mapping[str, Any] | None = None,
 ) -> bool:
     """Refuses a folder whose marker says that something else made it.
 
@@ -30,6 +31,7 @@ def check_claim(
         complaint: what to say of a folder that is refused.
         cure: what to do about it.
         is_free: says of a dotted key that its value may differ.
+        before: by dotted key, the values that versions without the key worked with.
 
     Returns:
         Whether there is a marker.
@@ -42,6 +44,7 @@ def check_claim(
     # Through JSON, which has lists for tuples and texts for keys.
     there = flatten(read_json(marker))
     here = flatten(json.loads(json.dumps(made_by)))
+    there = {key: x for key, x in (before or {}).items() if key in here} | there
     differing = [
         f"{key} is {_shown(there, key)} there, {_shown(here, key)} here"
         for key in sorted(there.keys() | here.keys())

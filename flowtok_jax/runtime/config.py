@@ -1,5 +1,6 @@
 """Configs: their files, their stages' deltas, their keys, and as JSON."""
 
+import functools
 import importlib.machinery
 import importlib.util
 import inspect
@@ -264,6 +265,16 @@ def check_seed(name: str, value: Any) -> int:
             f"{name} is {short_repr(value)}; expected an integer from 0 to 2**32 - 1"
         )
     return seed
+
+
+@functools.cache
+def default_values() -> dict[str, Any]:
+    """Returns the values of configs/default.py by their dotted keys, as JSON has them.
+
+    A new key's default is what versions without the key did.
+    """
+    defined = runpy.run_path(str(HOME / "configs" / "default.py"))
+    return flatten(json.loads(config_to_json(defined["get_config"]())))
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:

@@ -20,7 +20,11 @@ from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.claims import check_claim
-from flowtok_jax.runtime.config import config_from_json, config_to_json
+from flowtok_jax.runtime.config import (
+    config_from_json,
+    config_to_json,
+    default_values,
+)
 from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import (
     Place,
@@ -199,6 +203,7 @@ def open_workdir(
         complaint="belongs to another config",
         cure="give another --workdir, or the config that it was made with",
         is_free=_is_free,
+        before=default_values(),
     )
     stored = read_json(workdir / CONFIG) if is_known else None
     if stored:

@@ -131,6 +131,18 @@ def test_a_workdir_of_an_older_version_has_no_digest_and_gets_one(config, tmp_pa
     assert stored_config(tmp_path)[1] == vocabulary.sha256()
 
 
+def test_a_key_that_is_newer_than_the_run_has_its_default(config, tmp_path):
+    workdir.open_workdir(tmp_path, config)
+    old = read_json(tmp_path / "config.json")
+    del old["data"]["captions"]
+    write_json(tmp_path / "config.json", old)
+    workdir.open_workdir(tmp_path, config)
+    write_json(tmp_path / "config.json", old)
+    config.data.captions = "first_line"
+    with pytest.raises(UserError, match="data.captions is 'whole' there, 'first_line'"):
+        workdir.open_workdir(tmp_path, config)
+
+
 def test_a_vocabulary_that_the_text_tower_has_no_rows_for_is_refused(config, tmp_path):
     tiny.write_clip(tmp_path / "clip")
     config.text.vocabulary = str(tmp_path / "clip")
