@@ -14,6 +14,7 @@ FAST = (
     "data",
     "demo_test.py",
     "flow",
+    "fuzz",
     "main_test.py",
     "models/build_test.py",
     "models/clip_test.py",

@@ -94,7 +94,7 @@ def test_a_mistake_in_the_flags_ends_in_one_line_and_status_2(cli, arguments, na
         ("text_tokenizer", {"projector.heads": 3}, ["heads 3"]),
         ("text_tokenizer", {"data.train": "moon"}, ["'moon'", "shapes"]),
         ("text_tokenizer", {"data.eval": "shapes:all"}, ["shapes:all", "held_out"]),
-        ("text_tokenizer", {"text.vocabulary": "./none"}, ["= ./none does not exist"]),
+        ("text_tokenizer", {"text.vocabulary": "./none"}, ["'./none'"]),
         ("text_tokenizer", {"text.weights": ""}, ["clip", "text.weights=random"]),
         ("text_tokenizer", {"loss.text_tokenizer.kl": "l2"}, ["'l2'", "gaussian_"]),
         ("text_tokenizer", {"stages": "('t2i', 'paint')"}, ["'paint'", "i2t"]),

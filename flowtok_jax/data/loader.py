@@ -68,11 +68,8 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
         try:
             return Vocabulary.load(config.text.vocabulary, context)
         except UserError as error:
-            raise UserError(
-                f"text.vocabulary is {config.text.vocabulary!r}: {error}; expected a "
-                "directory with CLIP's vocab.json and merges.txt, a vocabulary.json, "
-                "or an id on the hub"
-            ) from error
+            spec = config.text.vocabulary
+            raise UserError(f"text.vocabulary is {spec!r}: {error}") from error
     source = open_source(config, config.data.train)
     # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))

@@ -97,17 +97,20 @@ def read_config(workdir: Place) -> ConfigDict:
 
 def steps_of(workdir: Place, group: str) -> list[int]:
     """Lists the finished checkpoints of a group, oldest first."""
-    folder = workdir / CHECKPOINTS / group
-    with reaching(folder):
-        return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    with reaching(workdir):
+        return _steps_in(workdir / CHECKPOINTS / group)
+
+
+def _steps_in(folder: Place) -> list[int]:
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def newest_steps(workdir: Place) -> dict[str, int]:
     """Finds the newest finished checkpoint of every group that has one."""
     folder = workdir / CHECKPOINTS
-    with reaching(folder):
+    with reaching(workdir):
         groups = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    steps = {group: steps_of(workdir, group) for group in groups}
+        steps = {group: _steps_in(folder / group) for group in groups}
     return {group: found[-1] for group, found in steps.items() if found}
 
 

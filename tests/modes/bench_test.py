@@ -131,7 +131,7 @@ def test_weights_of_other_sizes_are_refused(cli, demo):
         (["bench.parts=('paint',)"], ["bench.parts has 'paint'", "text_to_image"]),
         (["bench.parts=()"], ["bench.parts is empty"]),
         (["bench.batch_sizes=(0,)"], ["bench.batch_sizes has 0", "from 1"]),
-        (["bench.num_steps=(2.5,)"], ["bench.num_steps has 2.5"]),
+        (["bench.num_steps=(2.5,)"], ["expected whole numbers"]),
         (["bench.repeats=0"], ["bench.repeats is 0"]),
         (["bench.warmup=0"], ["bench.warmup is 0"]),
         (["bench.devices=9"], ["bench.devices is 9", "1 to 8"]),
