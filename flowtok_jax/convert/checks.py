@@ -24,6 +24,7 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.models.build import Nets
+from flowtok_jax.models.convnext import ConvNeXt, resize_bilinear
 from flowtok_jax.models.critics import LPIPS, Discriminator
 from flowtok_jax.models.inception import SIDE, Inception, resize_legacy
 from flowtok_jax.runtime.errors import UserError
@@ -295,8 +296,10 @@ def _program(goldens: Goldens, name: str, net: nn.Module, *inputs: jax.Array) ->
     return lambda *x: program(params, *x)
 
 
-def _images(goldens: Goldens, name: str, height: int, width: int) -> jax.Array:
-    images = goldens.uniform(name, 2, 3, height, width)
+def _images(
+    goldens: Goldens, name: str, height: int, width: int, rows: int = 2
+) -> jax.Array:
+    images = goldens.uniform(name, rows, 3, height, width)
     return jnp.asarray(images.transpose(0, 2, 3, 1))  # [b h w 3]
 
 
@@ -318,6 +321,26 @@ def check_lpips(check: Check) -> None:
     images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
     distance = _program(check.goldens, check.name, LPIPS(), *images)(*images)
     check.compare("distance", distance[:, None, None, None], CRITIC)  # [b 1 1 1]
+
+
+def check_convnext(check: Check) -> None:
+    """Checks logits, and the resizing of smaller and of larger images."""
+    images = {
+        "logits": _images(check.goldens, "convnext_image", 224, 224),
+        "logits_from_96px": _images(check.goldens, "convnext_small_image", 96, 96),
+        "logits_from_256px": _images(
+            check.goldens, "convnext_big_image", 256, 256, rows=1
+        ),
+    }
+    run = _program(check.goldens, check.name, ConvNeXt(), images["logits"])
+    for key, inputs in images.items():
+        check.compare(key, run(inputs), CRITIC)
+    for side in (96, 256):
+        inputs = images[f"logits_from_{side}px"]
+        resized = jax.jit(resize_bilinear, static_argnums=1)(inputs, 224)
+        # Of the golden image every 7th pixel is stored: [b 3 32 32].
+        seen = resized[:, ::7, ::7].transpose(0, 3, 1, 2)
+        check.compare(f"resized_{side}", seen, CRITIC)
 
 
 def check_inception(check: Check) -> None:
@@ -359,6 +382,7 @@ def check_clip_ids(check: Check) -> None:
 # Checks of files by their whole name, and by the ending of their name.
 BY_NAME = {
     "clip_ids": check_clip_ids,
+    "convnext": check_convnext,
     "discriminator": check_discriminator,
     "lpips": check_lpips,
     "inception": check_inception,

@@ -2,6 +2,7 @@
 
     draw(name, shape)    a normal draw, seeded by the folder's salt and the name  (1)
     weight(name, shape)  running_var: 1 + |draw| / 10                             (2)
+                         *.layer_scale: draw / 10                                 (5)
                          matrices: draw / sqrt(fan in)                            (3)
                          *.weight, *.g: 1 + draw / 10                             (4)
                          others: draw / 10                                        (5)
@@ -110,6 +111,8 @@ class Goldens:
         values = self.draw(name, *shape)
         if name.endswith("running_var"):
             return 1 + np.float32(0.1) * np.abs(values)  # (2)
+        if name.endswith("layer_scale"):
+            return np.float32(0.1) * values  # (5), of three dimensions
         if len(shape) >= 2:
             return values / np.float32(math.sqrt(math.prod(shape[1:])))  # (3)
         if name.endswith((".weight", ".g")):
