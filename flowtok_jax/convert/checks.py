@@ -20,6 +20,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.convert.critics import convert_critic, prepare_critic
 from flowtok_jax.convert.goldens import AbsentError, Check, Goldens
 from flowtok_jax.convert.groups import convert, networks, to_release
+from flowtok_jax.convert.recipe import check_titok_train
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.flow import paths, samplers
@@ -385,6 +386,7 @@ BY_NAME = {
     "convnext": check_convnext,
     "discriminator": check_discriminator,
     "lpips": check_lpips,
+    "titok_train": check_titok_train,
     "inception": check_inception,
     "fid": check_fid,
 }
