@@ -23,7 +23,9 @@ from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS, abstract_group, networks_of
+from flowtok_jax.tasks.adversarial import GanOptions
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.tokenizer import JudgeOptions
 
 CONFIGS = pathlib.Path(default.__file__).parent
 PACKAGE = pathlib.Path(flowtok_jax.__file__).parent
@@ -68,6 +70,8 @@ SPLATTED = {
     "sample": (SampleOptions, set()),
     "caption": (SampleOptions, set()),
     "bench": (BenchOptions, set()),
+    "loss.tokenizer.judges": (JudgeOptions, set()),
+    "loss.tokenizer.gan": (GanOptions, set()),
     **{
         f"loss.{task}": (
             TASKS[task].loss,

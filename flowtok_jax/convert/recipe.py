@@ -17,8 +17,13 @@ from flowtok_jax.convert.groups import convert, networks, to_release
 from flowtok_jax.convert.layout import to_source
 from flowtok_jax.models.convnext import ConvNeXt
 from flowtok_jax.models.critics import LPIPS, Discriminator
-from flowtok_jax.tasks.adversarial import make_adversarial_trainer
-from flowtok_jax.tasks.tokenizer import TASK, make_judges, reconstruction_terms
+from flowtok_jax.tasks.adversarial import GanOptions, make_adversarial_trainer
+from flowtok_jax.tasks.tokenizer import (
+    TASK,
+    JudgeOptions,
+    make_judges,
+    reconstruction_terms,
+)
 
 TERMS = 1e-3  # relative error of a step's value by itself
 FIRST_TERMS = 1e-5  # of the first steps, before rounding adds up
@@ -131,7 +136,9 @@ def check_titok_train(check: Check) -> None:
     options = config.loss.tokenizer
 
     def loss(trained, frozen, given, key, is_judged):
-        judges = make_judges(options.judges, options.gan, is_judged)
+        judges = make_judges(
+            JudgeOptions(**options.judges), GanOptions(**options.gan), is_judged
+        )
         terms = {name: options[name] for name in ("kl", "kl_weight")}
         value, (scalars, made) = reconstruction_terms(
             trained, frozen, given, nets=nets, judges=judges, **terms

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Key, Params
@@ -23,8 +24,9 @@ from flowtok_jax.array_types import Key, Params
 RowsLoss = Callable[[Params, Any, Any, Key], tuple[Float[Array, ""], Any]]
 
 
-def _split(parts: int, x: Array) -> Array:
+def _split(parts: int, x: ArrayLike) -> Array:
     # [rows ...] -> [parts rows/parts ...]
+    x = jnp.asarray(x)
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 

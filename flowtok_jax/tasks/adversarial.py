@@ -9,8 +9,8 @@ both networks take a step or, where a number is not finite, none (TA-TiTok's rel
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,19 @@ from flowtok_jax.tasks.step import advance, average, make_single_trainer
 DISCRIMINATOR = 1
 
 
+class GanOptions(NamedTuple):
+    """The section `gan` of a task's losses; see configs/default.py."""
+
+    weight: float
+    start: int
+    lr: float | None
+    lecam_weight: float
+    lecam_decay: float
+    width: int
+    stages: int
+    grid: int
+
+
 class AdversarialState(TrainState):
     """A state with a discriminator, and the running averages of its mean logits."""
 
@@ -43,10 +56,9 @@ class AdversarialState(TrainState):
     lecam_fake: Any
 
 
-def make_discriminator(gan: Mapping[str, Any], dtype: DTypeLike) -> Discriminator:
-    """Makes the discriminator of a config's section."""
-    sizes = {name: gan[name] for name in ("width", "stages", "grid")}
-    return Discriminator(**sizes, dtype=dtype)
+def make_discriminator(gan: GanOptions, dtype: DTypeLike) -> Discriminator:
+    """Makes the discriminator of the options."""
+    return Discriminator(gan.width, gan.stages, gan.grid, dtype)
 
 
 def discriminator_loss(
@@ -185,7 +197,7 @@ def make_adversarial_trainer(
     Raises:
         UserError: for options that cannot be.
     """
-    gan = config.loss[task.name].gan
+    gan = GanOptions(**config.loss[task.name].gan)
     judges = config.loss[task.name].judges
     steps = config.train.num_steps
     if gan.start < 0:

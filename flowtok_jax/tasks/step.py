@@ -111,7 +111,7 @@ def make_single_trainer(
     optimizer = make_optimizer(schedule, **config.optimizer)
     if is_frozen is not None:
         optimizer = without(optimizer, is_frozen)
-    options = {"parts": config.train.accumulate, **config.loss[task.name]}
+    options = {"parts": config.train.accumulate, **config.loss[task.name].to_dict()}
 
     def start(params: Params | None = None) -> TrainState:
         if params is None:

@@ -17,7 +17,7 @@ and the encoder from images with a share of the patches hidden; in training only
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,11 @@ from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import accumulate, by_parts
-from flowtok_jax.tasks.adversarial import make_adversarial_trainer, make_discriminator
+from flowtok_jax.tasks.adversarial import (
+    GanOptions,
+    make_adversarial_trainer,
+    make_discriminator,
+)
 from flowtok_jax.tasks.base import (
     Batch,
     Preview,
@@ -100,19 +104,27 @@ def disturb(tokens: Tokens, given: Batch, noise: float) -> Tokens:
     return tokens + given["share"] * (noise * spread * given["disturbance"] - tokens)
 
 
+class JudgeOptions(NamedTuple):
+    """The section `judges` of the losses; see configs/default.py."""
+
+    lpips_weight: float
+    convnext_weight: float
+    dtype: str
+    parts: int
+
+
 def make_judges(
-    judges: Mapping[str, Any], gan: Mapping[str, Any], is_judged: Bool[Array, ""] | bool
+    judges: JudgeOptions, gan: GanOptions, is_judged: Bool[Array, ""] | bool
 ) -> dict[str, tuple[float, Judge]]:
     """Makes the terms of (1) that networks judge, by the networks' names.
 
     Args:
-        judges, gan: sections of config.loss.tokenizer.
         is_judged: whether the discriminator has begun.
 
     Returns:
         Weight and judge of each term with a weight.
     """
-    dtype = jnp.dtype(judges["dtype"])
+    dtype = jnp.dtype(judges.dtype)
     lpips = LPIPS(dtype=dtype)
     convnext = ConvNeXt(dtype=dtype)
     discriminator = make_discriminator(gan, dtype)
@@ -133,12 +145,12 @@ def make_judges(
         return jax.lax.cond(is_judged, judge, lambda x: jnp.zeros(len(x)), made)
 
     found = {
-        "lpips": (judges["lpips_weight"], perceptual),
-        "convnext": (judges["convnext_weight"], logits),
-        "gan": (gan["weight"], adversarial),
+        "lpips": (judges.lpips_weight, perceptual),
+        "convnext": (judges.convnext_weight, logits),
+        "gan": (gan.weight, adversarial),
     }
     return {
-        name: (weight, by_parts(judge, judges["parts"]))
+        name: (weight, by_parts(judge, judges.parts))
         for name, (weight, judge) in found.items()
         if weight
     }
@@ -234,7 +246,7 @@ def judged_loss(
     """
     drawn = dict(caption_dropout=caption_dropout, noise=noise, hidden=hidden)
     given = draw_given(frozen, batch, key, nets=nets, **drawn)
-    made = make_judges(judges, gan, is_judged)
+    made = make_judges(JudgeOptions(**judges), GanOptions(**gan), is_judged)
     loss, (scalars, copies) = reconstruction_terms(
         trained, frozen, given, nets=nets, judges=made, noise=noise, **terms
     )
@@ -301,7 +313,7 @@ def make_tokenizer_trainer(task: Task, config: ConfigDict, nets: Nets) -> Traine
     if not options.gan.weight:
         return make_single_trainer(task, config, nets, is_frozen)
     loss = functools.partial(
-        judged_loss, nets=nets, parts=config.train.accumulate, **options
+        judged_loss, nets=nets, parts=config.train.accumulate, **options.to_dict()
     )
     return make_adversarial_trainer(task, config, nets, loss, is_frozen)
 

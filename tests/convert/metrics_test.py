@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval.nets import load_metric_net
+from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 from tests import tiny
 

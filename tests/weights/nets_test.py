@@ -10,9 +10,9 @@ import pytest
 
 from flowtok_jax.convert import critics
 from flowtok_jax.convert.__main__ import make_convert_parser
-from flowtok_jax.eval import nets
-from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights import nets
+from flowtok_jax.weights.nets import load_metric_net
 from tests import tiny
 
 
