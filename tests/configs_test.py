@@ -35,7 +35,7 @@ STAGES = ("", "1", "2", "512")
 ARGUMENTS = {
     **dict.fromkeys(("s", "b", "l", "xl", "h"), STAGES),
     "default": ("",),
-    "tokenizer": ("", "256", "512"),
+    "tokenizer": ("", "256", "512", "256_detok", "decoder"),
     "i2t": ("", "text_tokenizer", "i2t"),
     "finetune": ("", "t2i", "i2t"),
     "eval": ("",),
@@ -136,7 +136,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
     [
         ("h", "1, 2, 512"),
         ("s", "1, 2, 512"),
-        ("tokenizer", "256, 512"),
+        ("tokenizer", "256, 512, 256_detok, decoder"),
         ("i2t", "text_tokenizer, i2t"),
         ("finetune", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),

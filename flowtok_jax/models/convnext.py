@@ -40,7 +40,7 @@ class ConvNeXtBlock(nn.Module):
         start = nn.initializers.constant(1e-6)
         scale = self.param("scale", start, (width,))
         # (carry, output a block) of nn.scan
-        return x + scale.astype(self.dtype) * y, None
+        return x + scale.astype(self.dtype)[None, None, None] * y, None
 
 
 def _norm(name: str) -> nn.LayerNorm:
@@ -48,17 +48,12 @@ def _norm(name: str) -> nn.LayerNorm:
 
 
 class ConvNeXt(nn.Module):
-    """Logits of images in [0, 1] of any size, resized to 224 px; float32.
-
-    Attributes:
-        remat: a policy of models/layers.py; `full` keeps the inputs of the blocks only.
-    """
+    """Logits of images in [0, 1] of any size, resized to 224 px; float32."""
 
     depths: tuple[int, ...] = (3, 3, 27, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     classes: int = 1000
     dtype: DTypeLike = jnp.float32
-    remat: str = "none"
 
     @nn.compact
     def __call__(self, images: Image) -> Float[Array, "b classes"]:
@@ -68,7 +63,7 @@ class ConvNeXt(nn.Module):
         with jax.default_matmul_precision("highest"):
             for stage, depth in enumerate(self.depths):
                 x = self._smaller(x, stage)
-                blocks = scan_blocks(ConvNeXtBlock, depth, self.remat)
+                blocks = scan_blocks(ConvNeXtBlock, depth, "none")
                 x, _ = blocks(self.dtype, name=f"stage{stage}")(x)
             x = _norm("norm")(x.mean((1, 2), dtype=jnp.float32))  # [b c]
             head = nn.Dense(self.classes, dtype=self.dtype, name="head")
@@ -92,7 +87,7 @@ class ConvNeXt(nn.Module):
         return x
 
 
-def resize_bilinear(images: Image, side: int) -> Image:
+def resize_bilinear(images: Image, side: int) -> Float[Array, "b t t 3"]:
     """Resizes images [b h w 3] to [b side side 3], antialiased where they shrink.
 
     The same as torch's bilinear interpolation with antialias and corners not aligned.

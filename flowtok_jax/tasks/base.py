@@ -87,6 +87,7 @@ class Task(NamedTuple):
         make_trainer: builds the state and the step; None for one optimiser.
         judges: names of the frozen networks of eval.weights that the loss needs, each
             also its role.
+        goes_on: whether training has to start from weights of the task's own group.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Task(NamedTuple):
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+    goes_on: Callable[[ConfigDict], bool] = lambda config: False
 
 
 def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:

@@ -340,4 +340,5 @@ TASK = Task(
     contents=("image",),
     make_trainer=make_tokenizer_trainer,
     judges=judges_of,
+    goes_on=lambda config: config.loss.tokenizer.trains == DECODER,
 )

@@ -55,6 +55,8 @@ def check_run(
             needed = set()  # a finished stage reads none
         if config.text.weights == "random":
             needed.discard("clip")
+        if task.goes_on(config):
+            needed.add(stage)
         for group in sorted(needed):
             checks[group] = lambda g=group, c=config: find_place(
                 g, [p for p in (own, start(c.init_from)) if p is not None]

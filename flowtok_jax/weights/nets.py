@@ -155,7 +155,7 @@ def read_metrics(place: str) -> dict[str, Any]:
         raise UserError(
             f"{path} does not exist; expected a directory of metric weights, made by "
             "`python -m flowtok_jax.convert --inception=FILE --lpips=FILES "
-            "--clip_score=DIR --out=DIR`, or 'random'"
+            "--convnext=FILE --clip_score=DIR --out=DIR`, or 'random'"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error

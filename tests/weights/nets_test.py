@@ -73,6 +73,7 @@ def test_float32_is_float32_whatever_the_device(name):
     module = load_metric_net(name, "random").module
     images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     inputs = {"inception": (images,), "lpips": (images, images)}
+    inputs["convnext"] = (images,)
     if name == "clip":
         inputs["clip"] = (
             jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
