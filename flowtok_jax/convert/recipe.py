@@ -2,22 +2,24 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Params
 from flowtok_jax.convert import rules
-from flowtok_jax.convert.critics import convert_critic, prepare_critic
+from flowtok_jax.convert.critic_checks import make_critic
 from flowtok_jax.convert.goldens import Check, Goldens
 from flowtok_jax.convert.groups import convert, networks, to_release
 from flowtok_jax.convert.layout import to_source
 from flowtok_jax.models.convnext import ConvNeXt
 from flowtok_jax.models.critics import LPIPS, Discriminator
-from flowtok_jax.tasks.adversarial import GanOptions, make_adversarial_trainer
+from flowtok_jax.tasks.adversarial import (
+    AdversarialState,
+    GanOptions,
+    make_adversarial_trainer,
+)
 from flowtok_jax.tasks.tokenizer import (
     TASK,
     JudgeOptions,
@@ -28,6 +30,9 @@ from flowtok_jax.tasks.tokenizer import (
 TERMS = 1e-3  # relative error of a step's value by itself
 FIRST_TERMS = 1e-5  # of the first steps, before rounding adds up
 FIRST = 4
+# The file's own float32 sums over 128 x 128 places are off by 1.5e-5: in float64 the
+# first step's norm is ours to 5e-8.
+FIRST_SUMS = {"discriminator_grad_norm": 3e-5}
 ARRAYS = 1e-3  # relative L2 error of what was trained
 RATES = 1e-6
 # A step's values in the golden file, by our names.
@@ -101,14 +106,6 @@ def _config(training: dict[str, Any]) -> ConfigDict:
     )
 
 
-def _critic(goldens: Goldens, name: str, net: nn.Module, *inputs: jax.Array) -> Params:
-    """Makes a critic's parameters by the golden rule."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-    targets = {k: leaf.shape for k, leaf in flatten_dict(shapes, sep="/").items()}
-    state = prepare_critic(name, goldens.state(name))
-    return convert_critic(name, state, targets)
-
-
 def _given(goldens: Goldens, told: dict[str, Any], step: int) -> dict[str, jax.Array]:
     """Draws what a step is given."""
     rows = told["training"]["batch"]
@@ -149,11 +146,11 @@ def check_titok_train(check: Check) -> None:
     state = trainer.start(convert("tokenizer", goldens.state(check.name)))
     discriminator = Discriminator()
     state = state.replace(
-        discriminator=_critic(goldens, "discriminator", discriminator, side)
+        discriminator=make_critic(goldens, "discriminator", discriminator, side)
     )
     frozen = {
-        "lpips": _critic(goldens, "lpips", LPIPS(), side, side),
-        "convnext": _critic(goldens, "convnext", ConvNeXt(), side),
+        "lpips": make_critic(goldens, "lpips", LPIPS(), side, side),
+        "convnext": make_critic(goldens, "convnext", ConvNeXt(), side),
     }
     step = jax.jit(trainer.step)
     logs = []
@@ -167,6 +164,13 @@ def check_titok_train(check: Check) -> None:
     _, (_, pair) = jax.jit(loss)(before.params, nothing, given, before.key, False)
     seen = pair[1][:, ::4, ::4].transpose(0, 3, 1, 2)
     check.compare("last_reconstruction", seen, ARRAYS)
+    _compare_trained(check, state, sizes)
+
+
+def _compare_trained(
+    check: Check, state: AdversarialState, sizes: dict[str, Any]
+) -> None:
+    """Compares what was trained, as far as the file stores it."""
     for kind in ("lecam_real", "lecam_fake"):
         check.compare(kind, getattr(state, kind)[None], ARRAYS)
     trained = to_release("tokenizer", jax.device_get(state.params), sizes)
@@ -189,6 +193,8 @@ def _compare_logs(check: Check, logs: list[dict[str, Any]]) -> None:
     steps["convnext"] = convnext / CONVNEXT_WEIGHT
     for name, values in steps.items():
         is_rate = name.endswith("lr")
-        first, rest = (RATES, RATES) if is_rate else (FIRST_TERMS, TERMS)
+        first, rest = FIRST_SUMS.get(name, FIRST_TERMS), TERMS
+        if is_rate:
+            first = rest = RATES
         check.compare(name, values[:FIRST], first, each=True, rows=slice(FIRST))
         check.compare(name, values[FIRST:], rest, each=True, rows=slice(FIRST, None))

@@ -30,6 +30,8 @@ from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import Trainer, TrainState
 from flowtok_jax.tasks.step import advance, average, make_single_trainer
 
+# What the state has of the discriminator.
+OWN = ("discriminator", "discriminator_opt_state", "lecam_real", "lecam_fake")
 # Numbers folded into a run's seed: the trained networks' are 0, see tasks/step.py.
 DISCRIMINATOR = 1
 
@@ -54,6 +56,20 @@ class AdversarialState(TrainState):
     discriminator_opt_state: Any
     lecam_real: Any
     lecam_fake: Any
+
+
+def beside(
+    state: TrainState, discriminator: Params, opt_state: Any
+) -> AdversarialState:
+    """Puts a discriminator that has seen nothing beside a state."""
+    fields = TrainState.__dataclass_fields__
+    return AdversarialState(
+        **{name: getattr(state, name) for name in fields},
+        discriminator=discriminator,
+        discriminator_opt_state=opt_state,
+        lecam_real=jnp.zeros(()),
+        lecam_fake=jnp.zeros(()),
+    )
 
 
 def make_discriminator(gan: GanOptions, dtype: DTypeLike) -> Discriminator:
@@ -120,12 +136,7 @@ def adversarial_step(
     (value, (scalars, pair)), grads = grad(state.params, frozen, batch, key, is_judged)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    own = {
-        "discriminator": state.discriminator,
-        "discriminator_opt_state": state.discriminator_opt_state,
-        "lecam_real": state.lecam_real,
-        "lecam_fake": state.lecam_fake,
-    }
+    own = {name: getattr(state, name) for name in OWN}
     learn = functools.partial(
         _learn, judge=judge, optimizer=judge_optimizer, decay=lecam_decay
     )
@@ -133,12 +144,8 @@ def adversarial_step(
     judged = jax.lax.cond(is_judged, learn, _rest, own, jax.lax.stop_gradient(pair))
     learned, judge_scalars = judged
     norm = optax.tree.norm(grads)
-    new = {
-        "params": params,
-        "ema": average(state, params, ema_decay, ema_warms_up),
-        "opt_state": opt_state,
-        **learned,
-    }
+    ema = average(state, params, ema_decay, ema_warms_up)
+    new = {"params": params, "ema": ema, "opt_state": opt_state, **learned}
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     for name in ("loss/discriminator", "discriminator_grad_norm"):
         finite &= jnp.isfinite(judge_scalars[name])
@@ -181,6 +188,15 @@ def _rest(own: dict[str, Any], pair: tuple[Image, Image]) -> tuple[dict, Scalars
     return own, {name: jnp.zeros(()) for name in (*names, "discriminator_grad_norm")}
 
 
+def _make_rate(config: ConfigDict, gan: GanOptions) -> optax.Schedule:
+    """Makes the discriminator's schedule, which begins with its own first step."""
+    if gan.start < 0:
+        raise UserError(f"gan.start is {gan.start}; expected a step from 0 on")
+    schedule = dict(config.schedule) | {"lr": gan.lr or config.schedule.lr}
+    steps = max(1, config.train.num_steps - gan.start)
+    return make_schedule(**schedule, num_steps=steps)
+
+
 def make_adversarial_trainer(
     task: Task,
     config: ConfigDict,
@@ -199,36 +215,19 @@ def make_adversarial_trainer(
     """
     gan = GanOptions(**config.loss[task.name].gan)
     judges = config.loss[task.name].judges
-    steps = config.train.num_steps
-    if gan.start < 0:
-        raise UserError(
-            f"loss.{task.name}.gan.start is {gan.start}; expected a step from 0 on"
-        )
-    schedule = dict(config.schedule) | {"lr": gan.lr or config.schedule.lr}
-    rate = make_schedule(**schedule, num_steps=max(1, steps - gan.start))
+    rate = _make_rate(config, gan)
     judge_optimizer = make_optimizer(rate, **config.optimizer)
     module = make_discriminator(gan, jnp.dtype(judges.dtype))
     alone = make_single_trainer(task, config, nets, is_frozen)
 
     def start(params: Params | None = None) -> AdversarialState:
-        state = alone.start(params)
         key = jax.random.fold_in(jax.random.key(config.train.seed), DISCRIMINATOR)
         side = nets.tokenizer.image_size
         own = module.init(key, jnp.zeros((1, side, side, 3)))["params"]
-        return AdversarialState(
-            **{name: getattr(state, name) for name in TrainState.__dataclass_fields__},
-            discriminator=own,
-            discriminator_opt_state=judge_optimizer.init(own),
-            lecam_real=jnp.zeros(()),
-            lecam_fake=jnp.zeros(()),
-        )
+        return beside(alone.start(params), own, judge_optimizer.init(own))
 
-    judge = functools.partial(
-        discriminator_loss,
-        module=module,
-        lecam_weight=gan.lecam_weight,
-        parts=judges.parts,
-    )
+    options = dict(lecam_weight=gan.lecam_weight, parts=judges.parts)
+    judge = functools.partial(discriminator_loss, module=module, **options)
     step = functools.partial(
         adversarial_step,
         loss=loss,

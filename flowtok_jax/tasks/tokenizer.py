@@ -169,11 +169,7 @@ def reconstruction_terms(
     trains: str = ALL,
     parts: int = 1,
 ) -> tuple[Float[Array, ""], tuple[Scalars, Image]]:
-    """Computes (1) of what `draw_given` gives.
-
-    Args:
-        frozen: parameters of the judges, by name, and others.
-        judges: what `make_judges` returns.
+    """Computes (1) of what `draw_given` gives, by the judges of `make_judges`.
 
     Returns:
         The loss; its terms, and the reconstructions.
@@ -191,26 +187,29 @@ def reconstruction_terms(
             tokens = disturb(tokens, rest, noise)
         made = apply(tokens, rest["text_feats"], method="decode")
         mse = losses.reconstruction_loss(made, image)
-        divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
-        value = mse.mean() + kl_weight * divergence
+        moments = posterior.mean, posterior.logvar
+        value = mse.mean() + kl_weight * losses.kl_loss(*moments, kl, rows)
         judged = {}
         for name, (weight, judge) in judges.items():
             judged[name] = judge(frozen[name], image, made)
             value += weight * judged[name].mean()
-        moments = posterior.mean, posterior.logvar
         return value, (mse, moments, judged, made)
 
     loss, (mse, moments, judged, made) = accumulate(rows_loss, parts)(
         trained["tokenizer"], (), given, jax.random.key(0)
     )
-    mse = mse.mean()
-    divergence = losses.kl_loss(*moments, kl)
-    scalars = {"loss/reconstruction": mse, "loss/kl": kl_weight * divergence}
-    for name, (weight, _) in judges.items():
-        scalars[f"loss/{name}"] = weight * judged[name].mean()
-    scalars |= {"psnr_db": -10 * jnp.log10(mse)}  # of the batch's mean error
-    scalars |= latent_scalars("latent", Posterior(*moments))
+    scalars = {
+        "loss/kl": kl_weight * losses.kl_loss(*moments, kl),
+        **{f"loss/{k}": judges[k][0] * x.mean() for k, x in judged.items()},
+        **_quality(mse.mean()),
+        **latent_scalars("latent", Posterior(*moments)),
+    }
     return loss, (scalars, made)
+
+
+def _quality(mse: Float[Array, ""]) -> Scalars:
+    # PSNR of the batch's mean error.
+    return {"loss/reconstruction": mse, "psnr_db": -10 * jnp.log10(mse)}
 
 
 def to_floats(image: Array) -> Image:
