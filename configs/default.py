@@ -122,6 +122,7 @@ def _add_training(config: ConfigDict) -> None:
             "batch_size": 4096,  # rows on all devices together
             "seed": 0,  # of first weights, noise and the order of the data
             "ema_decay": 0.9999,  # of the averaged weights, per step
+            "ema_warms_up": False,  # decay at most (1 + steps) / (10 + steps)
             "accumulate": 1,  # parts of a batch that the network sees one by one
             "steps_per_call": 1,  # steps in one call to the device
             # A step whose loss or gradient is not finite is skipped and counted; this
@@ -141,7 +142,8 @@ def _add_training(config: ConfigDict) -> None:
         {
             "betas": (0.9, 0.95),  # Adam's decay of the mean and of the square
             "eps": 1e-8,  # Adam's
-            "weight_decay": 0.03,  # on all parameters
+            "weight_decay": 0.03,  # of the parameters that decay
+            "decayed": "all",  # or kernels: no biases, norms and embeddings
             "clip_norm": placeholder(float),  # global norm; None: no clipping
             "moments": "float32",  # or bfloat16, which saves 4 bytes per parameter
         }
@@ -158,6 +160,28 @@ def _add_losses(config: ConfigDict) -> None:
                 "kl": "gaussian_sample_mean",
                 "kl_weight": 1e-6,
                 "caption_dropout": 0.5,  # share of rows that decode without caption
+                "noise": 0.0,  # l-DeTok's: deviations of the tokens; paper: 3
+                # Range of the share of an image's patches that the encoder does not
+                # see, at least 0; l-DeTok's paper: -0.1 to 0.7.
+                "hidden": (0.0, 0.0),
+                "trains": "all",  # or decoder
+                # Frozen networks that compare image and copy, from eval.weights.
+                "judges": {
+                    "lpips_weight": 0.0,  # TA-TiTok: 1
+                    "convnext_weight": 0.0,  # TA-TiTok: 0.1
+                    "dtype": "float32",
+                    "parts": 1,  # parts of the rows that they see one by one
+                },
+                "gan": {
+                    "weight": 0.0,  # 0: no discriminator; TA-TiTok: 0.1
+                    "start": 200_000,  # step at which the discriminator begins
+                    "lr": placeholder(float),  # peak; None: schedule.lr
+                    "lecam_weight": 0.001,
+                    "lecam_decay": 0.999,
+                    "width": 128,  # channels of the first stage; doubled by each
+                    "stages": 3,  # each halves the sides
+                    "grid": 16,  # logits a side; divides the side of the last stage
+                },
             },
             "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},
             "t2i": {

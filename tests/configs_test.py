@@ -23,7 +23,9 @@ from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS, abstract_group, networks_of
+from flowtok_jax.tasks.adversarial import GanOptions
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.tokenizer import JudgeOptions
 
 CONFIGS = pathlib.Path(default.__file__).parent
 PACKAGE = pathlib.Path(flowtok_jax.__file__).parent
@@ -33,7 +35,7 @@ STAGES = ("", "1", "2", "512")
 ARGUMENTS = {
     **dict.fromkeys(("s", "b", "l", "xl", "h"), STAGES),
     "default": ("",),
-    "tokenizer": ("", "256", "512"),
+    "tokenizer": ("", "256", "512", "256_detok", "decoder"),
     "i2t": ("", "text_tokenizer", "i2t"),
     "finetune": ("", "t2i", "i2t"),
     "eval": ("",),
@@ -68,6 +70,8 @@ SPLATTED = {
     "sample": (SampleOptions, set()),
     "caption": (SampleOptions, set()),
     "bench": (BenchOptions, set()),
+    "loss.tokenizer.judges": (JudgeOptions, set()),
+    "loss.tokenizer.gan": (GanOptions, set()),
     **{
         f"loss.{task}": (
             TASKS[task].loss,
@@ -132,7 +136,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
     [
         ("h", "1, 2, 512"),
         ("s", "1, 2, 512"),
-        ("tokenizer", "256, 512"),
+        ("tokenizer", "256, 512, 256_detok, decoder"),
         ("i2t", "text_tokenizer, i2t"),
         ("finetune", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),

@@ -8,7 +8,7 @@
 Weights of the networks that metrics judge with go to a directory of their own:
 
     python -m flowtok_jax.convert --inception=pt_inception-2015-12-05-6726825d.pth \\
-        --lpips=vgg16-397923af.pth,vgg.pth \\
+        --lpips=vgg16-397923af.pth,vgg.pth --convnext=convnext_small-0c510722.pth \\
         --clip_score=openai/clip-vit-large-patch14-336 --out=weights/metrics
 
 Exit status: 0, or 2 for a mistake of the user's, with one line that says what to do.
@@ -64,6 +64,7 @@ def make_convert_parser() -> argparse.ArgumentParser:
     add("--clip", metavar="DIR", help="directory or hub id of the CLIP it works with")
     add("--inception", metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
     add("--lpips", metavar="FILES", help="VGG16's and LPIPS's, or one file of both")
+    add("--convnext", metavar="FILE", help="torchvision's ConvNeXt-Small")
     add("--clip_score", metavar="DIR", help="directory or hub id of a whole CLIP")
     add("--out", metavar="DIR", help="directory to write; must not exist yet")
     add("--heads", default="", help="of unpublished sizes: dit=4,projector=4,clip=4")
@@ -178,11 +179,12 @@ def _read_vocabulary(source: GroupSource) -> Vocabulary:
 def from_release(flags: argparse.Namespace) -> None:
     """Converts the files named by the flags into the directory --out."""
     paths = {"t2i": flags.flowtok, "tokenizer": flags.tokenizer, "clip": flags.clip}
-    if flags.inception or flags.lpips or flags.clip_score:
+    if any(getattr(flags, name) for name in critics.METRIC_FLAGS):
         if any(paths.values()):
             raise UserError(
-                "--inception, --lpips and --clip_score go to a directory of their own; "
-                "convert --flowtok, --tokenizer and --clip by another command"
+                "--inception, --lpips, --convnext and --clip_score go to a directory "
+                "of their own; convert --flowtok, --tokenizer and --clip by another "
+                "command"
             )
         critics.convert_metrics(flags)
         return
@@ -190,7 +192,7 @@ def from_release(flags: argparse.Namespace) -> None:
         raise UserError(
             "no weights named; expected --flowtok=FILE, --tokenizer=FILE and "
             "--clip=DIR, or some of them; or of --inception=FILE, --lpips=FILES, "
-            "--clip_score=DIR"
+            "--convnext=FILE, --clip_score=DIR"
         )
     heads = parse_heads(flags.heads)
     sources = find_sources(paths, heads, flags.local_files_only)

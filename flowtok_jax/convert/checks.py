@@ -10,22 +10,24 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.convert.critics import convert_critic, prepare_critic
+from flowtok_jax.convert.critic_checks import (
+    check_convnext,
+    check_discriminator,
+    check_inception,
+    check_lpips,
+)
 from flowtok_jax.convert.goldens import AbsentError, Check, Goldens
 from flowtok_jax.convert.groups import convert, networks, to_release
+from flowtok_jax.convert.recipe import check_titok_train
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.flow import paths, samplers
 from flowtok_jax.models.build import Nets
-from flowtok_jax.models.critics import LPIPS, Discriminator
-from flowtok_jax.models.inception import SIDE, Inception, resize_legacy
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
@@ -38,7 +40,6 @@ FORWARD = 1e-4
 SAMPLE = 1e-4
 TRAINED = 5e-4
 BFLOAT16 = 3e-2
-CRITIC = 1e-4
 DISTANCE = 1e-6  # FID is computed in float64
 EQUAL = 1e-12  # of ids: far below a difference of one
 LOSS = 1e-4  # relative error of each training step's loss by itself
@@ -284,54 +285,6 @@ def check_end_to_end(check: Check) -> None:
     check.compare("image", decoded.transpose(0, 3, 1, 2), SAMPLE)
 
 
-def _program(goldens: Goldens, name: str, net: nn.Module, *inputs: jax.Array) -> Any:
-    """Compiles a critic with the rule's weights into a function of its inputs."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-    leaves = flatten_dict(shapes, sep="/")
-    targets = {path: leaf.shape for path, leaf in leaves.items()}
-    state = prepare_critic(name, goldens.state(name))
-    params = jax.device_put(convert_critic(name, state, targets))
-    program = jax.jit(lambda p, *x: net.apply({"params": p}, *x))
-    return lambda *x: program(params, *x)
-
-
-def _images(goldens: Goldens, name: str, height: int, width: int) -> jax.Array:
-    images = goldens.uniform(name, 2, 3, height, width)
-    return jnp.asarray(images.transpose(0, 2, 3, 1))  # [b h w 3]
-
-
-def check_discriminator(check: Check) -> None:
-    """Checks logits of real and fake images, and the losses on them."""
-    images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
-    run = _program(check.goldens, check.name, Discriminator(), images[0])
-    real, fake = map(run, images)
-    check.compare("logits_real", real[:, None], CRITIC)  # [b 1 g g]
-    check.compare("logits_fake", fake[:, None], CRITIC)
-    check.compare("hinge", losses.hinge_loss(real, fake), CRITIC)
-    averages = check.input("ema_real"), check.input("ema_fake")
-    check.compare("lecam", losses.lecam_loss(real, fake, *averages), CRITIC)
-    check.compare("generator", losses.generator_loss(fake), CRITIC)
-
-
-def check_lpips(check: Check) -> None:
-    """Checks distances between the images of `check_discriminator`."""
-    images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
-    distance = _program(check.goldens, check.name, LPIPS(), *images)(*images)
-    check.compare("distance", distance[:, None, None, None], CRITIC)  # [b 1 1 1]
-
-
-def check_inception(check: Check) -> None:
-    """Checks features and logits, of resized images and of images of 299 px."""
-    images = _images(check.goldens, "fid_image", 192, 256)
-    whole = jnp.round(255 * _images(check.goldens, "fid_image299", SIDE, SIDE))
-    run = _program(check.goldens, check.name, Inception(), whole)
-    resized = jax.jit(resize_legacy)(jnp.round(255 * images))
-    for ending, inputs in (("", resized), ("_299", whole)):
-        features, logits = run(inputs)
-        check.compare(f"pool_2048{ending}", features, CRITIC)
-        check.compare(f"logits_unbiased{ending}", logits, CRITIC)
-
-
 def check_fid(check: Check) -> None:
     """Checks the Fréchet distance of two sets of draws."""
     a = check.goldens.draw("fid/a", 500, 64)
@@ -359,8 +312,10 @@ def check_clip_ids(check: Check) -> None:
 # Checks of files by their whole name, and by the ending of their name.
 BY_NAME = {
     "clip_ids": check_clip_ids,
+    "convnext": check_convnext,
     "discriminator": check_discriminator,
     "lpips": check_lpips,
+    "titok_train": check_titok_train,
     "inception": check_inception,
     "fid": check_fid,
 }

@@ -1,8 +1,9 @@
 """Conversion of the networks that judge images: critics.
 
-"inception", "lpips" and "discriminator" have one size each; "clip" is CLIP with both
-towers, by its Hugging Face names. Every name of a state dict must be used, or dropped
-for a stated reason. `convert_metrics` writes those that metrics need into a directory.
+"inception", "lpips", "convnext" and "discriminator" have one size each; "clip" is CLIP
+with both towers, by its Hugging Face names. Every name of a state dict must be used, or
+dropped for a stated reason. `convert_metrics` writes those that metrics need into a
+directory.
 """
 
 import argparse
@@ -28,11 +29,11 @@ from flowtok_jax.convert.layout import (
     to_ours,
 )
 from flowtok_jax.convert.state_dicts import naming
-from flowtok_jax.eval.nets import METRICS, make_module, shapes_of
 from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256, new_directory, to_place, write_json
 from flowtok_jax.runtime.paths import expand_path
+from flowtok_jax.weights.nets import METRICS, make_module, shapes_of
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.
@@ -47,6 +48,8 @@ TABLES: dict[str, dict[str, np.ndarray]] = {
     },
 }
 
+# Flags of the converter that go to a directory of networks that judge.
+METRIC_FLAGS = ("inception", "lpips", "convnext", "clip_score")
 LPIPS_FILES = "VGG16 and LPIPS may be two files: --lpips=vgg16-397923af.pth,vgg.pth"
 
 # Field of CLIP's towers -> (source name, axis) whose length it is.
@@ -181,6 +184,8 @@ def convert_metrics(flags: argparse.Namespace) -> None:
         sources["inception"] = _read_files("inception", flags.inception)
     if flags.lpips:
         sources["lpips"] = _read_files("lpips", flags.lpips)
+    if flags.convnext:
+        sources["convnext"] = _read_files("convnext", flags.convnext)
     if flags.clip_score:
         place = state_dicts.find_clip(flags.clip_score, flags.local_files_only)
         sources["clip"] = _read_clip(place)
@@ -198,7 +203,7 @@ def convert_metrics(flags: argparse.Namespace) -> None:
             entries[name] = {
                 "sizes": source.sizes,
                 "sources": {file.name: _digest(file) for file in source.paths},
-                # eval/nets.py refuses a file with another digest.
+                # weights/nets.py refuses a file with another digest.
                 "sha256": file_sha256(path),
             }
         if vocabulary is not None:

@@ -31,6 +31,7 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
     "same": (lambda x: x, lambda x: x),
     "vector": (lambda x: x[0, 0], lambda x: x[None, None]),
     "weights": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),
+    "scale": (lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
     "dense": (lambda x: x.T, lambda x: x.T),
     "dense1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "patch": (_patch_to_ours, _patch_to_source),

@@ -322,7 +322,26 @@ def _discriminator() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def _convnext() -> tuple[Rule, ...]:
+    """Makes the rules of torchvision's ConvNeXt, whose features begin with the stem."""
+    rules = [*_layer("classifier.2", "head"), *_norm("classifier.0", "norm")]
+    for stage in range(4):
+        # A norm goes before a convolution, but the stem's after it.
+        conv, norm = (1, 0) if stage else (0, 1)
+        rules += _layer(f"features.{2 * stage}.{conv}", f"down{stage}", "conv")
+        rules += _norm(f"features.{2 * stage}.{norm}", f"norm{stage}")
+        block = f"features.{2 * stage + 1}.{{}}"
+        ours = f"stage{stage}"
+        rules += _layer(f"{block}.block.0", f"{ours}/conv", "conv")
+        rules += _norm(f"{block}.block.2", f"{ours}/norm")
+        rules += _layer(f"{block}.block.3", f"{ours}/dense1")
+        rules += _layer(f"{block}.block.5", f"{ours}/dense2")
+        rules.append(Rule((f"{block}.layer_scale",), f"{ours}/scale", "scale"))
+    return tuple(rules)
+
+
 CRITICS = {
+    "convnext": _convnext(),
     "inception": _inception(),
     "lpips": _lpips(),
     "discriminator": _discriminator(),
@@ -331,6 +350,7 @@ CRITICS = {
 
 # Names of critics that are dropped on purpose: (regex of the whole name, reason).
 CRITICS_IGNORED = {
+    "convnext": (),
     "inception": (
         (r".*\.num_batches_tracked", "counts training steps"),
         (r"fc\.bias", "the logits have none"),

@@ -20,9 +20,9 @@ from PIL import Image
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.images import resize_and_crop
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval.nets import RANDOM, MetricNet
 from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import RANDOM, MetricNet
 
 BATCH = 64  # rows that the towers take at a time
 

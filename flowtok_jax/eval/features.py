@@ -28,7 +28,6 @@ from flowtok_jax.eval.fid import (
     kernel_distance,
     precision_recall,
 )
-from flowtok_jax.eval.nets import RANDOM, MetricNet
 from flowtok_jax.models.inception import SIDE, resize_legacy
 from flowtok_jax.runtime.batches import row_parts, run_rows
 from flowtok_jax.runtime.errors import UserError
@@ -39,6 +38,7 @@ from flowtok_jax.runtime.mesh import (
     put,
     replicated,
 )
+from flowtok_jax.weights.nets import RANDOM, MetricNet
 
 RESIZES = ("clean", "legacy")
 SPLITS = 10  # of the Inception score

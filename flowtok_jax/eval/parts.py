@@ -17,7 +17,6 @@ from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
 from flowtok_jax.eval.features import Extractor, FeatureMetrics
 from flowtok_jax.eval.fid import Reference
 from flowtok_jax.eval.i2t import ImageToText
-from flowtok_jax.eval.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.eval.previews import make_extractor
 from flowtok_jax.eval.protocols import metric_suffix, read_prompts
 from flowtok_jax.eval.real import RealImages
@@ -34,6 +33,7 @@ from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place
+from flowtok_jax.weights.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.weights.place import RUN, Weights
 
 PARTS = {part.name: part for part in (TextToImage, ImageToText, Reconstruction)}

@@ -23,13 +23,13 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.evaluate import NO_WEIGHTS
 from flowtok_jax.eval.features import Extractor, FeatureMetrics
-from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.reconstruction import psnr_db
 from flowtok_jax.eval.reference import make_reference
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import Preview, Task
+from flowtok_jax.weights.nets import load_metric_net
 
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
@@ -130,7 +130,7 @@ def make_preview(
     fid = make_fid(config, examples, mesh) if task.draws else None
 
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
-        groups = {task.frozen[role]: params for role, params in frozen.items()}
+        groups = {group: frozen[role] for role, group in task.frozen.items()}
         # Where they lie: FlowTok would copy them to every device.
         flowtok.params = {**groups, task.name: ema}
         made = task.preview(flowtok, examples)

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from flowtok_jax.array_types import Image, Params
-from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.runtime.batches import filled, run_rows
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import MetricNet
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels

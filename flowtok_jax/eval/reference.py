@@ -44,12 +44,12 @@ from flowtok_jax.data.records import (
 from flowtok_jax.data.source_strings import KINDS
 from flowtok_jax.eval.features import RESIZES, Extractor, Pixels
 from flowtok_jax.eval.fid import Gaussian, Moments, Reference
-from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.reference_file import write_reference
 from flowtok_jax.runtime import cli, processes
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, is_remote, to_place
 from flowtok_jax.runtime.mesh import make_mesh
+from flowtok_jax.weights.nets import load_metric_net
 
 BLOCK = 2048  # images between two updates of the moments
 

@@ -12,10 +12,10 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.clip_score import clip_score
 from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.features import FeatureMetrics
-from flowtok_jax.eval.nets import RANDOM, MetricNet
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import RANDOM, MetricNet
 
 
 class TextToImage(Part):

@@ -15,12 +15,12 @@ from flowtok_jax.eval.evaluate import (
     rejected_array,
 )
 from flowtok_jax.eval.features import FeatureMetrics
-from flowtok_jax.eval.nets import RANDOM, MetricNet
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.eval.reconstruction import LatentStatistics
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.batches import one_ahead
+from flowtok_jax.weights.nets import RANDOM, MetricNet
 
 
 class Reconstruction(Part):

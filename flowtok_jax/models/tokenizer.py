@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flowtok_jax.array_types import Image, Moments, TextFeatures, Tokens
 from flowtok_jax.models.layers import (
@@ -150,11 +150,15 @@ class Encoder(_Side):
     """Encoder from images to the moments [mean | logvar] of n tokens."""
 
     @nn.compact
-    def __call__(self, image: Image) -> Moments:
+    def __call__(
+        self, image: Image, hidden: Bool[Array, "b p"] | None = None
+    ) -> Moments:
         dense = dict(std=self.kernel_std, dtype=self.dtype)
         patches = patchify(image, self.patch)  # [b g*g p*p*3]
         # Equals the release's convolution of stride p.
         patches = _dense(self.width, name="patch_embed", **dense)(patches)
+        if hidden is not None:
+            patches = jnp.where(hidden[..., None], 0, patches)
         init = nn.initializers.normal(self.token_std)
         shape = (self.tokens, self.width)
         latents = self.param("latent_tokens", init, shape)
@@ -231,9 +235,15 @@ class Tokenizer(nn.Module):
         self._encoder = Encoder(**self.encoder, **shared, name="encoder")
         self._decoder = Decoder(**self.decoder, **shared, name="decoder")
 
-    def encode(self, image: Image) -> Posterior:
-        """Returns the posterior of the raw tokens of an image in [0, 1]."""
-        return Posterior.from_moments(self._encoder(image), clip=True)
+    def encode(
+        self, image: Image, hidden: Bool[Array, "b p"] | None = None
+    ) -> Posterior:
+        """Returns the posterior of the raw tokens of an image in [0, 1].
+
+        Args:
+            hidden: patches of which only the place is seen, row by row.
+        """
+        return Posterior.from_moments(self._encoder(image, hidden), clip=True)
 
     def decode(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
         """Decodes raw tokens, guided by their caption; values may leave [0, 1]."""

@@ -28,6 +28,7 @@ from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_run
 from flowtok_jax.train.summary import config_text, merge_summary, show_summary
+from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
     inherit_vocabulary,
@@ -137,6 +138,8 @@ def _train_stage(
     own = wanted.pop(task.name)
     groups = load_groups(wanted, nets, places)
     frozen = {role: groups[group] for role, group in task.frozen.items()}
+    for name in task.judges(config):
+        frozen[name] = load_metric_net(name, config.eval.weights).params
     return loop.train(
         config,
         task,

@@ -28,6 +28,7 @@ from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
 from flowtok_jax.tasks import TASKS, abstract_group, find_task
 from flowtok_jax.train import loop, sharding
 from flowtok_jax.train.checkpoint import with_shardings
+from flowtok_jax.weights.nets import abstract_net
 
 MAIN_DIRECTION = "text_to_image"
 
@@ -65,6 +66,7 @@ def plan_train_step(
     task = TASKS[stage]
     nets = make_nets(config)
     frozen = {role: abstract_group(nets, g) for role, g in task.frozen.items()}
+    frozen |= {name: abstract_net(name) for name in task.judges(config)}
     planned = loop.plan_program(config, task, nets, frozen, devices)
     batch = abstract_batch(config)
     places = sharding.batch_sharding(planned.mesh)

@@ -22,6 +22,7 @@ from flowtok_jax.runtime.mesh import put
 from flowtok_jax.sampling import DIRECTIONS
 from flowtok_jax.tasks import TASKS, abstract_group, init_group
 from flowtok_jax.train import loop
+from flowtok_jax.weights.nets import RANDOM, load_metric_net
 from flowtok_jax.weights.place import Weights
 
 PARTS = (*DIRECTIONS, "train")
@@ -206,7 +207,12 @@ def training_work(
         held = {
             role: weights.at(task.frozen[role], nets, _places(params))
             for role, params in frozen.items()
+            if role in task.frozen
         }
+        for name in task.judges(config):
+            # Values change no time.
+            judge = load_metric_net(name, RANDOM).params
+            held[name] = jax.device_put(judge, _places(frozen[name]))
         data = {k: _fill(x, nets.clip.vocab_size) for k, x in batch.items()}
         state = planned.start(weights.trained(stage, nets))
 

@@ -9,17 +9,47 @@ them. The gradients are computed with the value, so that nothing is computed twi
 Dropout, where a network has it, draws other masks for each part than for the whole.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Key, Params
 
 # Differentiated in params and inputs; outputs are rows that carry no gradient.
 RowsLoss = Callable[[Params, Any, Any, Key], tuple[Float[Array, ""], Any]]
+
+
+def _split(parts: int, x: ArrayLike) -> Array:
+    # [rows ...] -> [parts rows/parts ...]
+    x = jnp.asarray(x)
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join(x: Array) -> Array:
+    """Inverts `_split`."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def by_parts(function: Callable, parts: int) -> Callable:
+    """Makes a function of (params, *rows) see equal parts of the rows one by one.
+
+    The backward pass computes each part again, so that activations take the memory of a
+    part. Whatever couples rows may follow: gradients are those of the whole.
+    """
+    if parts == 1:
+        return function
+
+    def apply(params, *rows):
+        run = jax.checkpoint(lambda part: function(params, *part))
+        split = jax.tree.map(functools.partial(_split, parts), rows)
+        return jax.tree.map(_join, jax.lax.map(run, split))
+
+    return apply
 
 
 def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
@@ -34,11 +64,7 @@ def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
     if parts == 1:
         return function
 
-    def split(x):  # [rows ...] -> [parts rows/parts ...]
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
-    def join(x):  # the inverse of `split`
-        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    split = functools.partial(_split, parts)
 
     def forward(params, inputs, rest, key):
         gradient = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
@@ -55,7 +81,7 @@ def accumulate(function: RowsLoss, parts: int) -> RowsLoss:
         zeros = jax.tree.map(jnp.zeros_like, params)
         xs = jnp.arange(parts), *jax.tree.map(split, (inputs, rest))
         grads, (values, *stacked) = jax.lax.scan(step, zeros, xs)
-        outputs, rows = jax.tree.map(join, tuple(stacked))
+        outputs, rows = jax.tree.map(_join, tuple(stacked))
         return (values.mean(), outputs), (grads, rows)
 
     # The forward pass has computed the gradients already: backward only scales them.

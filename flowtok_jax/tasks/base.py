@@ -85,6 +85,9 @@ class Task(NamedTuple):
         contents: contents of the data that will do, "image" or "moments" (latents).
         direction: the direction of sampling.py that the group enables, if any.
         make_trainer: builds the state and the step; None for one optimiser.
+        judges: names of the frozen networks of eval.weights that the loss needs, each
+            also its role.
+        goes_on: whether training has to start from weights of the task's own group.
     """
 
     name: str
@@ -97,6 +100,8 @@ class Task(NamedTuple):
     contents: tuple[str, ...] = ("image", "moments")
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
+    judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+    goes_on: Callable[[ConfigDict], bool] = lambda config: False
 
 
 def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:

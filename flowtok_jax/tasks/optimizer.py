@@ -3,15 +3,23 @@
 lr(step) = peak * min(1, step / warmup_steps), then constant or cosine to lr_end    (1)
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
+from flowtok_jax.array_types import Params
 from flowtok_jax.runtime.errors import UserError
 
 MOMENTS = ("float32", "bfloat16")
 # bfloat16 has 8 bits: an average that moves by less than 1/128 a step stands still.
 MAX_BETA_BFLOAT16 = 0.99
 SCHEDULES = ("constant", "cosine")
+DECAYED = ("all", "kernels")
+# Layers whose kernels are learned embeddings to TA-TiTok's release, and do not decay.
+EMBEDDING = ("embed", "patch_embed")
 
 
 def make_schedule(
@@ -42,10 +50,12 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float | None,
     moments: str = "float32",
+    decayed: str = "all",
 ) -> optax.GradientTransformation:
-    """Makes AdamW, with decay on all parameters.
+    """Makes AdamW.
 
     Args:
+        decayed: the parameters that decay, one of DECAYED.
         betas: the decays of both moments.
         clip_norm: bound of the gradient's global norm, before Adam sees the gradient.
         moments: dtype in which both moments are kept between steps.
@@ -56,7 +66,12 @@ def make_optimizer(
             f"optimizer.betas is {betas}; expected two numbers from 0 to below 1, as "
             "in (0.9,0.95)"
         )
-    adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay)
+    if decayed not in DECAYED:
+        raise UserError(
+            f"optimizer.decayed is {decayed!r}; expected one of {', '.join(DECAYED)}"
+        )
+    mask = _kernels if decayed == "kernels" else None
+    adamw = optax.adamw(schedule, *betas, eps, weight_decay=weight_decay, mask=mask)
     if moments not in MOMENTS:
         raise UserError(
             f"optimizer.moments is {moments!r}; expected one of {', '.join(MOMENTS)}"
@@ -72,6 +87,31 @@ def make_optimizer(
     if clip_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def _kernels(params: Params) -> Any:
+    """Marks the kernels of layers, but for those that embed patches and tokens."""
+
+    def is_decayed(path, _):
+        layer, leaf = (key.key for key in path[-2:])
+        return leaf == "kernel" and layer not in EMBEDDING
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def without(
+    optimizer: optax.GradientTransformation, is_frozen: Callable
+) -> optax.GradientTransformation:
+    """Wraps an optimiser to leave parameters as they are, by their path of names."""
+
+    def marks(params):
+        names = lambda path: tuple(key.key for key in path)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: is_frozen(names(path)), params
+        )
+
+    # After the optimiser, whose decay would move what has no gradient.
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), marks))
 
 
 def _with_moments(

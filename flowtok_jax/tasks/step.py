@@ -2,17 +2,19 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.models.build import Nets, init_networks
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import Batch, Loss, Scalars, Task
-from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule, without
 from flowtok_jax.tasks.state import Trainer, TrainState, make_state
 
 
@@ -24,6 +26,7 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    ema_warms_up: bool = False,
 ) -> tuple[TrainState, Scalars]:
     """Makes one optimiser step, and returns the scalars of its loss.
 
@@ -40,9 +43,17 @@ def train_step(
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     new = {
         "params": params,
-        "ema": optax.incremental_update(params, state.ema, 1 - ema_decay),
+        "ema": average(state, params, ema_decay, ema_warms_up),
         "opt_state": opt_state,
     }
+    scalars |= {"loss/total": value, "grad_norm": norm}
+    return advance(state, new, finite, scalars)
+
+
+def advance(
+    state: TrainState, new: dict[str, Any], finite: Bool[Array, ""], scalars: Scalars
+) -> tuple[TrainState, Scalars]:
+    """Takes the new values into the state if they are finite, and counts the step."""
     old = {name: getattr(state, name) for name in new}
     # A choice of values, not of branches: the step is one program either way.
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -52,9 +63,21 @@ def train_step(
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-    scalars |= {"loss/total": value, "grad_norm": norm}
-    scalars |= {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
-    return state, scalars
+    counts = {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
+    return state, scalars | counts
+
+
+def average(state: TrainState, params: Params, decay: float, warms_up: bool) -> Params:
+    """Returns the running averages with the parameters of a step more.
+
+    Args:
+        warms_up: whether the decay is at most (1 + k) / (10 + k) after k steps, so that
+            the start is soon forgotten.
+    """
+    if warms_up:
+        made = state.step - state.skipped
+        decay = jnp.minimum(decay, (1 + made) / (10 + made))
+    return optax.incremental_update(params, state.ema, 1 - decay)
 
 
 def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
@@ -65,11 +88,30 @@ def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
     """
     if task.make_trainer is not None:
         return task.make_trainer(task, config, nets)
+    return make_single_trainer(task, config, nets)
+
+
+def make_single_trainer(
+    task: Task,
+    config: ConfigDict,
+    nets: Nets,
+    is_frozen: Callable[[tuple[str, ...]], bool] | None = None,
+) -> Trainer:
+    """Makes the trainer of a task with one AdamW.
+
+    Args:
+        is_frozen: says of the path of a parameter that it stays as it is.
+
+    Raises:
+        UserError: for a loss, a schedule or an optimiser that cannot be.
+    """
     if task.name not in config.loss:
         raise UserError(f"the config has no section loss.{task.name}; add one to it")
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
     optimizer = make_optimizer(schedule, **config.optimizer)
-    options = {"parts": config.train.accumulate, **config.loss[task.name]}
+    if is_frozen is not None:
+        optimizer = without(optimizer, is_frozen)
+    options = {"parts": config.train.accumulate, **config.loss[task.name].to_dict()}
 
     def start(params: Params | None = None) -> TrainState:
         if params is None:
@@ -82,6 +124,7 @@ def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
         loss=functools.partial(task.loss, nets=nets, **options),
         optimizer=optimizer,
         ema_decay=config.train.ema_decay,
+        ema_warms_up=config.train.ema_warms_up,
     )
     return Trainer(start, step, lambda count: {"lr": float(schedule(count))})
 

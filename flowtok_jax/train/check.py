@@ -13,6 +13,7 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import find_task
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.step import make_trainer
+from flowtok_jax.weights.nets import check_metric_net
 from flowtok_jax.weights.place import Weights, find_place
 
 PRETOKENIZE = (
@@ -54,10 +55,14 @@ def check_run(
             needed = set()  # a finished stage reads none
         if config.text.weights == "random":
             needed.discard("clip")
+        if task.goes_on(config):
+            needed.add(stage)
         for group in sorted(needed):
             checks[group] = lambda g=group, c=config: find_place(
                 g, [p for p in (own, start(c.init_from)) if p is not None]
             )
+        for name in task.judges(config):
+            checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
         trained.append(stage)
     raise_together(checks, "the run cannot start")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval.nets import load_metric_net
+from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.safetensors import read_safetensors, write_safetensors
 from tests import tiny
 
@@ -81,6 +81,29 @@ def test_three_networks_load_from_what_one_command_wrote(given, command, tmp_pat
     np.testing.assert_array_equal(params["weights3"], source)
     for dropped in ("num_batches_tracked", "fc.bias", "classifier.0.weight", "lins.0"):
         assert dropped in outcome.stderr
+
+
+def test_convnext_is_converted_from_torchvision_s_file(command, tmp_path):
+    state = tiny.state_dict("convnext")
+    write_safetensors(tmp_path / "convnext_small-0.safetensors", state)
+    out = tmp_path / "metrics"
+    outcome = command(
+        f"--convnext={tmp_path}/convnext_small-0.safetensors", f"--out={out}"
+    )
+    assert outcome.status == 0
+    blocks = load_metric_net("convnext", str(out)).params["stage2"]
+    source = state["features.5.26.block.3.weight"]
+    np.testing.assert_array_equal(blocks["dense1"]["kernel"][26], np.transpose(source))
+    source = state["features.5.26.layer_scale"]
+    np.testing.assert_array_equal(blocks["scale"][26], np.ravel(source))
+    kernel = np.transpose(state["features.5.26.block.0.weight"], (2, 3, 1, 0))
+    np.testing.assert_array_equal(blocks["conv"]["kernel"][26], kernel)
+    damaged = dict(state)
+    del damaged["features.5.26.layer_scale"]
+    write_safetensors(tmp_path / "less.safetensors", damaged)
+    outcome = command(f"--convnext={tmp_path}/less.safetensors", f"--out={out}2")
+    assert outcome.status == 2
+    assert "features.5.26.layer_scale" in outcome.complaint
 
 
 def test_a_converted_clip_embeds_as_its_source(given, command, tmp_path):

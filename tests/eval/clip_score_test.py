@@ -8,8 +8,8 @@ from PIL import Image
 from flowtok_jax.data.vocabulary import END, START, Vocabulary
 from flowtok_jax.eval import clip_score as module
 from flowtok_jax.eval.clip_score import clip_score, preprocess
-from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import MetricNet
 
 WORDS = ["!", "dark", "red", "green", "blue", "grey", START, END]  # "!" is the pad
 

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import MetricNet
 
 GRID, FEATURES, CLASSES = 6, 24, 10
 SHA256 = "f" * 64
@@ -38,7 +38,7 @@ class Difference(nn.Module):
 
 
 def load_metric_net(name: str, place: str) -> MetricNet:
-    """Stands in for the function of eval/nets.py, whatever the place."""
+    """Stands in for the function of weights/nets.py, whatever the place."""
     sha256 = "random" if place == "random" else SHA256
     if name == "lpips":
         return MetricNet(Difference(), {}, sha256)

@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval.features import Extractor, FeatureMetrics
-from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.eval.reference import make_reference
+from flowtok_jax.weights.nets import load_metric_net
 from tests.eval import fake
 from tests.eval.features_test import mesh
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from flowtok_jax.eval import reconstruction
-from flowtok_jax.eval.nets import MetricNet
 from flowtok_jax.eval.reconstruction import (
     LatentStatistics,
     lpips,
@@ -14,6 +13,7 @@ from flowtok_jax.eval.reconstruction import (
 )
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights.nets import MetricNet
 
 
 def pictures(count=3, height=17, width=17, seed=0) -> np.ndarray:

@@ -6,7 +6,7 @@ python -m tests.eval.with_fake flowtok_jax.eval.reference --images=...
 import importlib
 import sys
 
-from flowtok_jax.eval import nets
+from flowtok_jax.weights import nets
 from tests.eval import fake
 
 if __name__ == "__main__":

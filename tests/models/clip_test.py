@@ -7,8 +7,8 @@ import pytest
 from clu.parameter_overview import count_parameters
 
 from flowtok_jax.convert.critics import convert_critic, prepare_critic, read_clip_sizes
-from flowtok_jax.eval.nets import shapes_of
 from flowtok_jax.models.clip import ClipScorer, ClipText, ClipVision, make_clip_scorer
+from flowtok_jax.weights.nets import shapes_of
 from tests import tiny
 from tests.models.layers_test import slow_attention
 

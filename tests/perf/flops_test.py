@@ -95,7 +95,7 @@ def test_a_policy_recomputes_the_flops_that_it_says(name, remat):
 @pytest.mark.parametrize("remat", ["none", "full", "dense_but_qkv"])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
-    built, options = nets(remat), default.get_config().loss[task]
+    built, options = nets(remat), default.get_config().loss[task].to_dict()
     groups = {g: abstract_group(built, g) for g in TASKS[task].frozen}
     trained = abstract_group(built, task)
     batch = {

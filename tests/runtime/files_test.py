@@ -21,7 +21,7 @@ from PIL import Image
 from configs import demo as demo_config
 from flowtok_jax import modes
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.eval import nets, pictures, reference_file, score
+from flowtok_jax.eval import pictures, reference_file, score
 from flowtok_jax.eval.evaluate import Chunks
 from flowtok_jax.eval.parts import PartMaker
 from flowtok_jax.pipeline import FlowTok
@@ -30,7 +30,7 @@ from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteE
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
-from flowtok_jax.weights import pretrained, workdir
+from flowtok_jax.weights import nets, pretrained, workdir
 from flowtok_jax.weights.place import inherit_vocabulary, open_start, open_weights
 from tests import run, tiny
 

@@ -1,10 +1,17 @@
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
+from flowtok_jax.convert import rules
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks import abstract_group
+from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule, without
+from tests import tiny
 
 SCHEDULE = {"lr": 4e-4, "lr_end": 1e-5, "warmup_steps": 4, "num_steps": 20}
 
@@ -83,3 +90,46 @@ def test_bfloat16_moments_take_half_the_memory_and_move_weights_nearly_as_far():
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         make_optimizer(optax.constant_schedule(1e-2), **{**OPTIONS, **options})
+
+
+def decayed(params):
+    """The paths of the leaves that decay where kernels do."""
+    options = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5}
+    rate = optax.constant_schedule(0.1)
+    optimizer = make_optimizer(rate, **options, clip_norm=None, decayed="kernels")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    return {k for k, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
+
+
+def test_what_decays_is_what_decays_in_the_release():
+    shapes = abstract_group(tiny.nets(), "tokenizer")
+    found = decayed(jax.tree.map(lambda a: jnp.ones(a.shape), shapes))
+    told = json.loads((tiny.GOLDENS / "titok_train.decay.json").read_text())
+    for rule in rules.RULES["tokenizer"]:
+        for source in rule.sources:
+            name = source.format(0)
+            assert name in told["decayed"] + told["not_decayed"]
+            assert (rule.target in found) == (name in told["decayed"]), name
+
+
+def test_what_is_frozen_neither_learns_nor_decays():
+    options = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5}
+    adam = make_optimizer(optax.constant_schedule(0.1), **options, clip_norm=None)
+    optimizer = without(adam, lambda path: "encoder" in path)
+    params = {"encoder": {"kernel": jnp.ones(2)}, "decoder": {"kernel": jnp.ones(2)}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert not updates["encoder"]["kernel"].any()
+    assert updates["decoder"]["kernel"].all()
+
+
+def test_other_choices_of_what_decays_are_refused():
+    with pytest.raises(UserError, match="optimizer.decayed is 'some'; expected one of"):
+        make_optimizer(
+            optax.constant_schedule(0.1),
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=0.5,
+            clip_norm=None,
+            decayed="some",
+        )

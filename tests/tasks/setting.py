@@ -36,7 +36,7 @@ def setting(task):
     }
     step = functools.partial(
         train_step,
-        loss=functools.partial(TASKS[task].loss, nets=nets, **OPTIONS[task]),
+        loss=functools.partial(TASKS[task].loss, nets=nets, **OPTIONS[task].to_dict()),
         optimizer=optimizer,
         ema_decay=0.9,
     )

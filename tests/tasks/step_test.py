@@ -14,7 +14,7 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS
 from flowtok_jax.tasks.state import make_state
-from flowtok_jax.tasks.step import train_step, train_steps
+from flowtok_jax.tasks.step import average, train_step, train_steps
 from flowtok_jax.train import sharding
 from tests import tiny
 from tests.tasks.setting import batch, setting
@@ -92,6 +92,16 @@ def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted
     assert moved == [True, False, False, False, True]
     assert int(state.step) == 5
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(("made", "wanted"), [(0, 0.1), (90, 0.91), (10_000, 0.95)])
+def test_averages_that_warm_up_soon_forget_the_start(made, wanted):
+    state = make_state({"w": jnp.zeros(2)}, optax.sgd(1.0), seed=0)
+    state = state.replace(step=jnp.int32(made + 3), skipped=jnp.int32(3))
+    new = average(state, {"w": jnp.ones(2)}, 0.95, True)
+    np.testing.assert_allclose(new["w"], 1 - wanted, rtol=1e-5)
+    cold = average(state, {"w": jnp.ones(2)}, 0.95, False)
+    np.testing.assert_allclose(cold["w"], 0.05, rtol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["text_tokenizer", "t2i", "i2t"])

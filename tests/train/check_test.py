@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import h
+from configs import h, tokenizer
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.check import check_run
 from flowtok_jax.weights.place import open_start, open_weights
@@ -47,6 +47,26 @@ def test_what_a_run_or_its_start_has_is_not_missing(config, demo, tmp_path):
     config.init_from = "nowhere"
     with pytest.raises(UserError, match="^init_from = nowhere does not exist"):
         check(config, tmp_path)
+
+
+def test_judges_and_weights_to_go_on_from_are_missed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tokenizer.get_config("decoder")
+    config.update_from_flattened_dict({"data.train": "shapes", "data.eval": ""})
+    config.text.weights = "random"
+    with pytest.raises(UserError) as error:
+        check_run({"tokenizer": config}, tmp_path / "run", open_start)
+    said = {line.split()[0]: line for line in str(error.value).splitlines()[1:]}
+    assert list(said) == ["tokenizer", "lpips"]  # for convnext it is the same
+    assert "weights/metrics/metrics.json does not exist" in said["lpips"]
+    config.eval.weights = ""
+    with pytest.raises(
+        UserError, match=r"(?s)eval.weights is empty.*--convnext=convnext_"
+    ):
+        check_run({"tokenizer": config}, tmp_path / "run", open_start)
+    config.eval.weights = "random"
+    with pytest.raises(UserError, match=r"^no weights of tokenizer; set --config.init"):
+        check_run({"tokenizer": config}, tmp_path / "run", open_start)
 
 
 def test_a_stage_brings_what_the_next_one_needs(config, tmp_path):

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
+from flowtok_jax.models.convnext import ConvNeXt
 from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
 from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
@@ -27,13 +28,14 @@ from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_pla
 from flowtok_jax.weights.safetensors import Shape, read_copies
 
 METRICS = "metrics.json"
-NAMES = ("inception", "lpips", "clip")
+NAMES = ("inception", "lpips", "clip", "convnext")
 RANDOM = "random"
 # The flag of the converter that makes each.
 FLAGS = {
     "inception": "--inception=pt_inception-2015-12-05-6726825d.pth",
     "lpips": "--lpips=vgg16-397923af.pth,vgg.pth",
     "clip": "--clip_score=openai/clip-vit-large-patch14-336",
+    "convnext": "--convnext=convnext_small-0c510722.pth",
 }
 # A small CLIP that knows the ids of any vocabulary up to CLIP's own.
 RANDOM_CLIP = {
@@ -55,7 +57,8 @@ def make_module(name: str, sizes: Mapping[str, Any]) -> nn.Module:
     """Makes the module of a name of NAMES; only clip has sizes."""
     if name == "clip":
         return make_clip_scorer(**sizes)
-    return {"inception": Inception, "lpips": LPIPS}[name](**sizes)
+    modules = {"inception": Inception, "lpips": LPIPS, "convnext": ConvNeXt}
+    return modules[name](**sizes)
 
 
 def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
@@ -69,6 +72,28 @@ def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
         inputs = (images, images) if name == "lpips" else (images,)
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+def abstract_net(name: str) -> Params:
+    """Returns shapes and dtypes of the parameters of a network of one size."""
+    shapes = shapes_of(name, make_module(name, {}))
+    leaves = {k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def check_metric_net(name: str, place: str) -> None:
+    """Refuses a place without the weights of a network, which are not read.
+
+    Raises:
+        UserError: saying how to make them.
+    """
+    if not place:
+        raise UserError(
+            f"eval.weights is empty; expected a directory with {name}, made by `python "
+            f"-m flowtok_jax.convert {FLAGS[name]} --out=DIR`, or 'random'"
+        )
+    if place != RANDOM and name not in read_metrics(place):
+        raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
 
 
 def load_metric_net(name: str, place: str) -> MetricNet:
@@ -130,7 +155,7 @@ def read_metrics(place: str) -> dict[str, Any]:
         raise UserError(
             f"{path} does not exist; expected a directory of metric weights, made by "
             "`python -m flowtok_jax.convert --inception=FILE --lpips=FILES "
-            "--clip_score=DIR --out=DIR`, or 'random'"
+            "--convnext=FILE --clip_score=DIR --out=DIR`, or 'random'"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
@@ -159,6 +184,6 @@ def _draw(path: str, shape: Shape) -> np.ndarray:
     values = rng.standard_normal(shape, np.float32)
     if leaf != "kernel":
         return values
-    # A convolution's [h w in out]; else [in out], or [blocks in out] of stacked ones.
-    fan_in = math.prod(shape[:-1]) if len(shape) == 4 else shape[-2]
+    # A convolution's [h w in out], else [in out]; blocks may be stacked in front.
+    fan_in = math.prod(shape[-4:-1]) if len(shape) > 3 else shape[-2]
     return values * np.float32(math.sqrt(2 / fan_in))

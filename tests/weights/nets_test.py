@@ -10,9 +10,9 @@ import pytest
 
 from flowtok_jax.convert import critics
 from flowtok_jax.convert.__main__ import make_convert_parser
-from flowtok_jax.eval import nets
-from flowtok_jax.eval.nets import load_metric_net
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.weights import nets
+from flowtok_jax.weights.nets import load_metric_net
 from tests import tiny
 
 
@@ -73,6 +73,7 @@ def test_float32_is_float32_whatever_the_device(name):
     module = load_metric_net(name, "random").module
     images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     inputs = {"inception": (images,), "lpips": (images, images)}
+    inputs["convnext"] = (images,)
     if name == "clip":
         inputs["clip"] = (
             jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
