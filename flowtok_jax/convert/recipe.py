@@ -193,8 +193,7 @@ def _compare_logs(check: Check, logs: list[dict[str, Any]]) -> None:
     steps["convnext"] = convnext / CONVNEXT_WEIGHT
     for name, values in steps.items():
         is_rate = name.endswith("lr")
-        first, rest = FIRST_SUMS.get(name, FIRST_TERMS), TERMS
-        if is_rate:
-            first = rest = RATES
+        first = RATES if is_rate else FIRST_SUMS.get(name, FIRST_TERMS)
+        rest = RATES if is_rate else TERMS
         check.compare(name, values[:FIRST], first, each=True, rows=slice(FIRST))
         check.compare(name, values[FIRST:], rest, each=True, rows=slice(FIRST, None))
