@@ -55,9 +55,8 @@ LPIPS_WEIGHT = 1.0
 CONVNEXT_WEIGHT = 0.1
 
 
-def _config(training: dict[str, Any]) -> ConfigDict:
+def _config(told: dict[str, Any]) -> ConfigDict:
     """Returns the sections that the trainer reads, with the folder's values."""
-    told = training
     return ConfigDict(
         {
             "train": {

@@ -12,15 +12,10 @@ from PIL import Image, ImageOps
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.images import resize_and_crop, to_rgb
 from flowtok_jax.data.records import BadRecord
-from flowtok_jax.runtime.errors import UserError, short_repr
+from flowtok_jax.runtime.errors import UserError, reason_of, short_repr
 from flowtok_jax.runtime.paths import expand_path
 
 Picture = str | os.PathLike | Image.Image
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _shown(value: object) -> str:
@@ -91,7 +86,7 @@ def _read_pictures(pictures: list, side: int) -> np.ndarray:
         except BadRecord as bad:
             reason = bad.reason
         except Exception as error:  # decoders raise anything
-            reason = _first_line(error)
+            reason = reason_of(error)[:200]
         else:
             continue
         raise UserError(
@@ -129,7 +124,7 @@ def check_images(images: object, side: int) -> np.ndarray:
     except Exception as error:  # each library raises its own
         raise UserError(
             f"images are of type {type(images).__name__} and make no array "
-            f"({_first_line(error)}); {expected}"
+            f"({reason_of(error)[:200]}); {expected}"
         ) from error
     if array is None or array.dtype.kind in "OUSMm":
         raise UserError(

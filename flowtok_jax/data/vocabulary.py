@@ -9,6 +9,7 @@ and a tokenizer in the form of Hugging Face tokenizers. One that older versions 
 such a tokenizer alone, which cleans by itself, and keeps its meaning.
 """
 
+import functools
 import json
 import logging
 import textwrap
@@ -190,6 +191,11 @@ class Vocabulary:
 
     def sha256(self) -> str:
         """Returns a digest of the tokens, their ids and the pairs that make them."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        # Once: CLIP's tokens are a megabyte of JSON.
         model = json.loads(self.tokenizer.to_str())["model"]
         pairs = [" ".join(_parts(pair)) for pair in model.get("merges", ())]
         return json_sha256([model["vocab"], pairs])

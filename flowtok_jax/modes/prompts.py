@@ -1,6 +1,5 @@
 """Prompts of a command line: --prompt, --prompts and --prompts_file."""
 
-import codecs
 import html.entities
 import logging
 import pathlib
@@ -9,20 +8,13 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+from flowtok_jax.data.captions import find_encoding
 from flowtok_jax.data.inputs import check_prompts
 from flowtok_jax.data.records import printable
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import read_bytes, to_place
 
 STDIN = "-"
-# The mark of UTF-32 comes first: it begins with that of UTF-16.
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # controls, formats and separators
 TABLES = (".csv", ".json", ".jsonl", ".toml", ".tsv", ".yaml", ".yml")
 # As sd-scripts and the web UI of Stable Diffusion take them, at the end of a line.
@@ -160,14 +152,14 @@ def _decode(data: bytes, flag: str) -> str:
     Raises:
         UserError: saying the line that is something else.
     """
-    encodings = (name for mark, name in MARKS if data.startswith(mark))
-    encoding = next(encodings, "utf-8")
+    encoding = find_encoding(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = 1 + data[: error.start].count(b"\n")
+        line = 1 + error.object[: error.start].count(b"\n")
+        kind = encoding.removesuffix("-sig").upper()
         raise UserError(
-            f"{flag} cannot be read: line {line} is no {encoding.upper()} "
+            f"{flag} cannot be read: line {line} is no {kind} "
             f"({error.reason}); expected a text file, saved as UTF-8"
         ) from error
     if "\0" in text:

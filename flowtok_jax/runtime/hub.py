@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, reason_of
 from flowtok_jax.runtime.files import Place, to_place
 
 
@@ -46,7 +46,7 @@ def find_directory(
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         if is_path:
             raise UserError(_unlike_any(path)) from error
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         where = "the hub's cache" if local_files_only else "the hub"
         raise UserError(
             f"{source} does not exist here and was not found in {where} ({reason})"

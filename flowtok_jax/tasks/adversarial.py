@@ -28,7 +28,7 @@ from flowtok_jax.tasks.accumulate import by_parts
 from flowtok_jax.tasks.base import Batch, Scalars, Task
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import Trainer, TrainState
-from flowtok_jax.tasks.step import advance, average, make_single_trainer
+from flowtok_jax.tasks.step import advance, average, make_rule, make_single_trainer
 
 # What the state has of the discriminator.
 OWN = ("discriminator", "discriminator_opt_state", "lecam_real", "lecam_fake")
@@ -232,7 +232,7 @@ def make_adversarial_trainer(
         adversarial_step,
         loss=loss,
         judge=judge,
-        optimizer=alone.step.keywords["optimizer"],
+        optimizer=make_rule(config, is_frozen)[1],
         judge_optimizer=judge_optimizer,
         first=gan.start,
         lecam_decay=gan.lecam_decay,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Key, Params, TextFeatures, Tokens
+from flowtok_jax.array_types import Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import paths
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.posterior import Posterior
@@ -110,6 +110,13 @@ def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
     return nets.clip.apply(params, batch["caption_ids"])
 
 
+def to_floats(image: Array) -> Image:
+    """Returns an image in [0, 1]; one of bytes is divided by 255."""
+    # Images travel to the device as bytes, a quarter of their floats.
+    is_bytes = image.dtype == jnp.uint8
+    return image.astype(jnp.float32) / 255 if is_bytes else image
+
+
 def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterior:
     """Computes the posterior of the image tokens, from stored moments if there are any.
 
@@ -118,8 +125,7 @@ def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterio
     """
     if "moments" in batch:
         return Posterior.from_moments(batch["moments"], clip=True)
-    # Images travel to the device as bytes, a quarter of their floats.
-    image = batch["image"].astype(jnp.float32) / 255
+    image = to_floats(batch["image"])
     return nets.tokenizer.apply({"params": params}, image, method="encode")
 
 

@@ -91,6 +91,15 @@ def make_trainer(task: Task, config: ConfigDict, nets: Nets) -> Trainer:
     return make_single_trainer(task, config, nets)
 
 
+def make_rule(
+    config: ConfigDict, is_frozen: Callable[[tuple[str, ...]], bool] | None = None
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Makes the schedule and the optimiser of a config; see `make_single_trainer`."""
+    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
+    optimizer = make_optimizer(schedule, **config.optimizer)
+    return schedule, optimizer if is_frozen is None else without(optimizer, is_frozen)
+
+
 def make_single_trainer(
     task: Task,
     config: ConfigDict,
@@ -107,10 +116,7 @@ def make_single_trainer(
     """
     if task.name not in config.loss:
         raise UserError(f"the config has no section loss.{task.name}; add one to it")
-    schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
-    optimizer = make_optimizer(schedule, **config.optimizer)
-    if is_frozen is not None:
-        optimizer = without(optimizer, is_frozen)
+    schedule, optimizer = make_rule(config, is_frozen)
     options = {"parts": config.train.accumulate, **config.loss[task.name].to_dict()}
 
     def start(params: Params | None = None) -> TrainState:

@@ -47,6 +47,7 @@ from flowtok_jax.tasks.base import (
     draw_noise,
     latent_scalars,
     text_features,
+    to_floats,
 )
 from flowtok_jax.tasks.state import Trainer
 from flowtok_jax.tasks.step import make_single_trainer
@@ -210,13 +211,6 @@ def reconstruction_terms(
 def _quality(mse: Float[Array, ""]) -> Scalars:
     # PSNR of the batch's mean error.
     return {"loss/reconstruction": mse, "psnr_db": -10 * jnp.log10(mse)}
-
-
-def to_floats(image: Array) -> Image:
-    """Returns an image in [0, 1]; one of bytes is divided by 255."""
-    # Images travel to the device as bytes, a quarter of their floats.
-    is_bytes = image.dtype == jnp.uint8
-    return image.astype(jnp.float32) / 255 if is_bytes else image
 
 
 def judged_loss(

@@ -92,8 +92,8 @@ def check_metric_net(name: str, place: str) -> None:
             f"eval.weights is empty; expected a directory with {name}, made by `python "
             f"-m flowtok_jax.convert {FLAGS[name]} --out=DIR`, or 'random'"
         )
-    if place != RANDOM and name not in read_metrics(place):
-        raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
+    if place != RANDOM:
+        _read_entry(name, place)
 
 
 def load_metric_net(name: str, place: str) -> MetricNet:
@@ -115,9 +115,7 @@ def load_metric_net(name: str, place: str) -> MetricNet:
         leaves = {path: _draw(path, shape) for path, shape in shapes.items()}
         return MetricNet(module, unflatten_dict(leaves, sep="/"), RANDOM)
     directory = to_place(place)
-    entry = read_metrics(place).get(name)
-    if entry is None:
-        raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
+    entry = _read_entry(name, place)
     try:
         module = make_module(name, entry["sizes"])
         shapes = shapes_of(name, module)
@@ -138,6 +136,14 @@ def load_metric_net(name: str, place: str) -> MetricNet:
             )
         leaves = read_copies(file, shapes, f"{path} does not fit {METRICS}")
     return MetricNet(module, unflatten_dict(leaves, sep="/"), found)
+
+
+def _read_entry(name: str, place: str) -> Any:
+    """Reads what a directory of metric weights says of a network."""
+    entry = read_metrics(place).get(name)
+    if entry is None:
+        raise UserError(f"{place} has no weights of {name}; {_cure(name)}")
+    return entry
 
 
 def read_metrics(place: str) -> dict[str, Any]:
