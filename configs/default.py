@@ -140,12 +140,18 @@ def _add_training(config: ConfigDict) -> None:
     )
     config.optimizer = ConfigDict(
         {
+            "name": "adamw",  # or muon: of the blocks' matrices, AdamW of the rest
             "betas": (0.9, 0.95),  # Adam's decay of the mean and of the square
             "eps": 1e-8,  # Adam's
             "weight_decay": 0.03,  # of the parameters that decay
             "decayed": "all",  # or kernels: no biases, norms and embeddings
             "clip_norm": placeholder(float),  # global norm; None: no clipping
             "moments": "float32",  # or bfloat16, which saves 4 bytes per parameter
+            "muon": {
+                "beta": 0.95,  # decay of the momentum
+                "rms": 0.2,  # root mean square of an update / rate; AdamW's is about it
+                "rest_lr": 0.33,  # rate of what AdamW moves / schedule.lr
+            },
         }
     )
 

@@ -24,7 +24,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS, abstract_group, networks_of
 from flowtok_jax.tasks.adversarial import GanOptions
-from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
+from flowtok_jax.tasks.optimizer import MuonOptions, make_optimizer, make_schedule
 from flowtok_jax.tasks.tokenizer import JudgeOptions
 
 CONFIGS = pathlib.Path(default.__file__).parent
@@ -65,6 +65,7 @@ SPLATTED = {
     "mesh": (make_mesh, {"devices"}),
     "schedule": (make_schedule, {"num_steps"}),
     "optimizer": (make_optimizer, {"schedule"}),
+    "optimizer.muon": (MuonOptions, set()),
     "data.transform": (ImageTransform, {"image_size", "filters"}),
     "data.filters": (Filters, set()),
     "sample": (SampleOptions, set()),

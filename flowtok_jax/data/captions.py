@@ -14,6 +14,7 @@ from flowtok_jax.runtime.errors import UserError
 
 READINGS = ("whole", "first_line")
 KEYS = ("caption", "text", "prompt")
+FURTHER = "texts"  # key of further captions of the same image
 EXTENSIONS = ("txt", "caption")
 RECAPTION = "recap_txt"
 MAX_BYTES = 1 << 20  # of a caption's file; what is longer is some other text
@@ -160,9 +161,19 @@ class CaptionOptions:
         return self.clean(decode_text(data, name), name)
 
     def pick(self, row: Mapping[str, Any]) -> Any:
-        """Returns the value in a row that `texts` takes; "" if its keys are empty."""
+        """Returns the value in a row that `texts` takes; "" if its keys are empty.
+
+        A list of texts under FURTHER is added to it.
+        """
         found = [row[key] for key in self.keys if key in row]
-        return next(filter(None, found), "" if found else None)
+        value = next(filter(None, found), "" if found else None)
+        further = row.get(FURTHER)
+        # Somebody else's column of that name may hold anything.
+        if not isinstance(further, list) or not isinstance(value, str):
+            return value
+        if not all(isinstance(text, str) for text in further):
+            return value
+        return [value, *further] if value else further
 
     def rivals(self, row: Mapping[str, Any]) -> list[str]:
         """Returns the keys of a row that hold different captions, if nobody chose.

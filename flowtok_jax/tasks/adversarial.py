@@ -216,7 +216,7 @@ def make_adversarial_trainer(
     gan = GanOptions(**config.loss[task.name].gan)
     judges = config.loss[task.name].judges
     rate = _make_rate(config, gan)
-    judge_optimizer = make_optimizer(rate, **config.optimizer)
+    judge_optimizer = make_optimizer(rate, **config.optimizer.to_dict())
     module = make_discriminator(gan, jnp.dtype(judges.dtype))
     alone = make_single_trainer(task, config, nets, is_frozen)
 

@@ -96,7 +96,7 @@ def make_rule(
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Makes the schedule and the optimiser of a config; see `make_single_trainer`."""
     schedule = make_schedule(**config.schedule, num_steps=config.train.num_steps)
-    optimizer = make_optimizer(schedule, **config.optimizer)
+    optimizer = make_optimizer(schedule, **config.optimizer.to_dict())
     return schedule, optimizer if is_frozen is None else without(optimizer, is_frozen)
 
 

@@ -109,6 +109,14 @@ def test_keys_are_tried_in_their_order():
     assert CaptionOptions(keys=("tags",)).pick({"tags": "t", "text": "x"}) == "t"
 
 
+def test_a_list_of_further_captions_is_added():
+    assert USUAL.pick({"text": "a", "texts": ["b", "c"]}) == ["a", "b", "c"]
+    assert USUAL.pick({"text": "", "texts": ["b"]}) == ["b"]
+    assert USUAL.pick({"text": "a", "texts": []}) == ["a"]
+    for foreign in ("b", [1], {"b": 1}, None):
+        assert USUAL.pick({"text": "a", "texts": foreign}) == "a"
+
+
 def test_a_key_is_no_rival_of_itself():
     assert USUAL.rivals({"caption": math.nan}) == []
     assert USUAL.rivals({"caption": "a", "text": "a", "prompt": ""}) == []

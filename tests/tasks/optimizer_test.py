@@ -133,3 +133,104 @@ def test_other_choices_of_what_decays_are_refused():
             clip_norm=None,
             decayed="some",
         )
+
+
+MUON = {"beta": 0.95, "rms": 0.2, "rest_lr": 0.5}
+
+
+def orthogonalise(matrix):
+    """Five Newton-Schulz steps, as arXiv:2502.16982 has them."""
+    x = matrix / np.linalg.norm(matrix)
+    if x.shape[0] > x.shape[1]:
+        return orthogonalise(matrix.T).T
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def muon_slowly(gradients, weight, rate, decay):
+    """Moves one matrix by Nesterov's momentum, step by step."""
+    momentum = np.zeros_like(weight)
+    for count, gradient in enumerate(gradients, 1):
+        momentum = 0.95 * momentum + 0.05 * gradient
+        ahead = 0.95 * momentum / (1 - 0.95 ** (count + 1))
+        ahead += 0.05 * gradient / (1 - 0.95**count)
+        moved = 0.2 * max(weight.shape) ** 0.5 * orthogonalise(ahead)
+        weight = weight - rate * (moved + decay * weight)
+    return weight
+
+
+def moments_of(state):
+    return [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if {getattr(key, "name", None) for key in path} & {"mu", "nu"}
+    ]
+
+
+@pytest.mark.parametrize(("layer", "parts"), [("qkv", 3), ("w12", 2), ("proj", 1)])
+def test_muon_moves_each_matrix_of_a_kernel_by_itself(layer, parts):
+    rng = np.random.default_rng(0)
+    shape = (2, 8, 12 * parts)
+    start = rng.normal(size=shape).astype(np.float32)
+    gradients = rng.normal(size=(3, *shape)).astype(np.float32)
+    params = {"blocks": {layer: {"kernel": jnp.asarray(start)}}}
+    options = OPTIONS | {"clip_norm": None, "weight_decay": 0.1}
+    optimizer = make_optimizer(
+        optax.constant_schedule(0.01), **options, name="muon", muon=MUON
+    )
+    state = optimizer.init(params)
+    for gradient in gradients:
+        tree = {"blocks": {layer: {"kernel": jnp.asarray(gradient)}}}
+        updates, state = optimizer.update(tree, state, params)
+        params = optax.apply_updates(params, updates)
+    for block in range(2):
+        for part in range(parts):
+            of = np.s_[block, :, 12 * part : 12 * (part + 1)]
+            wanted = muon_slowly([g[of] for g in gradients], start[of], 0.01, 0.1)
+            found = params["blocks"][layer]["kernel"][of]
+            np.testing.assert_allclose(found, wanted, atol=2e-6)
+    # A mesh shards a moment by the shape of its parameter.
+    assert [leaf.shape for leaf in moments_of(state)] == [shape]
+
+
+def test_muon_leaves_what_is_no_block_to_adamw_at_its_own_rate():
+    rng = np.random.default_rng(0)
+    start = {
+        "out": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
+        "blocks": {"norm1": {"scale": jnp.ones((2, 8))}},
+    }
+    gradient = jax.tree.map(lambda x: jnp.sin(7 * x + 1), start)
+    rates = {"muon": 0.02, "adamw": 0.01}
+    moved = {}
+    for name, rate in rates.items():
+        optimizer = make_optimizer(
+            optax.constant_schedule(rate), **OPTIONS, name=name, muon=MUON
+        )
+        moved[name], _ = optimizer.update(gradient, optimizer.init(start), start)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moved.values()
+    )
+
+
+def test_muons_momentum_can_be_kept_in_bfloat16():
+    params = {"blocks": {"qkv": {"kernel": jnp.ones((2, 8, 24))}}, "bias": jnp.ones(4)}
+    options = OPTIONS | {"name": "muon", "muon": MUON, "moments": "bfloat16"}
+    state = make_optimizer(optax.constant_schedule(0.01), **options).init(params)
+    kept = [leaf.dtype for leaf in moments_of(state)]
+    assert kept
+    assert set(kept) == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "lion"}, "optimizer.name is 'lion'; expected one of adamw, muon"),
+        ({"name": "muon", "muon": MUON | {"rms": 0.0}}, "rms=0.0.*above 0"),
+        ({"name": "muon", "muon": MUON | {"beta": 1.0}}, "beta=1.0.*below 1"),
+    ],
+)
+def test_options_of_muon_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(optax.constant_schedule(0.01), **OPTIONS, **options)
