@@ -271,9 +271,10 @@ def _add_outputs(config: ConfigDict) -> None:
             "every": 100,  # steps between lines of metrics.jsonl; 0: at the end only
             "preview_every": 5000,  # steps between picture grids; 0: at the end only
             "preview_samples": 64,  # images behind a preview
-            # Adds their FID, by eval.weights and eval.fid.resize; takes longer than the
-            # rest of a preview.
+            # Adds their FID, of a tokenizer's copies rFID, by eval.weights and
+            # eval.fid.resize; takes longer than the rest of a preview.
             "preview_fid": False,
+            "preview_lpips": False,  # adds LPIPS of a tokenizer's copies, by the same
         }
     )
 
@@ -303,7 +304,7 @@ def _add_measures(config: ConfigDict) -> None:
             # networks never trained, and the metrics' names say so.
             "weights": "",
             "judged": 0,  # samples that these networks see, from the first; 0: all
-            "batch_size": 32,  # images that Inception takes at a time on a device
+            "batch_size": 32,  # images of Inception and LPIPS at a time on a device
             "fid": {
                 "reference": "",  # npz of eval.reference; "": images of data.eval
                 "resize": "clean",  # clean or legacy, see eval/features.py

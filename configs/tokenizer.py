@@ -64,3 +64,4 @@ def _add_recipe(config: ConfigDict) -> None:
     loss.judges.update({"lpips_weight": 1.0, "convnext_weight": 0.1})
     loss.gan.weight = 0.1
     config.eval.weights = "weights/metrics"
+    config.log.update({"preview_fid": True, "preview_lpips": True})

@@ -20,6 +20,7 @@ from flowtok_jax.eval.i2t import ImageToText
 from flowtok_jax.eval.previews import make_extractor
 from flowtok_jax.eval.protocols import metric_suffix, read_prompts
 from flowtok_jax.eval.real import RealImages
+from flowtok_jax.eval.reconstruction import PerceptualDistance
 from flowtok_jax.eval.reference import make_reference
 from flowtok_jax.eval.reference_file import (
     check_fits,
@@ -247,12 +248,16 @@ class PartMaker:
     def _tokenizer(self) -> Part:
         """Makes the tokenizer's part, of the images of data.eval."""
         has_weights = bool(self._config.eval.weights)
+        lpips = self._net("lpips")
+        if not isinstance(lpips, str):
+            rows = self._config.eval.batch_size
+            lpips = PerceptualDistance(lpips, self._mesh, rows)
         return Reconstruction(
             self._flowtok,
             self.real,
             protocol=self._data() | self._weights(Reconstruction),
             features=self._features("", self.real.count) if has_weights else None,
-            lpips=self._net("lpips"),
+            lpips=lpips,
             judged=self._judged,
             batch_size=self._config.sample.batch_size,
         )

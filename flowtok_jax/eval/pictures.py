@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from flowtok_jax.eval.lettering import default_font, fit_text
 from flowtok_jax.runtime.files import Place, write_bytes
 
+SIDE = 128  # pixels of an image in a grid
+WIDE = 2048  # pixels of a row of images at full size
 MARGIN = 8  # pixels
 LINE = 16
 CHAR = 7  # about a character's width
@@ -38,11 +40,26 @@ def in_rows(items: Sequence[Any] | np.ndarray, columns: int) -> list[list[Any]]:
     return [list(items[start : start + columns]) for start in starts]
 
 
+def pairs(
+    images: Sequence[np.ndarray] | np.ndarray, copies: Sequence[np.ndarray] | np.ndarray
+) -> np.ndarray:
+    """Draws copies below the images that they should equal, none of them shrunk.
+
+    Small images grow by whole pixels; of large ones as many are shown as fit into a
+    row.
+    """
+    size = images[0].shape[0]
+    side = size * max(1, SIDE // size)
+    shown = max(1, WIDE // side)
+    rows = [list(images[:shown]), list(copies[:shown])]
+    return grid(rows, side=side, labels=["image", "decoded"])
+
+
 def grid(
     rows: Sequence[Sequence[np.ndarray]],
     captions: Sequence[Sequence[str]] | None = None,
     *,
-    side: int = 128,
+    side: int = SIDE,
     labels: Sequence[str] | None = None,
     right: Sequence[Sequence[bool]] | None = None,
     footer: str = "",

@@ -1,7 +1,8 @@
 """Previews while training: what a task made of some examples, judged and shown.
 
-On generated scenes everything is read by the oracle or the caption parser; on other
-sources previews show pictures and PSNR only.
+On generated scenes everything is read by the oracle or the caption parser; of copies of
+images also PSNR and detail are measured, and where the config asks for it networks
+judge images: FID of drawn ones, rFID and LPIPS of copies.
 """
 
 import functools
@@ -24,16 +25,21 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.evaluate import NO_WEIGHTS
 from flowtok_jax.eval.features import Extractor, FeatureMetrics
 from flowtok_jax.eval.protocols import metric_suffix
-from flowtok_jax.eval.reconstruction import psnr_db
+from flowtok_jax.eval.reconstruction import (
+    PerceptualDistance,
+    detail_kept,
+    psnr_db,
+)
 from flowtok_jax.eval.reference import make_reference
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks.base import Preview, Task
-from flowtok_jax.weights.nets import load_metric_net
+from flowtok_jax.tasks.base import Preview, Task, preview_nets
+from flowtok_jax.weights.nets import MetricNet, load_metric_net
 
 Scalars = dict[str, float]
 Pictures = dict[str, np.ndarray]
-Fid = Callable[[np.ndarray], Scalars]
+NetMetric = Callable[[Preview], Scalars]
 PREVIEW_COLUMNS = 8  # images in a row of a preview grid
 RANDOM_TOWER = "text tower: CLIP's architecture at random initialisation, never trained"
 
@@ -127,7 +133,7 @@ def make_preview(
     examples = load_examples(source, count)
     # Without parameters, which each preview hands over; compiled programs stay.
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
-    fid = make_fid(config, examples, mesh) if task.draws else None
+    measures = make_net_metrics(config, task, examples, mesh)
 
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
         groups = {group: frozen[role] for role, group in task.frozen.items()}
@@ -135,7 +141,9 @@ def make_preview(
         flowtok.params = {**groups, task.name: ema}
         made = task.preview(flowtok, examples)
         scalars, grids = judge(made, examples)
-        return scalars | (fid(made.images) if fid else {}), grids
+        for measure in measures:
+            scalars |= measure(made)
+        return scalars, grids
 
     return preview
 
@@ -151,6 +159,10 @@ def judge(made: Preview, examples: PreviewExamples) -> tuple[Scalars, Pictures]:
     if made.images is not None:
         if made.are_copies:
             scalars[f"eval/psnr_db{suffix}"] = mean_psnr_db(made.images, examples)
+            kept = detail_kept(made.images, examples.floats)
+            if len(kept):
+                name = f"eval/detail_kept{metric_suffix('', len(kept))}"
+                scalars[name] = float(kept.mean())
         if examples.scenes:
             accuracy = attribute_accuracy(made.images, examples.scenes)
             scalars[f"eval/attribute_accuracy{suffix}"] = accuracy
@@ -171,9 +183,9 @@ def _grids(
     """Returns the picture of a preview; none where only captions came of captions."""
     if made.images is not None:
         drawn = pictures.to_uint8(made.images)
-        if made.are_copies:  # each below the image that it should equal
-            pairs = [grid_rows(examples.images, 1)[0], grid_rows(drawn, 1)[0]]
-            return {made.name: pictures.grid(pairs)}
+        if made.are_copies:
+            rows = (grid_rows(x, 1)[0] for x in (examples.images, drawn))
+            return {made.name: pictures.pairs(*rows)}
         captions = grid_rows(examples.captions)
         return {made.name: pictures.grid(grid_rows(drawn), captions)}
     if made.described is None:
@@ -195,10 +207,8 @@ def make_extractor(
     Raises:
         UserError: where the weights do not exist.
     """
-    if not config.eval.weights:
-        raise UserError(NO_WEIGHTS)
     return Extractor(
-        load_metric_net("inception", config.eval.weights),
+        _net(config, "inception"),
         mesh,
         resize=config.eval.fid.resize,
         rows=rows or config.eval.batch_size,
@@ -207,21 +217,39 @@ def make_extractor(
     )
 
 
-def make_fid(config: ConfigDict, examples: PreviewExamples, mesh: Mesh) -> Fid:
-    """Makes a function of drawn images in [0, 1]: their FID from the examples' own.
+def _net(config: ConfigDict, name: str) -> MetricNet:
+    """Loads a network of `eval.weights`."""
+    if not config.eval.weights:
+        raise UserError(NO_WEIGHTS)
+    return load_metric_net(name, config.eval.weights)
 
-    Without log.preview_fid the function measures nothing.
+
+def make_net_metrics(
+    config: ConfigDict, task: Task, examples: PreviewExamples, mesh: Mesh
+) -> list[NetMetric]:
+    """Makes what networks measure in the previews of a task.
+
+    Raises:
+        UserError: where weights or images for it do not exist.
     """
-    if not config.log.preview_fid:
-        return lambda images: {}
-    # Refused before training, not at its first preview.
+    # Loaded before training, so that nothing is missed at its first preview.
+    makers = {"inception": _make_fid, "lpips": _make_lpips}
+    count = len(examples.captions)
+    rows = min(config.eval.batch_size, -(-count // row_parts(mesh)))
+    nets = preview_nets(config, task)
+    return [makers[name](config, examples, mesh, rows) for name in nets]
+
+
+def _make_fid(
+    config: ConfigDict, examples: PreviewExamples, mesh: Mesh, rows: int
+) -> NetMetric:
+    """Makes the FID of images from the examples' own; of copies it is named rfid."""
     count = len(examples.captions)
     if examples.images is None or count < 2:
         raise UserError(
             f"log.preview_fid needs 2 images at least; data.eval gives {count} "
             f"{'latents' if examples.images is None else 'images'}"
         )
-    rows = min(config.eval.batch_size, -(-count // mesh.size))
     extract = make_extractor(config, mesh, rows)
     real = make_reference(
         extract, count, examples.images.__getitem__, keeps_features=False
@@ -229,11 +257,25 @@ def make_fid(config: ConfigDict, examples: PreviewExamples, mesh: Mesh) -> Fid:
     suffix = functools.partial(metric_suffix, "")
     metrics = FeatureMetrics(extract, real, count, suffix)
 
-    def fid(images: np.ndarray) -> Scalars:
-        found = metrics.see(pictures.to_uint8(images), range(count))
-        return {f"eval/{metrics.name('fid', count)}": metrics.fid(found["pool"])}
+    def fid(made: Preview) -> Scalars:
+        found = metrics.see(pictures.to_uint8(made.images), range(count))
+        name = metrics.name("rfid" if made.are_copies else "fid", count)
+        return {f"eval/{name}": metrics.fid(found["pool"])}
 
     return fid
+
+
+def _make_lpips(
+    config: ConfigDict, examples: PreviewExamples, mesh: Mesh, rows: int
+) -> NetMetric:
+    """Makes the LPIPS of copies of the examples' images."""
+    distance = PerceptualDistance(_net(config, "lpips"), mesh, rows)
+    name = f"eval/{distance.name(len(examples.captions))}"
+
+    def lpips(made: Preview) -> Scalars:
+        return {name: float(distance(made.images, examples.floats).mean())}
+
+    return lpips
 
 
 def mean_psnr_db(images: np.ndarray, examples: PreviewExamples) -> float:

@@ -5,31 +5,43 @@
            data range 1, where the window is whole, mean over channels (the defaults of
            torchmetrics; scikit-image's window is uniform, its numbers are others)
     LPIPS  Zhang et al. 2018, of the network given
+    detail P(decoded) / P(image), P the power of the luminance at frequencies above half
+           of the Nyquist frequency: below 1 blur, above 1 noise
 
-All are of one image; their mean over images is what tokenizers are compared by. The
-latent scale is defined as in latent diffusion (Rombach et al. 2022, appendix G): one
-number by which raw tokens get the standard deviation 1, over all tokens and channels.
+All are of one image; their mean over images is what tokenizers are compared by. P sums
+the squares of those coefficients (i, j) of the cosine transform (DCT-II) of w x h
+pixels for which (i / w)^2 + (j / h)^2 > (1 / 2)^2; it mirrors an image at its borders,
+where a Fourier transform would see edges.
+
+The latent scale is defined as in latent diffusion (Rombach et al. 2022, appendix G):
+one number by which raw tokens get the standard deviation 1, over all tokens and
+channels.
 """
 
-import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float64
 
-from flowtok_jax.array_types import Image, Params
-from flowtok_jax.runtime.batches import filled, run_rows
+from flowtok_jax.array_types import ROWS, Image, Params
+from flowtok_jax.eval.protocols import metric_suffix
+from flowtok_jax.runtime.batches import filled, put_rows, row_parts, run_rows
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.weights.nets import MetricNet
+from flowtok_jax.runtime.mesh import put, replicated
+from flowtok_jax.weights.nets import RANDOM, MetricNet
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels
 K1 = 0.01
 K2 = 0.03
-BATCH = 32  # images that LPIPS and SSIM take at a time
+BATCH = 32  # images that SSIM takes at a time
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
+HIGH = 0.5  # of the Nyquist frequency: above it lies detail
+LEAST_DETAIL = 1 / 255  # root mean square of an image's detail; flat ones have less
 
 Values = Float64[np.ndarray, " b"]
 
@@ -60,48 +72,107 @@ def ssim(
             f"SSIM got images of {images.shape[2]} x {images.shape[1]} pixels; "
             f"expected at least {WINDOW} x {WINDOW}, its window"
         )
-    return _in_batches(_ssim, images, targets)
+    return _in_batches(_ssim, images, targets, BATCH)
 
 
-def lpips(
-    net: MetricNet,
-    images: Float[np.ndarray, "b h w 3"],
-    targets: Float[np.ndarray, "b h w 3"],
-) -> Values:
-    """Computes the perceptual distance of each image in [0, 1]."""
-    params = jax.device_put(net.params)
-    distance = functools.partial(_lpips, net.module, params)
-    return _in_batches(distance, images, targets)
+def detail_kept(
+    images: Float[np.ndarray, "b h w 3"], targets: Float[np.ndarray, "b h w 3"]
+) -> Float64[np.ndarray, " n"]:
+    """Computes the share of the target's high frequencies that each image has.
+
+    Left out are images whose target has none: LEAST_DETAIL or less.
+    """
+    height, width = images.shape[1:3]
+    down, across = (_cosines(size) for size in (height, width))
+    j, i = np.ogrid[:height, :width]
+    high = np.square(i / width) + np.square(j / height) > HIGH**2
+
+    def power(image: np.ndarray) -> float:
+        luminance = image.astype(np.float64) @ np.array(LUMINANCE)
+        return float(np.square(down @ luminance @ across.T)[high].sum())
+
+    least = LEAST_DETAIL**2 * height * width
+    powers = [(power(a), power(b)) for a, b in zip(images, targets, strict=True)]
+    return np.array([a / b for a, b in powers if b > least], np.float64)
+
+
+def _cosines(size: int) -> Float64[np.ndarray, "k x"]:
+    """Returns the orthonormal cosine transform of a line of pixels, as a matrix."""
+    k, x = np.mgrid[:size, :size]
+    waves = np.sqrt(2 / size) * np.cos(np.pi * k * (x + 0.5) / size)
+    waves[0] /= np.sqrt(2)  # the constant, whose square does not average to 1 / 2
+    return waves
 
 
 def measure_images(
-    images: Float[np.ndarray, "b h w 3"],
-    targets: Float[np.ndarray, "b h w 3"],
-    net: MetricNet | None = None,
-) -> dict[str, Values]:
-    """Computes psnr_db, ssim and, if a network is given, lpips of each image."""
-    found = {"psnr_db": psnr_db(images, targets), "ssim": ssim(images, targets)}
-    return found if net is None else found | {"lpips": lpips(net, images, targets)}
+    images: Float[np.ndarray, "b h w 3"], targets: Float[np.ndarray, "b h w 3"]
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Computes what needs no network: psnr_db, ssim and detail_kept."""
+    measures = {"psnr_db": psnr_db, "ssim": ssim, "detail_kept": detail_kept}
+    return {name: measure(images, targets) for name, measure in measures.items()}
 
 
-def _in_batches(function, images: np.ndarray, targets: np.ndarray) -> Values:
-    """Computes the values of all images through one program."""
+class PerceptualDistance:
+    """LPIPS of images in [0, 1] over the devices of a mesh, compiled once.
+
+    Every process has to make the same calls, with all the images.
+
+    Attributes:
+        net_sha256: of the network's weights.
+
+    Args:
+        rows: pairs that a device compares at a time.
+    """
+
+    def __init__(self, net: MetricNet, mesh: Mesh, rows: int):
+        module = net.module
+        self.net_sha256 = net.sha256
+        self._mesh = mesh
+        self._params = put(net.params, replicated(mesh))
+        self._size = rows * row_parts(mesh)
+
+        def distance(
+            params: Params, images: Image, targets: Image
+        ) -> Float[Array, " b"]:
+            return module.apply({"params": params}, images, targets)
+
+        # The network joins both kinds of images to one batch. Told by rows alone, the
+        # compiler would send images between devices for that.
+        specs = (PartitionSpec(), ROWS, ROWS)
+        split = jax.shard_map(distance, mesh=mesh, in_specs=specs, out_specs=ROWS)
+        self._program = jax.jit(split, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        images: Float[np.ndarray, "b h w 3"],
+        targets: Float[np.ndarray, "b h w 3"],
+    ) -> Values:
+        """Computes the distance of each image from its target."""
+
+        def start(*pair: np.ndarray) -> jax.Array:
+            return self._program(self._params, *(put_rows(self._mesh, x) for x in pair))
+
+        return _in_batches(start, images, targets, self._size)
+
+    def name(self, count: int) -> str:
+        """Returns the metric's name, which tells on how many images it rests."""
+        net = "_random" if self.net_sha256 == RANDOM else ""
+        return f"lpips{net}{metric_suffix('', count)}"
+
+
+def _in_batches(
+    function: Callable, images: np.ndarray, targets: np.ndarray, size: int
+) -> Values:
+    """Computes the values of all images through one program of `size` rows."""
     if not len(images):
         return np.zeros(0)
 
     def start(rows: np.ndarray) -> jax.Array:
         kept = slice(rows[0], rows[-1] + 1)
         pair = (x[kept].astype(np.float32) for x in (images, targets))
-        return function(*(filled(x, BATCH) for x in pair))
+        return function(*(filled(x, size) for x in pair))
 
-    return run_rows(start, len(images), BATCH).astype(np.float64)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _lpips(
-    module: nn.Module, params: Params, images: Image, targets: Image
-) -> Float[Array, " b"]:
-    return module.apply({"params": params}, images, targets)
+    return run_rows(start, len(images), size).astype(np.float64)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""The image tokenizer: rFID, PSNR, SSIM, LPIPS, and the statistics of its latents."""
+"""The image tokenizer: rFID, PSNR, SSIM, LPIPS, detail, statistics of its latents."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,10 +17,11 @@ from flowtok_jax.eval.evaluate import (
 from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
-from flowtok_jax.eval.reconstruction import LatentStatistics
+from flowtok_jax.eval.reconstruction import LatentStatistics, PerceptualDistance
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.batches import one_ahead
-from flowtok_jax.weights.nets import RANDOM, MetricNet
+
+NO_DETAIL = "no image has high frequencies"
 
 
 class Reconstruction(Part):
@@ -30,7 +31,7 @@ class Reconstruction(Part):
 
     Args:
         features: None without weights of Inception.
-        lpips: the network of LPIPS, or why there is none.
+        lpips: measures LPIPS, or says why nothing does.
         judged: number of images that networks look at, the first ones.
         batch_size: images that the tokenizer takes at a time.
     """
@@ -45,7 +46,7 @@ class Reconstruction(Part):
         *,
         protocol: dict[str, Any],
         features: FeatureMetrics | None,
-        lpips: MetricNet | str,
+        lpips: PerceptualDistance | str,
         judged: int,
         batch_size: int,
     ):
@@ -56,11 +57,12 @@ class Reconstruction(Part):
         self._judged = judged
         self._batch_size = batch_size
         self.count = real.count
-        self.protocol = dict(protocol)
+        detail = {"above": reconstruction.HIGH, "least": reconstruction.LEAST_DETAIL}
+        self.protocol = {**protocol, "detail_kept": detail}
         if features is not None:
             self.protocol["features"] = features.protocol
         if not isinstance(lpips, str):
-            self.protocol["lpips"] = lpips.sha256
+            self.protocol["lpips"] = lpips.net_sha256
 
     def _reconstruct(
         self, images: np.ndarray, captions: Sequence[str]
@@ -105,8 +107,7 @@ class Reconstruction(Part):
         arrays["rejected"] = rejected_array(bad)
         if not isinstance(self._lpips, str):
             judged = numbers < self._judged
-            pair = decoded[judged], targets[judged]
-            arrays["lpips"] = reconstruction.lpips(self._lpips, *pair)
+            arrays["lpips"] = self._lpips(decoded[judged], targets[judged])
         images = pictures.to_uint8(decoded)
         if self._features is not None:
             arrays |= self._features.see(images, numbers)
@@ -126,11 +127,15 @@ class Reconstruction(Part):
             {},
             {"latent_channels": latents.channels()},
         )
+        if kept := len(arrays["detail_kept"]):
+            name = f"detail_kept{metric_suffix('', kept)}"
+            found.metrics[name] = float(arrays["detail_kept"].mean())
+        else:
+            found.not_measured["detail_kept"] = NO_DETAIL
         if isinstance(self._lpips, str):
             found.not_measured["lpips"] = self._lpips
         else:
-            net = "_random" if self._lpips.sha256 == RANDOM else ""
-            name = f"lpips{net}{metric_suffix('', len(arrays['lpips']))}"
+            name = self._lpips.name(len(arrays["lpips"]))
             found.metrics[name] = float(arrays["lpips"].mean())
         if self._features is None:
             found.not_measured["rfid"] = NO_WEIGHTS
@@ -139,5 +144,4 @@ class Reconstruction(Part):
 
     def picture(self, arrays: Arrays) -> np.ndarray:
         """Draws the first images over what was decoded of them."""
-        rows = [list(arrays["real"]), list(arrays["shown"])]
-        return pictures.grid(rows, labels=["image", "decoded"])
+        return pictures.pairs(arrays["real"], arrays["shown"])

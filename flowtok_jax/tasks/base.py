@@ -82,6 +82,7 @@ class Task(NamedTuple):
         passes: forward passes of frozen networks in a step, for counting FLOPs:
             networks' names, or the tokenizer's `encoder` or `decoder`.
         draws: whether previews have images to measure.
+        copies: whether these images should equal the examples' own.
         contents: contents of the data that will do, "image" or "moments" (latents).
         direction: the direction of sampling.py that the group enables, if any.
         make_trainer: builds the state and the step; None for one optimiser.
@@ -97,11 +98,21 @@ class Task(NamedTuple):
     preview: Callable[[PreviewModel, Any], Preview]
     passes: tuple[str, ...]
     draws: bool = False  # metrics of images are loaded before the stage begins
+    copies: bool = False
     contents: tuple[str, ...] = ("image", "moments")
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
+
+
+def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
+    """Returns the names of the networks of eval.weights that judge previews."""
+    asked = {
+        "inception": task.draws and config.log.preview_fid,
+        "lpips": task.copies and config.log.preview_lpips,
+    }
+    return tuple(name for name in asked if asked[name])
 
 
 def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:

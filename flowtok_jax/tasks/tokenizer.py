@@ -329,6 +329,7 @@ TASK = Task(
     loss=tokenizer_loss,
     preview=_preview,
     draws=True,
+    copies=True,
     passes=("clip",),
     contents=("image",),
     make_trainer=make_tokenizer_trainer,

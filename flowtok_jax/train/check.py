@@ -11,7 +11,7 @@ from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import find_task
-from flowtok_jax.tasks.base import Task
+from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
 from flowtok_jax.weights.nets import check_metric_net
 from flowtok_jax.weights.place import Weights, find_place
@@ -61,7 +61,7 @@ def check_run(
             checks[group] = lambda g=group, c=config: find_place(
                 g, [p for p in (own, start(c.init_from)) if p is not None]
             )
-        for name in task.judges(config):
+        for name in (*task.judges(config), *preview_nets(config, task)):
             checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
         trained.append(stage)
     raise_together(checks, "the run cannot start")

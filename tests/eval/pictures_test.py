@@ -83,6 +83,27 @@ def test_small_images_grow_by_whole_pixels_and_big_ones_shrink_smoothly():
     assert 100 < shrunk.min() <= shrunk.max() < 155
 
 
+@pytest.mark.parametrize(
+    ("size", "side", "columns"),
+    [(4, 128, 9), (96, 96, 9), (256, 256, 8), (512, 512, 4)],
+)
+def test_copies_stand_below_their_images_in_whole_pixels(size, side, columns):
+    rng = np.random.default_rng(0)
+    images, copies = rng.integers(0, 256, (2, 9, size, size, 3), np.uint8)
+    found = pictures.pairs(images, copies)
+    m = pictures.MARGIN
+    assert found.shape[0] == 2 * (side + m) + m
+    left = found.shape[1] - columns * (side + m)
+    assert left > 2 * m  # the labels
+    for row, tiles in enumerate((images, copies)):
+        for column in range(columns):
+            top = m + row * (side + m)
+            x = left + column * (side + m)
+            tile = found[top : top + side, x : x + side]
+            grown = tiles[column].repeat(side // size, 0).repeat(side // size, 1)
+            np.testing.assert_array_equal(tile, grown)
+
+
 def test_a_png_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "image.png"
     pictures.save_png(path, BLUE)

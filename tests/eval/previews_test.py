@@ -14,6 +14,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh, put, replicated
 from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks.base import Preview
 from flowtok_jax.weights.workdir import read_config
 from tests.eval import fake
 from tests.eval.features_test import by_hand
@@ -160,7 +161,11 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
         put(flowtok.params[task], replicated(mesh)), put(frozen, replicated(mesh))
     )
     names = {
-        "tokenizer": {"eval/psnr_db_n5", "eval/attribute_accuracy_n5"},
+        "tokenizer": {
+            "eval/psnr_db_n5",
+            "eval/detail_kept_n5",
+            "eval/attribute_accuracy_n5",
+        },
         "text_tokenizer": {"eval/exact_match_n5"},
         "t2i": {"eval/attribute_accuracy_n5"},
         "i2t": {"eval/exact_match_n5"},
@@ -189,9 +194,65 @@ def test_previews_have_fid_where_the_config_asks_for_it(demo, flowtok, monkeypat
     assert found == pytest.approx(wanted, rel=1e-3)
 
 
+def tokenizer_preview(demo, flowtok, **options):
+    """The scalars of a preview of the tokenizer."""
+    config = read_config(demo.workdir)
+    config.log.update({"preview_samples": 5, **options})
+    mesh = make_mesh(data=4, fsdp=1, tensor=2)
+    task = TASKS["tokenizer"]
+    preview = previews.make_preview(config, task, flowtok.vocabulary, mesh)
+    params = flowtok.params["tokenizer"], {"clip": flowtok.params["clip"]}
+    return preview(*(put(x, replicated(mesh)) for x in params))[0]
+
+
+def test_copies_have_rfid_and_lpips_where_the_config_asks_for_them(
+    demo, flowtok, monkeypatch
+):
+    monkeypatch.setattr(previews, "load_metric_net", fake.load_metric_net)
+    asked = {"preview_fid": True, "preview_lpips": True}
+    scalars = tokenizer_preview(demo, flowtok, **asked)
+    shown = examples(5)
+    tokens = flowtok.encode_image(shown.floats).mean
+    copies = np.asarray(flowtok.decode_image(tokens, shown.captions))
+    lpips = np.abs(copies - shown.floats).mean()
+    assert scalars["eval/lpips_random_n5"] == pytest.approx(lpips, rel=1e-4)
+    a, b = (by_hand(x)[0].astype(np.float64) for x in (to_uint8(copies), shown.images))
+    rfid = frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+    found = scalars["eval/rfid_random_inception_n5"]
+    assert found == pytest.approx(rfid, rel=1e-3)
+    assert not any(name.startswith("eval/fid") for name in scalars)
+    alone = tokenizer_preview(demo, flowtok, preview_lpips=True)
+    assert {name for name in scalars if "rfid" not in name} == set(alone)
+
+
+def test_drawings_have_no_lpips(demo, flowtok, monkeypatch):
+    monkeypatch.setattr(previews, "load_metric_net", None)  # nothing is loaded
+    config = read_config(demo.workdir)
+    config.log.preview_lpips = True
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    found = previews.make_net_metrics(config, TASKS["t2i"], examples(2), mesh)
+    assert found == []
+
+
+def test_detail_is_of_the_images_that_have_any():
+    pair = np.stack([np.full((16, 16, 3), 9), np.indices((16, 16, 3)).sum(0) % 2 * 200])
+    shown = previews.PreviewExamples(np.uint8(pair), None, ["flat", "not"], None)
+    made = Preview("copies", images=shown.floats / 2, are_copies=True)
+    scalars, grids = previews.judge(made, shown)
+    assert scalars["eval/detail_kept_n1"] == pytest.approx(0.25)
+    assert set(scalars) == {"eval/detail_kept_n1", "eval/psnr_db_n2"}
+    assert set(grids) == {"copies"}
+    flat = previews.PreviewExamples(np.uint8(pair[:1]), None, ["flat"], None)
+    made = made._replace(images=flat.floats + 0.1)
+    assert set(previews.judge(made, flat)[0]) == {"eval/psnr_db_n1"}
+
+
 def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, flowtok):
     config = read_config(demo.workdir)
     config.log.preview_fid, config.eval.weights = True, ""
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     with pytest.raises(UserError, match="names no metric weights; expected a dir"):
         previews.make_preview(config, TASKS["t2i"], flowtok.vocabulary, mesh)
+    config.log.update({"preview_fid": False, "preview_lpips": True})
+    with pytest.raises(UserError, match="names no metric weights; expected a dir"):
+        previews.make_preview(config, TASKS["tokenizer"], flowtok.vocabulary, mesh)

@@ -1,4 +1,5 @@
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,13 +7,16 @@ import pytest
 from flowtok_jax.eval import reconstruction
 from flowtok_jax.eval.reconstruction import (
     LatentStatistics,
-    lpips,
+    PerceptualDistance,
+    detail_kept,
     measure_images,
     psnr_db,
     ssim,
 )
+from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.weights.nets import MetricNet
 
 
@@ -98,29 +102,107 @@ class Distance(nn.Module):
 NET = MetricNet(Distance(), {"scale": jnp.full((), 2.0)}, "random")
 
 
+def distance(net=NET, rows=2) -> PerceptualDistance:
+    return PerceptualDistance(net, make_mesh(data=2, fsdp=2, tensor=2), rows)
+
+
 def test_lpips_is_the_networks_distance_of_each_pair():
     targets = np.zeros((3, 12, 12, 3), np.float32)
-    images = targets + np.array([0.1, 0.3, 0.0]).reshape(3, 1, 1, 1)
-    assert lpips(NET, images, targets) == pytest.approx([0.2, 0.6, 0])
+    images = targets + np.array([0.125, 0.375, 0.0]).reshape(3, 1, 1, 1)
+    lpips = distance()
+    assert lpips(images, targets).tolist() == [0.25, 0.75, 0]
+    assert lpips(images[:0], targets[:0]).shape == (0,)
+    assert lpips.name(3) == "lpips_random_n3"
+    assert distance(NET._replace(sha256="f" * 64)).name(3) == "lpips_n3"
+
+
+def test_lpips_over_a_mesh_is_that_of_one_device():
+    module = LPIPS(((4, 4), (6,)))
+    targets = pictures(7, 16, 16)
+    images = noisy(targets, 0.1)
+    pair = jnp.asarray(images), jnp.asarray(targets)
+    params = module.init(jax.random.key(0), *pair)["params"]
+    wanted = module.apply({"params": params}, *pair)
+    found = distance(MetricNet(module, params, "random"))(images, targets)
+    assert found == pytest.approx(np.asarray(wanted), rel=1e-5)
+    assert found.min() > 0
+
+
+def wave(i, j, height=32, width=32, amplitude=0.4) -> np.ndarray:
+    """A grey image of one frequency, in half waves across and down."""
+    down, across = (np.arange(size) + 0.5 for size in (height, width))
+    values = np.outer(
+        np.cos(np.pi * j * down / height), np.cos(np.pi * i * across / width)
+    )
+    return np.repeat((0.5 + amplitude * values)[None, ..., None], 3, -1)
+
+
+def blurred(images) -> np.ndarray:
+    """Through (1, 2, 1) / 4 along rows, whose answer to a half wave is known."""
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="symmetric")
+    return (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
+
+
+@pytest.mark.parametrize(("i", "j"), [(24, 0), (17, 3), (12, 12), (31, 31)])
+def test_a_blurred_image_keeps_of_its_detail_what_the_filter_lets_through(i, j):
+    image = wave(i, j)
+    passed = ((1 + np.cos(np.pi * i / 32)) / 2) ** 2
+    assert detail_kept(blurred(image), image) == pytest.approx([passed], rel=1e-6)
+    # What is low of both counts as little as brightness does.
+    both = image + wave(2, 3, amplitude=0.1) - 0.4
+    assert detail_kept(blurred(both), both) == pytest.approx([passed], rel=1e-6)
+
+
+def test_frequencies_are_parts_of_the_sides():
+    wide = wave(20, 3, height=16, width=32)
+    assert detail_kept(blurred(wide), wide) == pytest.approx(
+        [((1 + np.cos(np.pi * 20 / 32)) / 2) ** 2], rel=1e-6
+    )
+
+
+def test_detail_of_equal_images_is_one_and_of_noisy_ones_more():
+    targets = np.random.default_rng(0).random((3, 24, 24, 3))
+    assert detail_kept(targets, targets).tolist() == [1, 1, 1]
+    target = wave(48, 0, 64, 64)
+    noise = 0.2 * np.random.default_rng(0).standard_normal((1, 64, 64, 1))
+    # Noise is white: of its power that outside a quarter of a circle is high, while the
+    # whole wave is; its square averages to 1 / 2.
+    wanted = 1 + 0.2**2 * (1 - np.pi / 16) / (0.4**2 / 2)
+    assert detail_kept(target + noise, target) == pytest.approx([wanted], rel=0.05)
+
+
+def test_images_without_detail_are_left_out():
+    flat = np.full((1, 32, 32, 3), 0.7)
+    low = wave(15, 0)
+    faint = wave(24, 0, amplitude=1.3 / 255)  # its root mean square: 0.92 of a level
+    loud = wave(24, 0, amplitude=1.5 / 255)
+    targets = np.concatenate([flat, low, faint, loud])
+    copies = noisy(targets, 0.1)
+    assert detail_kept(copies, targets).shape == (1,)
+    assert detail_kept(copies[:3], targets[:3]).shape == (0,)
 
 
 def test_images_are_measured_one_by_one_whatever_the_chunk(monkeypatch):
     monkeypatch.setattr(reconstruction, "BATCH", 2)
     targets = pictures(5)
     images = np.stack([noisy(t, 0.02 * i, i) for i, t in enumerate(targets, 1)])
-    whole = measure_images(images, targets, NET)
-    assert set(whole) == {"psnr_db", "ssim", "lpips"}
+    images[:, ::2] *= 0.9  # detail of all, and of the same size
+    targets[:, ::2] *= 0.9
+    lpips = distance()
+
+    def measure(*pair):
+        return measure_images(*pair) | {"lpips": lpips(*pair)}
+
+    whole = measure(images, targets)
+    assert set(whole) == {"psnr_db", "ssim", "detail_kept", "lpips"}
+    assert {len(values) for values in whole.values()} == {5}
     assert (np.diff(whole["psnr_db"]) < 0).all()
     assert (np.diff(whole["ssim"]) < 0).all()
     assert (np.diff(whole["lpips"]) > 0).all()
-    parts = [
-        measure_images(images[rows], targets[rows], NET)
-        for rows in (slice(3), slice(3, 5))
-    ]
+    parts = [measure(images[x], targets[x]) for x in (slice(3), slice(3, 5))]
     for name, values in whole.items():
         joined = np.concatenate([part[name] for part in parts])
         assert joined == pytest.approx(values, rel=1e-5)
-    assert set(measure_images(images, targets)) == {"psnr_db", "ssim"}
 
 
 def statistics(codes: Posterior) -> LatentStatistics:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.eval import protocols
+from flowtok_jax.eval import protocols, reconstruction
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
@@ -119,9 +119,12 @@ def test_names_tell_samples_and_random_networks(whole):
     assert {"rfid_random_inception_n20", "lpips_random_n20", *random} < set(
         found["tokenizer"]["metrics"]
     )
-    assert {"psnr_db_n24", "ssim_n24", "implied_latent_scale_n24"} < set(
-        found["tokenizer"]["metrics"]
-    )
+    assert {
+        "psnr_db_n24",
+        "ssim_n24",
+        "detail_kept_n24",
+        "implied_latent_scale_n24",
+    } < set(found["tokenizer"]["metrics"])
     assert "exact_match_n24" in found["i2t"]["metrics"]
     for name in ("fid_random_inception_n20", "clip_score", "psnr_db_n24"):
         assert name in whole[1]
@@ -176,6 +179,8 @@ def test_reconstructions_are_those_of_the_pipeline(whole, flowtok):
     errors = ((decoded - images) ** 2).mean((1, 2, 3))
     wanted = (-10 * np.log10(errors)).mean()
     assert metrics["psnr_db_n24"] == pytest.approx(wanted, rel=1e-4)
+    kept = reconstruction.detail_kept(decoded, images)
+    assert metrics["detail_kept_n24"] == pytest.approx(kept.mean(), rel=1e-4)
     lpips = np.abs(decoded - images)[:20].mean()
     assert metrics["lpips_random_n20"] == pytest.approx(lpips, rel=1e-4)
     std = np.sqrt(np.var(posterior.mean) + np.exp(posterior.logvar).mean())
@@ -345,6 +350,19 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
     assert found["rejected"] == {"not_an_image": 1}
     assert "psnr_db_n11" in found["metrics"]
     assert "rfid_random_inception_n11" in found["metrics"]
+
+
+def test_of_flat_images_there_is_no_detail_to_keep(cli, demo, tmp_path, quick):
+    (folder := tmp_path / "set").mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 9, 9)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    flags = {"data.eval": f"folder:{folder}", "eval.parts": "tokenizer"}
+    outcome = cli(*command(demo, tmp_path, **flags, **{"eval.weights": ""}))
+    assert outcome.status == 0, outcome.stderr
+    found = results(tmp_path)["tokenizer"]
+    assert found["not_measured"]["detail_kept"] == "no image has high frequencies"
+    assert "detail_kept_n3" not in found["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from flowtok_jax.modes.train import train_stages
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import read_config
 from tests import run
+from tests.train.log_test import read_events
 
 
 def test_asked_to_end_while_a_stage_finishes_the_next_one_does_not_start(
@@ -57,6 +58,31 @@ def test_a_run_stopped_beside_its_discriminator_goes_on_to_the_same_bits(cli, tm
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     for name in ("loss/discriminator", "discriminator_grad_norm", "lr_discriminator"):
         assert [line[name] > 0 for line in lines] == [False, False, True, True]
+    # 0 until the discriminator begins, as all that is said of it.
+    board = points(tmp_path / "whole")
+    for name in ("logits/real", "logits/fake"):
+        assert [line[name] != 0 for line in lines] == [False, False, True, True]
+        wanted = [(line["step"], pytest.approx(line[name])) for line in lines]
+        assert board[name] == wanted
+
+
+def points(workdir):
+    """What TensorBoard shows of the tokenizer: steps and values of each scalar."""
+    (path,) = (workdir / "tb" / "tokenizer").iterdir()
+    found = {}
+    for event in read_events(path):
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+@pytest.mark.parametrize("key", ["preview_fid", "preview_lpips"])
+def test_what_judges_previews_is_missed_before_the_run(cli, tmp_path, key):
+    options = {f"log.{key}": True, "eval.weights": ""}
+    outcome = cli(*run.command(tmp_path / "run", "tokenizer", **options))
+    assert outcome.status == 2
+    assert "eval.weights is empty; expected a directory with" in outcome.complaint
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_judge_without_weights_is_missed_before_the_run(cli, tmp_path):
