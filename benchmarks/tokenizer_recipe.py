@@ -91,6 +91,9 @@ def _for_folder(config: ConfigDict, folder: str) -> None:
     """Fits the demo's config to captioned pictures of 64 px."""
     config.data.train = f"folder:{folder}/train"
     config.data.eval = f"folder:{folder}/held_out"
+    # Reaches in 480 steps what AdamW at 2e-3 has not in 1200, see docs/training.md.
+    config.optimizer.name = "muon"
+    config.per_stage.tokenizer.schedule.lr = 3e-3
     config.clip.vocab_size = 4096
     config.latent.tokens = 32
     side = {"width": 160, "depth": 4, "heads": 4}

@@ -25,10 +25,10 @@ def batch(seed=0):
 
 
 @functools.cache
-def setting(task):
+def setting(task, optimizer=None):
     """A state away from its initialisation, frozen parameters and a step."""
     nets = tiny.nets()
-    optimizer = optax.adamw(1e-3)
+    optimizer = optimizer or optax.adamw(1e-3)
     params = tiny.random_params(nets, task)
     frozen = {
         role: tiny.random_params(nets, group, seed=i + 1)

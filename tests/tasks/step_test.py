@@ -9,10 +9,12 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from configs import default
 from flowtok_jax import array_types as shapes
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks.optimizer import make_optimizer
 from flowtok_jax.tasks.state import make_state
 from flowtok_jax.tasks.step import average, train_step, train_steps
 from flowtok_jax.train import sharding
@@ -131,6 +133,15 @@ def test_noise_differs_from_step_to_step():
     assert first["loss/flow"] != second["loss/flow"]
 
 
+def spread(state, frozen, step, sizes):
+    """Makes a step on a mesh of eight devices."""
+    mesh = make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen)
+    rows = jax.NamedSharding(mesh, shapes.ROWS)
+    compiled = jax.jit(step, in_shardings=(*places, rows))
+    return compiled(*jax.device_put((state, frozen, batch()), (*places, rows)))
+
+
 @pytest.mark.parametrize(
     ("task", "sizes"),
     [("t2i", (8, 1, 1)), ("t2i", (2, 2, 2)), ("tokenizer", (1, 4, 2))],
@@ -138,15 +149,25 @@ def test_noise_differs_from_step_to_step():
 def test_eight_devices_compute_what_one_does(task, sizes):
     state, frozen, step = setting(task)
     wanted = jax.jit(step)(state, frozen, batch())
-    data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen)
-    rows = jax.NamedSharding(mesh, shapes.ROWS)
-    spread = jax.jit(step, in_shardings=(*places, rows))
-    got = spread(*jax.device_put((state, frozen, batch()), (*places, rows)))
+    got = spread(state, frozen, step, sizes)
     # Adam's first step has the size of the rate whatever the gradient's, so that
     # a gradient of rounding noise may move either way: compare moments, not params.
     for a, b in ((got[1], wanted[1]), (got[0].opt_state, wanted[0].opt_state)):
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b
         )
+
+
+def test_muon_on_eight_devices_moves_matrices_as_on_one():
+    options = default.get_config().optimizer.to_dict() | {"name": "muon"}
+    optimizer = make_optimizer(optax.constant_schedule(1e-2), **options)
+    state, frozen, step = setting("t2i", optimizer)
+    alone, _ = jax.jit(step)(state, frozen, batch())
+    parted, _ = spread(state, frozen, step, (1, 4, 2))
+    for net in ("dit", "projector"):
+        before, one, eight = (
+            s.params[net]["blocks"]["attention"]["qkv"]["kernel"]
+            for s in (state, alone, parted)
+        )
+        moved = np.linalg.norm(one - before)
+        assert np.linalg.norm(eight - one) < 1e-3 * moved
