@@ -186,7 +186,7 @@ def _add_losses(config: ConfigDict) -> None:
                     "lecam_decay": 0.999,
                     "width": 128,  # channels of the first stage; doubled by each
                     "stages": 3,  # each halves the sides
-                    "grid": 16,  # logits a side; divides the side of the last stage
+                    "grid": 16,  # logits a side
                 },
             },
             "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},

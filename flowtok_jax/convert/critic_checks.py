@@ -1,5 +1,7 @@
 """Checks of the networks that judge images, and of the losses on what they say."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +12,60 @@ from flax.traverse_util import flatten_dict
 from flowtok_jax.array_types import Params
 from flowtok_jax.convert.critics import convert_critic, prepare_critic
 from flowtok_jax.convert.goldens import Check, Goldens
-from flowtok_jax.models.convnext import ConvNeXt, resize_bilinear
+from flowtok_jax.convert.layout import count_blocks
+from flowtok_jax.convert.rules import VGG_PLACES
+from flowtok_jax.models import convnext
 from flowtok_jax.models.critics import LPIPS, Discriminator
 from flowtok_jax.models.inception import SIDE, Inception, resize_legacy
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
+from flowtok_jax.weights.safetensors import Shape
 
 CRITIC = 1e-4  # relative L2 error allowed
+SMALL = 96  # pixels of images that ConvNeXt enlarges, unless the file has others
+LARGE = 256  # and of those that it shrinks
+
+
+def _sized_convnext(shapes: Mapping[str, Shape]) -> convnext.ConvNeXt:
+    blocks = [f"features.{place}.{{}}.block.0.weight" for place in (1, 3, 5, 7)]
+    return convnext.ConvNeXt(
+        depths=tuple(count_blocks(template, shapes) for template in blocks),
+        widths=tuple(shapes[template.format(0)][0] for template in blocks),
+        classes=shapes["classifier.2.weight"][0],
+    )
+
+
+def _sized_discriminator(shapes: Mapping[str, Shape]) -> Discriminator:
+    return Discriminator(shapes["block_in.0.weight"][0])
+
+
+def _sized_lpips(shapes: Mapping[str, Shape]) -> LPIPS:
+    layers = (
+        tuple(shapes[f"net.slice{layer}.{place}.weight"][0] for place in places)
+        for layer, places in enumerate(VGG_PLACES, start=1)
+    )
+    return LPIPS(tuple(layers))
+
+
+SIZED = {
+    "convnext": _sized_convnext,
+    "discriminator": _sized_discriminator,
+    "lpips": _sized_lpips,
+}
+
+
+def sized_critic(goldens: Goldens, name: str) -> Any:
+    """Makes a network of SIZED with the sizes that its manifest tells.
+
+    Raises:
+        UserError: if the manifest lacks a name.
+    """
+    shapes = {key: drawn.shape for key, drawn in goldens.state(name).items()}
+    try:
+        return SIZED[name](shapes)
+    except KeyError as error:
+        path = goldens.folder / f"{name}.manifest.json"
+        raise UserError(f"{path} has no {error}") from error
 
 
 def make_critic(
@@ -46,7 +96,8 @@ def _images(
 def check_discriminator(check: Check) -> None:
     """Checks logits of real and fake images, and the losses on them."""
     images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
-    run = _program(check.goldens, check.name, Discriminator(), images[0])
+    net = sized_critic(check.goldens, check.name)
+    run = _program(check.goldens, check.name, net, images[0])
     real, fake = map(run, images)
     check.compare("logits_real", real[:, None], CRITIC)  # [b 1 g g]
     check.compare("logits_fake", fake[:, None], CRITIC)
@@ -59,27 +110,40 @@ def check_discriminator(check: Check) -> None:
 def check_lpips(check: Check) -> None:
     """Checks distances between the images of `check_discriminator`."""
     images = [_images(check.goldens, k, 256, 256) for k in ("real", "fake")]
-    distance = _program(check.goldens, check.name, LPIPS(), *images)(*images)
+    net = sized_critic(check.goldens, check.name)
+    distance = _program(check.goldens, check.name, net, *images)(*images)
     check.compare("distance", distance[:, None, None, None], CRITIC)  # [b 1 1 1]
+
+
+def _resized_sides(check: Check) -> list[int]:
+    """Lists the sides of the images that are resized for ConvNeXt."""
+    names = (
+        re.fullmatch(r"(?:logits_from|resized)_(\d+)(?:px)?", key)
+        for key in check.arrays
+    )
+    sides = {int(name[1]) for name in names if name}
+    # Every such file has smaller and larger images, or lacks them.
+    if not any(side < convnext.SIDE for side in sides):
+        sides.add(SMALL)
+    if not any(side > convnext.SIDE for side in sides):
+        sides.add(LARGE)
+    return sorted(sides)
 
 
 def check_convnext(check: Check) -> None:
     """Checks logits, and the resizing of smaller and of larger images."""
-    images = {
-        "logits": _images(check.goldens, "convnext_image", 224, 224),
-        "logits_from_96px": _images(check.goldens, "convnext_small_image", 96, 96),
-        "logits_from_256px": _images(
-            check.goldens, "convnext_big_image", 256, 256, rows=1
-        ),
-    }
-    run = _program(check.goldens, check.name, ConvNeXt(), images["logits"])
-    for key, inputs in images.items():
-        check.compare(key, run(inputs), CRITIC)
-    for side in (96, 256):
-        inputs = images[f"logits_from_{side}px"]
-        resized = jax.jit(resize_bilinear, static_argnums=1)(inputs, 224)
+    image = _images(check.goldens, "convnext_image", convnext.SIDE, convnext.SIDE)
+    net = sized_critic(check.goldens, check.name)
+    run = _program(check.goldens, check.name, net, image)
+    check.compare("logits", run(image), CRITIC)
+    for side in _resized_sides(check):
+        name = "convnext_small_image" if side < convnext.SIDE else "convnext_big_image"
+        rows = 2 if side < convnext.SIDE else 1
+        image = _images(check.goldens, name, side, side, rows)
+        check.compare(f"logits_from_{side}px", run(image), CRITIC)
+        resize = jax.jit(convnext.resize_bilinear, static_argnums=1)
         # Of the golden image every 7th pixel is stored: [b 3 32 32].
-        seen = resized[:, ::7, ::7].transpose(0, 3, 1, 2)
+        seen = resize(image, convnext.SIDE)[:, ::7, ::7].transpose(0, 3, 1, 2)
         check.compare(f"resized_{side}", seen, CRITIC)
 
 

@@ -343,7 +343,9 @@ class Check:
             relative = float(np.max(error / scale, initial=0.0))
         else:
             measure = "rel_l2"
-            relative = float(np.linalg.norm(error) / np.linalg.norm(expected))
+            # As above, where all of it is 0.
+            scale = np.linalg.norm(expected) or np.finfo(np.float64).tiny
+            relative = float(np.linalg.norm(error) / scale)
         verdict = "ok" if relative <= tolerance else "FAIL"  # FAIL for nan, too
         worst = float(error.max())
         self.report.add(CheckResult(name, verdict, worst, measure, relative, tolerance))

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Image
 from flowtok_jax.models.layers import Maps
-from flowtok_jax.runtime.errors import UserError
 
 # Widths of the convolutions of VGG16, by layer; LPIPS compares each layer's last.
 VGG_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -94,11 +93,27 @@ def blur_pool(x: Maps) -> Maps:
     )
 
 
+def pool_to_grid(x: Maps, grid: int) -> Float[Array, "b g g c"]:
+    """Takes the largest value of each of grid x grid windows.
+
+    The windows cover the maps, and overlap where the grid does not divide their side,
+    as those of PyTorch's AdaptiveMaxPool2d do.
+    """
+    side = x.shape[1]
+    if side % grid == 0:
+        window = (side // grid, side // grid)
+        return nn.max_pool(x, window, window)
+    for axis in (1, 2):
+        windows = [(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
+        parts = (jax.lax.slice_in_dim(x, *window, axis=axis) for window in windows)
+        x = jnp.stack([part.max(axis) for part in parts], axis)
+    return x
+
+
 class Discriminator(nn.Module):
     """Patch discriminator of images in [0, 1]; logits are high for real patches.
 
-    The defaults are the release's. An image's side must be a multiple of
-    grid * 2^stages.
+    The defaults are the release's.
     """
 
     width: int = 128
@@ -108,12 +123,6 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Image) -> Float[Array, "b g g"]:
-        unit = self.grid * 2**self.stages
-        if images.shape[1] % unit:
-            raise UserError(
-                f"the discriminator got images of {images.shape[1]} px; expected a "
-                f"multiple of {unit}"
-            )
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         leaky = functools.partial(nn.leaky_relu, negative_slope=0.1)
         x = leaky(conv(self.width, (5, 5), name="conv_in")(images.astype(self.dtype)))
@@ -124,10 +133,7 @@ class Discriminator(nn.Module):
                 min(32, width), epsilon=1e-5, dtype=jnp.float32, name=f"norm{stage}"
             )
             x = leaky(norm(x)).astype(self.dtype)
-        # The release pools adaptively to the grid; equal windows are the case that
-        # the check of the image's side leaves.
-        side = x.shape[1] // self.grid
-        x = nn.max_pool(x, (side, side), (side, side))  # [b g g c]
+        x = pool_to_grid(x, self.grid)
         x = leaky(conv(x.shape[-1], (1, 1), name="fc")(x))
         logits = conv(1, (5, 5), name="conv_out")(x)
         return logits[..., 0].astype(jnp.float32)  # [b g g]

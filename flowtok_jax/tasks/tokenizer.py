@@ -115,19 +115,25 @@ class JudgeOptions(NamedTuple):
 
 
 def make_judges(
-    judges: JudgeOptions, gan: GanOptions, is_judged: Bool[Array, ""] | bool
+    judges: JudgeOptions,
+    gan: GanOptions,
+    is_judged: Bool[Array, ""] | bool,
+    lpips: LPIPS | None = None,
+    convnext: ConvNeXt | None = None,
 ) -> dict[str, tuple[float, Judge]]:
     """Makes the terms of (1) that networks judge, by the networks' names.
 
     Args:
         is_judged: whether the discriminator has begun.
+        lpips: the network, if its sizes are not the published ones.
+        convnext: likewise.
 
     Returns:
         Weight and judge of each term with a weight.
     """
     dtype = jnp.dtype(judges.dtype)
-    lpips = LPIPS(dtype=dtype)
-    convnext = ConvNeXt(dtype=dtype)
+    lpips = (lpips or LPIPS()).clone(dtype=dtype)
+    convnext = (convnext or ConvNeXt()).clone(dtype=dtype)
     discriminator = make_discriminator(gan, dtype)
 
     def perceptual(params, image, made):

@@ -7,8 +7,7 @@ import pytest
 from clu.parameter_overview import count_parameters
 
 from flowtok_jax.models import critics
-from flowtok_jax.models.critics import LPIPS, Discriminator, blur_pool
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.models.critics import LPIPS, Discriminator, blur_pool, pool_to_grid
 from tests import tiny
 
 SMALL = Discriminator(width=4, stages=2, grid=2)
@@ -92,9 +91,27 @@ def test_discriminator_pools_larger_images_to_its_grid():
     params = jax.jit(SMALL.init)(jax.random.key(0), images(1, 8, 8))["params"]
     judge = jax.jit(lambda x: SMALL.apply({"params": params}, x))
     assert judge(images(2, 8, 8)).shape == (2, 2, 2)
-    assert judge(images(2, 24, 24)).shape == (2, 2, 2)
-    with pytest.raises(UserError, match="images of 12 px; expected a multiple of 8"):
-        judge(images(2, 12, 12))
+    for side in (2, 12, 24):
+        assert judge(images(2, side, side)).shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("side", "windows"),
+    [
+        (3, [(0, 1), (0, 2), (1, 3), (2, 3)]),
+        (6, [(0, 2), (1, 3), (3, 5), (4, 6)]),
+        (8, [(0, 2), (2, 4), (4, 6), (6, 8)]),
+        (9, [(0, 3), (2, 5), (4, 7), (6, 9)]),
+    ],
+)
+def test_windows_of_a_grid_are_those_of_pytorch(side, windows):
+    """PyTorch's AdaptiveMaxPool2d takes from floor(i n / g) to ceil((i + 1) n / g)."""
+    x = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
+    pooled = pool_to_grid(jnp.asarray(x), 4)
+    for i, (top, bottom) in enumerate(windows):
+        for j, (left, right) in enumerate(windows):
+            wanted = x[:, top:bottom, left:right].max((1, 2))
+            np.testing.assert_array_equal(pooled[:, i, j], wanted)
 
 
 def test_logit_depends_on_its_own_image_and_on_all_of_a_small_one():

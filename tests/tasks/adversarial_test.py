@@ -14,8 +14,10 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import TASKS
 from flowtok_jax.tasks.accumulate import by_parts
+from flowtok_jax.tasks.adversarial import OWN
 from flowtok_jax.tasks.step import make_trainer
 from flowtok_jax.train import sharding
+from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
 from tests import tiny
 from tests.tasks.setting import batch
 
@@ -153,20 +155,48 @@ def test_rows_by_parts_have_the_gradient_of_all():
     close(got, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_eight_devices_compute_what_one_does():
-    trainer = make()
-    states, _ = run(trainer, START)
-    state = states[-1]
-    wanted = jax.jit(trainer.step)(state, frozen(), batch())
+def spread_step(trainer, state):
+    """One step on eight devices, and the same on one."""
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     places = sharding.shardings(mesh, state), sharding.shardings(mesh, frozen())
     rows = jax.NamedSharding(mesh, shapes.ROWS)
     spread = jax.jit(trainer.step, in_shardings=(*places, rows))
     got = spread(*jax.device_put((state, frozen(), batch()), (*places, rows)))
+    alone = jax.device_put(state, jax.devices()[0])
+    return got, jax.jit(trainer.step)(alone, frozen(), batch())
+
+
+def close_steps(got, wanted):
     close(got[1], wanted[1], rtol=1e-3, atol=1e-5)
     for name in ("opt_state", "discriminator_opt_state"):
         moments = (optax.tree.get(getattr(s[0], name), "mu") for s in (got, wanted))
         close(*moments, rtol=1e-3, atol=1e-5)
+
+
+def test_eight_devices_compute_what_one_does():
+    trainer = make()
+    states, _ = run(trainer, START)
+    close_steps(*spread_step(trainer, states[-1]))
+
+
+def test_what_one_device_saved_goes_on_on_eight_from_the_same_bits(tmp_path):
+    trainer = make()
+    states, _ = run(trainer, START + 1)
+    with Checkpoints(tmp_path, "tokenizer", keep=1) as checkpoints:
+        checkpoints.save(states[-1], {}, examples=0)
+    abstract = jax.eval_shape(trainer.start)
+    places = sharding.shardings(make_mesh(data=2, fsdp=2, tensor=2), abstract)
+    with Checkpoints(tmp_path, "tokenizer", keep=1) as checkpoints:
+        state, _ = checkpoints.restore(with_shardings(abstract, places))
+    for name in ("params", "ema", "opt_state", *OWN):
+        whole, parts = ({name: getattr(s, name)} for s in (states[-1], state))
+        assert params_sha256(parts) == params_sha256(whole), name
+    for name in ("params", "discriminator", "discriminator_opt_state"):
+        leaves = jax.tree.leaves(getattr(state, name))
+        assert not all(leaf.is_fully_replicated for leaf in leaves), name
+    got, wanted = spread_step(trainer, state)
+    assert wanted[1]["discriminator_grad_norm"] > 0
+    close_steps(got, wanted)
 
 
 def test_the_encoder_stays_where_the_decoder_is_tuned_alone():
