@@ -37,15 +37,14 @@ from flowtok_jax.weights.nets import METRICS, make_module, shapes_of
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.
+_BLUR = np.outer(critics.BLUR, critics.BLUR).astype(np.float32)
 _IMAGENET = {"shift": critics.SHIFT, "scale": critics.SCALE}
 TABLES: dict[str, dict[str, np.ndarray]] = {
     "lpips": {
         f"scaling_layer.{name}": np.array(values, np.float32)[None, :, None, None]
         for name, values in _IMAGENET.items()
     },
-    "discriminator": {
-        f"blocks.{i}.1.kernel": critics.BLUR[None, None] for i in (0, 1, 2)
-    },
+    "discriminator": {f"blocks.{i}.1.kernel": _BLUR[None, None] for i in (0, 1, 2)},
 }
 
 # Flags of the converter that go to a directory of networks that judge.
