@@ -59,7 +59,7 @@ VARIANTS = {
     "noise_light": {f"{LOSS}.noise": 1.0},
     "hidden": {f"{LOSS}.hidden": (-0.1, 0.7)},
 }
-MEASURES = ("psnr_db", "rfid", "detail_kept")
+SHOWN_METRICS = ("psnr_db", "detail_kept", "rfid", "lpips", "accuracy")
 SHOWN = 8  # pictures a row
 
 
@@ -145,7 +145,8 @@ def draw(flags: argparse.Namespace, names: list[str]) -> None:
 def markdown(report: dict[str, Any]) -> str:
     """Formats the table of variants."""
     runs = report["runs"]
-    names = list(dict.fromkeys(key for run in runs for key in run["metrics"]))
+    found = dict.fromkeys(key for run in runs for key in run["metrics"])
+    names = [key for key in found if key.startswith(SHOWN_METRICS)]
     lines = [
         f"Made by `{report['command']}` on {report['machine']['cores']} cores of "
         f"{report['machine']['processor']}.",
