@@ -112,6 +112,7 @@ class JudgeOptions(NamedTuple):
     convnext_weight: float
     dtype: str
     parts: int
+    remat: bool
 
 
 def make_judges(
@@ -126,8 +127,9 @@ def make_judges(
         Weight and judge of each term with a weight.
     """
     dtype = jnp.dtype(judges.dtype)
-    lpips = LPIPS(dtype=dtype)
-    convnext = ConvNeXt(dtype=dtype)
+    lpips = LPIPS(dtype=dtype, remat=judges.remat)
+    convnext = ConvNeXt(dtype=dtype, remat=judges.remat)
+    # Remat saves the discriminator nothing: most of its memory is in one layer.
     discriminator = make_discriminator(gan, dtype)
 
     def perceptual(params, image, made):
