@@ -99,6 +99,7 @@ def _config(told: dict[str, Any]) -> ConfigDict:
                         "width": 128,
                         "stages": 3,
                         "grid": 16,
+                        "parts": 1,
                     },
                 }
             },
