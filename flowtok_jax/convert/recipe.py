@@ -121,6 +121,7 @@ def _config(told: dict[str, Any], net: Discriminator) -> ConfigDict:
                         "convnext_weight": CONVNEXT_WEIGHT,
                         "dtype": "float32",
                         "parts": 1,
+                        "remat": False,
                     },
                     "gan": {
                         "weight": told["gan_weight"],
@@ -131,6 +132,7 @@ def _config(told: dict[str, Any], net: Discriminator) -> ConfigDict:
                         "width": net.width,
                         "stages": net.stages,
                         "grid": net.grid,
+                        "parts": 1,
                     },
                 }
             },
