@@ -312,6 +312,7 @@ class Check:
         tolerance: float,
         *,
         each: bool = False,
+        floor: float = 0.0,
         note: str = "",
         rows: slice = slice(None),  # noqa: B008 (immutable)
     ) -> None:
@@ -320,6 +321,7 @@ class Check:
         Args:
             each: measures the largest relative error of a value, for vectors of scalars
                 of different size, instead of the relative L2 error.
+            floor: the least magnitude that an error of a value is relative to.
             note: follows the output's name in the report.
             rows: the part of the stored output that is compared.
         """
@@ -339,7 +341,8 @@ class Check:
         if each:
             measure = "rel_max"
             # Where the release has 0, so must we.
-            scale = np.where(expected == 0, np.finfo(np.float64).tiny, abs(expected))
+            least = np.where(expected == 0, np.finfo(np.float64).tiny, floor)
+            scale = np.maximum(abs(expected), least)
             relative = float(np.max(error / scale, initial=0.0))
         else:
             measure = "rel_l2"

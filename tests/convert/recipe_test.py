@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from flowtok_jax.convert import recipe
+from flowtok_jax.convert.goldens import Check, Goldens, ParityReport
 from tests import tiny
 from tests.convert.parity_test import compare, rewrite
 
@@ -136,3 +138,39 @@ def test_a_manifest_that_does_not_exist_is_absent(capsys, folder):
     status, _, summary = compare(capsys, folder, "--only=titok_train")
     assert status == 1
     assert summary["absent"] == ["titok_train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "error", "fails"),
+    [
+        ("total", 3, 5e-5, True),  # strict: the discriminator's first step is that one
+        ("total", 4, 5e-5, False),
+        ("total", 4, 2e-3, True),
+        ("logits_fake", 3, 5e-5, True),
+        ("gan", 0, 1e-9, True),  # where the release has 0
+        ("discriminator_lr", 3, 2e-5, True),
+    ],
+)
+def test_errors_are_small_until_the_discriminator_learns(name, step, error, fails):
+    check = Check(Goldens(OTHER), "titok_train", ParityReport())
+    logs = [
+        {ours: check.arrays[n][i] for ours, n in recipe.SCALARS.items()}
+        | {"loss/convnext": 0.1 * check.arrays["convnext"][i]}
+        for i in range(7)
+    ]
+    value = check.arrays[name][step]
+    ours = next(key for key, n in recipe.SCALARS.items() if n == name)
+    logs[step][ours] = value * (1 + error) if value else error
+    training = check.goldens.value("titok_train")["training"]
+    recipe._compare_logs(check, training, logs)
+    failed = set(check.report.failed) - {"titok_train/perceptual"}
+    assert failed == ({f"titok_train/{name}"} if fails else set())
+
+
+def test_a_sum_of_both_signs_may_come_near_0():
+    check = Check(Goldens(OTHER), "titok_train", ParityReport())
+    check.arrays = {"logits_fake": np.array([1e-4, 0.5])}
+    for error, fails in ((5e-7, 0), (5e-6, 1)):
+        got = check.arrays["logits_fake"] + [error, 0.0]
+        check.compare("logits_fake", got, 1e-5, each=True, floor=0.1)
+        assert len(check.report.failed) == fails
