@@ -177,6 +177,7 @@ def _add_losses(config: ConfigDict) -> None:
                     "convnext_weight": 0.0,  # TA-TiTok: 0.1
                     "dtype": "float32",
                     "parts": 1,  # parts of the rows that they see one by one
+                    "remat": False,  # their layers computed again, to save memory
                 },
                 "gan": {
                     "weight": 0.0,  # 0: no discriminator; TA-TiTok: 0.1

@@ -121,6 +121,7 @@ def _config(told: dict[str, Any], net: Discriminator) -> ConfigDict:
                         "convnext_weight": CONVNEXT_WEIGHT,
                         "dtype": "float32",
                         "parts": 1,
+                        "remat": False,
                     },
                     "gan": {
                         "weight": told["gan_weight"],

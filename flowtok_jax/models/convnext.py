@@ -48,22 +48,28 @@ def _norm(name: str) -> nn.LayerNorm:
 
 
 class ConvNeXt(nn.Module):
-    """Logits of images in [0, 1] of any size, resized to 224 px; float32."""
+    """Logits of images in [0, 1] of any size, resized to 224 px; float32.
+
+    With `remat` a backward pass keeps what enters each block, and computes the rest
+    again.
+    """
 
     depths: tuple[int, ...] = (3, 3, 27, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     classes: int = 1000
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Image) -> Float[Array, "b classes"]:
         x = resize_bilinear(images.astype(jnp.float32), SIDE)
         mean, std = (np.float32(v)[None, None, None] for v in (MEAN, STD))
         x = ((x - mean) / std).astype(self.dtype)
+        policy = "full" if self.remat else "none"
         with jax.default_matmul_precision("highest"):
             for stage, depth in enumerate(self.depths):
                 x = self._smaller(x, stage)
-                blocks = scan_blocks(ConvNeXtBlock, depth, "none")
+                blocks = scan_blocks(ConvNeXtBlock, depth, policy)
                 x, _ = blocks(self.dtype, name=f"stage{stage}")(x)
             x = _norm("norm")(x.mean((1, 2), dtype=jnp.float32))  # [b c]
             head = nn.Dense(self.classes, dtype=self.dtype, name="head")

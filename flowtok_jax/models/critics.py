@@ -33,42 +33,58 @@ class LPIPS(nn.Module):
     """Perceptual distance of images in [0, 1], one value per pair.
 
     Products are float32 on every device if `dtype` is. Gradients are finite where
-    features are zero. Weights are published for the default layers only.
+    features are zero. Weights are published for the default layers only. With `remat`
+    a backward pass keeps what enters and leaves each layer; it computes the rest again.
     """
 
     layers: tuple[tuple[int, ...], ...] = VGG_WIDTHS
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
-    @nn.compact
+    def setup(self):
+        for layer, widths in enumerate(self.layers):
+            for i, width in enumerate(widths):
+                conv = nn.Conv(
+                    width,
+                    (3, 3),
+                    dtype=self.dtype,
+                    kernel_init=nn.initializers.he_normal(),
+                )
+                setattr(self, f"conv{layer}_{i}", conv)
+            weights = self.param(f"weights{layer}", nn.initializers.ones, widths[-1:])
+            setattr(self, f"weights{layer}", weights)
+
     def __call__(self, a: Image, b: Image) -> Float[Array, " b"]:
-        # Both images go through VGG16 as one batch, in [-1, 1] as in the release.
-        x = 2 * jnp.concatenate([a, b]).astype(jnp.float32) - 1  # [2b s s 3]
-        shift, scale = (np.float32(v)[None, None, None] for v in (SHIFT, SCALE))
-        x = ((x - shift) / scale).astype(self.dtype)
+        # Each image goes through VGG16 by itself: a side without gradient then costs
+        # no backward pass.
+        one, two = (self._normalise(image) for image in (a, b))
+        layer_of, compare = LPIPS._vgg_layer, _compare
+        if self.remat:
+            layer_of = nn.remat(layer_of, static_argnums=(2,))
+            compare = jax.checkpoint(compare)
         distance = 0.0
         with jax.default_matmul_precision("highest"):
-            for layer, widths in enumerate(self.layers):
-                x = self._vgg_layer(x, layer, widths)
-                one, two = jnp.split(_unit(x), 2)
-                # The mean over places and the sum over channels of (1) commute.
-                squares = jnp.square(one - two).mean((1, 2))  # [b c]
-                ones = nn.initializers.ones
-                distance += squares @ self.param(f"weights{layer}", ones, widths[-1:])
+            for layer in range(len(self.layers)):
+                one, two = (layer_of(self, x, layer) for x in (one, two))
+                distance += compare(one, two) @ getattr(self, f"weights{layer}")
         return distance
 
-    def _vgg_layer(self, x: Maps, layer: int, widths: tuple[int, ...]) -> Maps:
+    def _normalise(self, image: Image) -> Image:
+        x = 2 * image.astype(jnp.float32) - 1  # in [-1, 1], as in the release
+        shift, scale = (np.float32(v)[None, None, None] for v in (SHIFT, SCALE))
+        return ((x - shift) / scale).astype(self.dtype)
+
+    def _vgg_layer(self, x: Maps, layer: int) -> Maps:
         if layer:  # VGG16 pools after each layer; LPIPS reads what comes before
             x = nn.max_pool(x, (2, 2), (2, 2))
-        for i, width in enumerate(widths):
-            conv = nn.Conv(
-                width,
-                (3, 3),
-                dtype=self.dtype,
-                kernel_init=nn.initializers.he_normal(),
-                name=f"conv{layer}_{i}",
-            )
-            x = nn.relu(conv(x))
+        for i in range(len(self.layers[layer])):
+            x = nn.relu(getattr(self, f"conv{layer}_{i}")(x))
         return x
+
+
+def _compare(one: Maps, two: Maps) -> Float[Array, "b c"]:
+    """Computes what (1) sums over channels; its mean over places commutes with that."""
+    return jnp.square(_unit(one) - _unit(two)).mean((1, 2))
 
 
 def _unit(x: Maps) -> Maps:

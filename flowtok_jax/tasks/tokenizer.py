@@ -112,6 +112,7 @@ class JudgeOptions(NamedTuple):
     convnext_weight: float
     dtype: str
     parts: int
+    remat: bool
 
 
 def make_judges(
@@ -132,8 +133,10 @@ def make_judges(
         Weight and judge of each term with a weight.
     """
     dtype = jnp.dtype(judges.dtype)
-    lpips = (lpips or LPIPS()).clone(dtype=dtype)
-    convnext = (convnext or ConvNeXt()).clone(dtype=dtype)
+    options = dict(dtype=dtype, remat=judges.remat)
+    lpips = (lpips or LPIPS()).clone(**options)
+    convnext = (convnext or ConvNeXt()).clone(**options)
+    # Remat saves the discriminator nothing: most of its memory is in one layer.
     discriminator = make_discriminator(gan, dtype)
 
     def perceptual(params, image, made):
