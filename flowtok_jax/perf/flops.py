@@ -190,6 +190,7 @@ class StepFlops(NamedTuple):
 def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlops:
     """Counts (1) and (2) of a task's step over `rows` examples.
 
+    What judges add to the image tokenizer's step is in perf/judges.py.
     The first layers' inputs need no gradient, which is counted all the same.
 
     Args:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import ROWS
 from flowtok_jax.data.loader import abstract_batch
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.perf import flops, hlo
+from flowtok_jax.perf import flops, hlo, judges
 from flowtok_jax.perf.machine import GIB
 from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
@@ -76,6 +76,8 @@ def plan_train_step(
     }
     rows = config.train.batch_size
     cost = flops.count_train_step(nets, task, rows, "moments" in batch)
+    if stage == "tokenizer":
+        cost = judges.add_recipe(cost, config.loss.tokenizer, nets, rows)
     arguments = (planned.abstract, planned.frozen, stacked)
     return PlannedStep(planned.step, arguments, rows, cost)
 
