@@ -137,3 +137,27 @@ def test_bfloat16_is_near_float32(lpips):
         )
         assert got.dtype == jnp.float32
         assert 0 < tiny.relative_error(got, wanted) < 3e-2
+
+
+def test_remat_keeps_less_and_changes_neither_distance_nor_gradient(lpips):
+    known, made = images(2, 32, 32), images(2, 32, 32, seed=1)
+    wanted, got = (
+        jax.jit(jax.value_and_grad(total(remat, lpips, known)))(made)
+        for remat in (False, True)
+    )
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], wanted[1], rtol=1e-4, atol=1e-7)
+    assert np.abs(wanted[1]).max() > 1e-3
+    kept = [held(total(remat, lpips, known), made) for remat in (False, True)]
+    assert kept[1] < 0.5 * kept[0]
+
+
+def total(remat: bool, params, known):
+    net = TINY.clone(remat=remat)
+    return lambda made: net.apply({"params": params}, known, made).sum()
+
+
+def held(function, x) -> int:
+    """Bytes that a function's forward pass leaves for its backward pass."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(function, x)[1], x))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
