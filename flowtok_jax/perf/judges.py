@@ -29,7 +29,7 @@ def _conv(size: int, inputs: int, outputs: int, side: int) -> int:
     return 2 * size**2 * inputs * outputs * side**2
 
 
-def lpips(net: LPIPS, side: int) -> Forward:
+def count_lpips(net: LPIPS, side: int) -> Forward:
     """Counts VGG16 over one image."""
     flops = 0
     inputs = 3
@@ -40,7 +40,7 @@ def lpips(net: LPIPS, side: int) -> Forward:
     return Forward({"conv": flops}, 0)
 
 
-def convnext(net: ConvNeXt, side: int) -> Forward:
+def count_convnext(net: ConvNeXt, side: int) -> Forward:
     """Counts the logits of one image, its resizing included."""
     blocks = {"conv": 0, "dense1": 0, "dense2": 0}
     outside = 2 * 3 * side * SIDE * (side + SIDE) if side != SIDE else 0
@@ -59,7 +59,7 @@ def convnext(net: ConvNeXt, side: int) -> Forward:
     return Forward(blocks, outside, unneeded=("dense2",))
 
 
-def discriminator(net: Discriminator, side: int) -> Forward:
+def count_discriminator(net: Discriminator, side: int) -> Forward:
     """Counts the logits of one image."""
     flops = _conv(5, 3, net.width, side)
     inputs = net.width
@@ -79,8 +79,8 @@ def count_judges(judges: JudgeOptions, gan: GanOptions, side: int) -> StepFlops:
     again = 0
     by_parts = judges.parts > 1
     nets = (
-        (judges.lpips_weight, lpips(LPIPS(), side)),
-        (judges.convnext_weight, convnext(ConvNeXt(), side)),
+        (judges.lpips_weight, count_lpips(LPIPS(), side)),
+        (judges.convnext_weight, count_convnext(ConvNeXt(), side)),
     )
     for weight, cost in nets:
         if weight:
@@ -88,7 +88,7 @@ def count_judges(judges: JudgeOptions, gan: GanOptions, side: int) -> StepFlops:
             again += 2 * cost.total if by_parts else 0
             again += cost.recomputed("full") if judges.remat else 0
     if gan.weight:
-        own = discriminator(make_discriminator(gan, "float32"), side).total
+        own = count_discriminator(make_discriminator(gan, "float32"), side).total
         model += 8 * own
         again += 3 * own if by_parts else 0
     return StepFlops(model, again)
