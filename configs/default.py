@@ -188,6 +188,7 @@ def _add_losses(config: ConfigDict) -> None:
                     "width": 128,  # channels of the first stage; doubled by each
                     "stages": 3,  # each halves the sides
                     "grid": 16,  # logits a side
+                    "parts": 1,  # parts of the rows in a step of its own
                 },
             },
             "text_tokenizer": {"kl": "gaussian_sample_mean", "kl_weight": 1e-6},

@@ -132,6 +132,7 @@ def _config(told: dict[str, Any], net: Discriminator) -> ConfigDict:
                         "width": net.width,
                         "stages": net.stages,
                         "grid": net.grid,
+                        "parts": 1,
                     },
                 }
             },

@@ -10,8 +10,9 @@ forward pass of a network over one image, a row's model FLOPs are
 since frozen weights need no gradient and the made image does, while a known image
 needs neither. Resizing to ConvNeXt's size is two products, which are counted.
 
-Computed again is each pass of `judges.parts` above 1, with the known image's of (1),
-and with `judges.remat` what the blocks of (1) computed of the made image.
+Computed again are, with `judges.parts` above 1, the passes of (1) and (2), the known
+image's too; with `gan.parts` above 1 those of (3); and with `judges.remat` what the
+blocks of (1) computed of the made image.
 """
 
 from ml_collections import ConfigDict
@@ -67,7 +68,6 @@ def count_discriminator(net: Discriminator, side: int) -> Forward:
         width = net.width * 2**stage
         flops += _conv(3, inputs, width, side)
         side //= 2
-        flops += _conv(4, 1, width, side)  # the filter before halving
         inputs = width
     flops += _conv(1, inputs, inputs, net.grid) + _conv(5, inputs, 1, net.grid)
     return Forward({}, flops)
@@ -90,7 +90,8 @@ def count_judges(judges: JudgeOptions, gan: GanOptions, side: int) -> StepFlops:
     if gan.weight:
         own = count_discriminator(make_discriminator(gan, "float32"), side).total
         model += 8 * own
-        again += 3 * own if by_parts else 0
+        again += own if by_parts else 0
+        again += 2 * own if gan.parts > 1 else 0
     return StepFlops(model, again)
 
 

@@ -47,6 +47,7 @@ class GanOptions(NamedTuple):
     width: int
     stages: int
     grid: int
+    parts: int
 
 
 class AdversarialState(TrainState):
@@ -226,7 +227,7 @@ def make_adversarial_trainer(
         own = module.init(key, jnp.zeros((1, side, side, 3)))["params"]
         return beside(alone.start(params), own, judge_optimizer.init(own))
 
-    options = dict(lecam_weight=gan.lecam_weight, parts=judges.parts)
+    options = dict(lecam_weight=gan.lecam_weight, parts=gan.parts)
     judge = functools.partial(discriminator_loss, module=module, **options)
     step = functools.partial(
         adversarial_step,

@@ -21,7 +21,7 @@ ROWS = 2
 SIDE = 256
 CONVNEXT = ConvNeXt(depths=(1, 1, 1, 1))  # XLA counts a loop's body once
 DISCRIMINATOR = Discriminator()
-GAN = GanOptions(0.1, 0, None, 0.001, 0.999, 128, 3, 16)
+GAN = GanOptions(0.1, 0, None, 0.001, 0.999, 128, 3, 16, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +149,11 @@ def test_parts_and_remat_compute_again():
     parts = recipe(**{"judges.parts": 3})
     remat = recipe(**{"judges.remat": True})
     both = recipe(**{"judges.parts": 3, "judges.remat": True})
+    own = recipe(**{"gan.parts": 3})
     assert parts.model == remat.model == both.model == recipe().model
     assert 0 < remat.recomputed < parts.recomputed
+    twice = 2 * judges.count_discriminator(DISCRIMINATOR, SIDE).total
+    assert own.recomputed == 3 * twice
     assert both.recomputed == parts.recomputed + remat.recomputed
 
 

@@ -132,7 +132,10 @@ def test_rates_are_those_of_two_schedules():
     assert other == {"lr": pytest.approx(1e-3), "lr_discriminator": pytest.approx(5e-5)}
 
 
-@pytest.mark.parametrize("key", ["train.accumulate", "loss.tokenizer.judges.parts"])
+@pytest.mark.parametrize(
+    "key",
+    ["train.accumulate", "loss.tokenizer.judges.parts", "loss.tokenizer.gan.parts"],
+)
 def test_parts_of_a_batch_add_up_to_the_whole(key):
     whole, wanted = run(make(), START + 1)
     parts, got = run(make(**{key: 2}), START + 1)
