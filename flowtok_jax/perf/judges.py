@@ -68,7 +68,6 @@ def count_discriminator(net: Discriminator, side: int) -> Forward:
         width = net.width * 2**stage
         flops += _conv(3, inputs, width, side)
         side //= 2
-        flops += _conv(4, 1, width, side)  # the filter before halving
         inputs = width
     flops += _conv(1, inputs, inputs, net.grid) + _conv(5, inputs, 1, net.grid)
     return Forward({}, flops)
