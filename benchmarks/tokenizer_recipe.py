@@ -46,6 +46,7 @@ LOSS = "loss.tokenizer"
 GAN = {f"{LOSS}.gan.weight": 0.01, f"{LOSS}.gan.lr": 5e-4}
 GAN |= {f"{LOSS}.gan.width": 32, f"{LOSS}.gan.stages": 2}
 LPIPS = {f"{LOSS}.judges.lpips_weight": 0.1}
+DETOK = {f"{LOSS}.noise": 3.0, f"{LOSS}.hidden": (-0.1, 0.7)}
 VARIANTS = {
     "pixels": {},
     "gan": GAN,
@@ -54,7 +55,9 @@ VARIANTS = {
     "lpips": LPIPS,
     "lpips_gan": LPIPS | GAN,
     "convnext": {f"{LOSS}.judges.convnext_weight": 0.1},
-    "detok": {f"{LOSS}.noise": 3.0, f"{LOSS}.hidden": (-0.1, 0.7)},
+    "detok": DETOK,
+    # Its tokens grow to ten times the deviation: the flow's are scaled back.
+    "detok_scaled": DETOK | {"tokenizer.latent_scale": 0.056},
     "noise": {f"{LOSS}.noise": 3.0},
     "noise_light": {f"{LOSS}.noise": 1.0},
     "hidden": {f"{LOSS}.hidden": (-0.1, 0.7)},
