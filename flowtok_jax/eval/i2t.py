@@ -140,10 +140,11 @@ class ImageToText(Part):
         size = self._flowtok.caption.batch_size
         found: list[str] = []
         for start in range(0, len(captions), size):
-            # The last batch repeats its last caption, so that one program takes all.
-            rows = np.minimum(np.arange(start, start + size), len(captions) - 1)
-            found += self._flowtok.reconstruct_text([captions[i] for i in rows])
-        return found[: len(captions)]
+            batch = captions[start : start + size]
+            # Filled up, so that one program takes all.
+            filled = [*batch, *[""] * (size - len(batch))]
+            found += self._flowtok.reconstruct_text(filled)[: len(batch)]
+        return found
 
     def measure(self, arrays: Arrays) -> Measured:
         """Scores the captions, on generated scenes by a parser, else by words."""

@@ -105,7 +105,7 @@ class PartMaker:
 
     @functools.cached_property
     def _unjudged(self) -> str:
-        """Why no network judges images; empty where networks do."""
+        """Reason for which no network judges images; empty where networks do."""
         config = self._config
         if not config.eval.weights:
             return NO_WEIGHTS

@@ -172,28 +172,26 @@ class Retrieval:
         self.protocol: dict[str, Any] = {"side": side, "gallery": spec}
         self.protocol["images"] = images.most
 
-    def _batches(self, function: Callable, *inputs: np.ndarray) -> np.ndarray:
-        """Sends rows through a network, in batches of one size."""
-        last = len(inputs[0]) - 1
+    def _encode(self, images: Squares) -> Float32[np.ndarray, "b n c"]:
+        last = len(images) - 1
 
         def start(rows: np.ndarray):
-            # The last batch repeats its last row, so that one program takes all.
-            return function(*(x[np.minimum(rows, last)] for x in inputs))
+            # The last batch repeats its last image, so that one program takes all.
+            batch = images[np.minimum(rows, last)].astype(np.float32) / 255
+            return self._flowtok.encode_image(batch).mean
 
-        return run_rows(start, last + 1, self._rows)
-
-    def _encode(self, images: Squares) -> Float32[np.ndarray, "b n c"]:
-        def encode(batch: Squares):
-            return self._flowtok.encode_image(batch.astype(np.float32) / 255).mean
-
-        return self._batches(encode, images)
+        return run_rows(start, len(images), self._rows)
 
     def _decode(self, tokens: np.ndarray, captions: Sequence[str]) -> Squares:
-        def decode(batch: np.ndarray, texts: np.ndarray):
-            return self._flowtok.decode_image(batch, texts.tolist())
+        last = len(tokens) - 1
+
+        def start(rows: np.ndarray):
+            # Without captions there, which would be warned of again.
+            texts = [captions[i] if i <= last else "" for i in rows]
+            return self._flowtok.decode_image(tokens[np.minimum(rows, last)], texts)
 
         # Drawn images are judged as bytes, and so are copies.
-        return pictures.to_uint8(self._batches(decode, tokens, np.array(captions)))
+        return pictures.to_uint8(run_rows(start, len(tokens), self._rows))
 
     def _vectors(self, images: Squares) -> Vectors:
         """Returns images in both spaces."""
@@ -224,7 +222,7 @@ class Retrieval:
         return Gallery(numbers, joined)
 
     def see(self, drawn: Squares, captions: Sequence[str], rows: range) -> Arrays:
-        """Computes, for drawn images and copies of their own, how many are nearer.
+        """Counts the real images nearer than the own one, of drawn images and copies.
 
         Left out are images whose own one cannot be read.
         """

@@ -65,16 +65,18 @@ def run(arguments: Arguments) -> int:
 
 def _add_new_keys(config: ConfigDict) -> None:
     """Adds the keys of `eval` that a config stored by an older version lacks."""
-    known = flatten(config.eval.to_dict())
-    for name, value in default_values().items():
-        key = name.removeprefix("eval.")
-        if key != name and key not in known:
-            *path, last = key.split(".")
-            section = config.eval
-            with config.unlocked():
-                for part in path:
-                    section = section.setdefault(part, ConfigDict())
-                section[last] = value
+    known = flatten(config.to_dict())
+    for key, value in default_values().items():
+        *path, last = key.split(".")
+        if path[:1] != ["eval"] or key in known:
+            continue
+        section = config
+        with config.unlocked():
+            for part in path:
+                if part not in section:
+                    section[part] = ConfigDict()
+                section = section[part]
+            section[last] = value
 
 
 def evaluate(
