@@ -7,9 +7,8 @@ than k images of the gallery G are strictly nearer to it than its own:
 
 in two spaces: `pixels`, f the averages of side x side cells, and `latents`, f the mean
 of the tokenizer's posterior. Images of the same pixels are one image of the gallery, so
-that none is beaten by its own copy. A guess is right at k with the probability k / |G|;
-what the tokenizer makes of the real image itself bounds from above what any image drawn
-through it can reach.
+that none is beaten by its own copy. The floor is a guess, right at k with probability
+k / |G|; the ceiling is the real image itself, through the tokenizer and back.
 """
 
 import functools
@@ -49,11 +48,17 @@ def averaged(images: Squares, side: int) -> Float32[np.ndarray, "b d"]:
     pixels = np.arange(size)
     ends = np.minimum(edges[1:, None], pixels + 1)
     overlap = np.maximum(ends - np.maximum(edges[:-1, None], pixels), 0)
-    # One by one: float64 of many images would fill the memory. In bytes, not in [0, 1]:
-    # averages over 2^n pixels are exact then, and equal distances are equal.
+    # Bytes, not [0, 1]: averages over 2^n pixels are exact then, and equal distances
+    # are equal.
     cells = overlap * (side / size)
-    found = [np.einsum("ax,by,xyc->abc", cells, cells, image) for image in images]
-    return np.array(found, np.float32).reshape(len(images), side * side * 3)
+
+    def average(image: Square) -> np.ndarray:
+        rows = np.tensordot(cells, image, 1)  # [a y c]
+        return np.tensordot(cells, rows, (1, 1))  # [b a c]
+
+    # One by one: float64 of many images would fill the memory.
+    found = np.array([average(image) for image in images], np.float32)
+    return found.swapaxes(1, 2).reshape(len(images), side * side * 3)
 
 
 def count_nearer(
@@ -218,7 +223,7 @@ class Retrieval:
                 flush()
         flush()
         logging.info("retrieval: among %d different images", len(numbers))
-        joined = {s: np.concatenate([part[s] for part in found]) for s in SPACES}
+        joined = {s: np.concatenate([v[s] for v in found]) for s in SPACES if found}
         return Gallery(numbers, joined)
 
     def see(self, drawn: Squares, captions: Sequence[str], rows: range) -> Arrays:

@@ -190,3 +190,13 @@ def test_images_without_an_own_one_are_left_out(tmp_path):
     assert (
         "no image that was drawn" in retrieval.measure(arrays).not_measured["retrieval"]
     )
+
+
+def test_of_a_source_without_a_sound_image_nothing_is_measured(tmp_path):
+    spec = write(tmp_path / "set", flat(0, 40))
+    for i in range(2):
+        (tmp_path / "set" / f"{i}.png").write_bytes(b"no image")
+    _, retrieval = make(spec)
+    found = measure(retrieval, flat(0, 40))
+    assert found.metrics == {}
+    assert set(found.not_measured) == {"retrieval"}
