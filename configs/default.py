@@ -305,11 +305,21 @@ def _add_measures(config: ConfigDict) -> None:
             # Directory of the metrics' networks, by flowtok_jax.convert; "random":
             # networks never trained, and the metrics' names say so.
             "weights": "",
+            # Data that networks of weights=random judge: generated scenes, all or none.
+            "random_metrics": "scenes",
             "judged": 0,  # samples that these networks see, from the first; 0: all
             "batch_size": 32,  # images of Inception and LPIPS at a time on a device
             "fid": {
                 "reference": "",  # npz of eval.reference; "": images of data.eval
                 "resize": "clean",  # clean or legacy, see eval/features.py
+            },
+            # Whether the own real image of a drawn one is the nearest, by
+            # eval/retrieval.py.
+            "retrieval": {
+                "side": 16,  # pixels a side that images are averaged to; 0: none
+                "gallery": "",  # a source that is searched beside data.eval
+                # Different images searched at most; evaluated ones always are.
+                "images": 10_000,
             },
             "seed": 0,  # of the noise
             "chunk": 1000,  # samples stored at a time; a killed run keeps whole chunks

@@ -5,8 +5,12 @@ CIDEr-D (Vedantam et al. 2015) and SPICE (Anderson et al. 2016), as fractions; p
 print them times 100. Captions are split by Stanford's Penn Treebank tokenizer, which
 needs Java, as METEOR and SPICE do. Without Java the others are computed of words split
 in Python, and their names say so (`bleu4_simple_tokens`).
+
+`word_scores` needs neither: short captions, such as names, have few pairs of words that
+BLEU could count.
 """
 
+import collections
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -21,6 +25,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
+from flowtok_jax.data.clean import clean_caption
 from flowtok_jax.runtime.errors import UserError
 
 PACKAGE = "pycocoevalcap"
@@ -35,6 +42,8 @@ JAVA_PATIENCE = 60  # seconds to say its version
 Captions = dict[int, list[str]]  # as pycocoevalcap takes them
 CLITIC = r"'(?:s|re|ve|ll|d|m)"
 SPLIT_OFF = re.compile(rf"(?<=\w)(n't|{CLITIC})\b")
+# What a vocabulary trained on captions takes for a word.
+PLAIN_WORD = re.compile(r"\w+|[^\w\s]+")
 WORD = re.compile(rf"(?<!\S){CLITIC}(?!\S)|\w+(?:[-.&'/]\w+)*|[$%]")
 
 
@@ -97,6 +106,41 @@ def score_captions(
             metrics, lacking = _measure(*tokens, METRICS, "", log)
             protocol["tokens"] = "ptb"
     return Scores(metrics, lacking, protocol)
+
+
+def word_scores(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Scores captions by their words alone: exact_match and word_f1.
+
+    A caption matches exactly if it has the words of a reference in their order. Its F1
+    is 2 c / (a + b) with the reference that gives the most: a and b are the numbers of
+    words of both, and c of those that they share, a word as often as both have it. Both
+    are means over captions.
+
+    Words are those of a vocabulary trained on captions: after `clean_caption` (white
+    space, HTML entities, typographic characters, lower case) runs of letters and
+    digits, and runs of other characters, so that spaces around punctuation are nothing.
+    """
+    exact = []
+    f1 = []
+    for caption, others in zip(hypotheses, references, strict=True):
+        words = _words(caption)
+        known = [_words(other) for other in others]
+        exact.append(words in known)
+        f1.append(max(_word_f1(words, other) for other in known))
+    return {"exact_match": float(np.mean(exact)), "word_f1": float(np.mean(f1))}
+
+
+def _words(caption: str) -> list[str]:
+    return PLAIN_WORD.findall(clean_caption(caption))
+
+
+def _word_f1(words: list[str], others: list[str]) -> float:
+    shared = collections.Counter(words) & collections.Counter(others)
+    # Two captions without words are the same.
+    total = len(words) + len(others)
+    return 2 * shared.total() / total if total else 1.0
 
 
 def _check(

@@ -209,7 +209,8 @@ def kernel_distance(
     return Estimate(float(np.mean(found)), float(np.std(found)))
 
 
-def _squared_distances(a: A, b: B) -> Float[np.ndarray, "n m"]:
+def squared_distances(a: A, b: B) -> Float[np.ndarray, "n m"]:
+    """Computes the squared Euclidean distance of each row of `a` from each of `b`."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None]
     # Rounding can make a tiny distance negative.
     return np.maximum(squares - 2 * a @ b.T, 0.0)
@@ -219,7 +220,7 @@ def _reach(rows: A, k: int) -> Float[np.ndarray, " n"]:
     """Returns squared distances to the k-th neighbour, the row itself not counted."""
     found = []
     for start in range(0, len(rows), BLOCK):
-        distances = _squared_distances(rows[start : start + BLOCK], rows)
+        distances = squared_distances(rows[start : start + BLOCK], rows)
         own = np.arange(len(distances))
         # Smaller than any distance, so that the row itself is neighbour number 0.
         distances[own, start + own] = -1.0
@@ -231,7 +232,7 @@ def _share_within(rows: A, centres: B, reach: Float[np.ndarray, " m"]) -> float:
     """Computes the share of rows within the reach of any centre."""
     inside = 0
     for start in range(0, len(rows), BLOCK):
-        distances = _squared_distances(rows[start : start + BLOCK], centres)
+        distances = squared_distances(rows[start : start + BLOCK], centres)
         inside += int((distances <= reach[None]).any(1).sum())
     return inside / len(rows)
 

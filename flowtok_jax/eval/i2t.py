@@ -1,5 +1,5 @@
-"""Image to text: one caption for every image, caption metrics, and on generated scenes
-what a parser reads.
+"""Image to text: one caption for every image, caption metrics, and what captions say:
+on generated scenes read by a parser, elsewhere by their words.
 """
 
 import json
@@ -10,7 +10,12 @@ import numpy as np
 
 from flowtok_jax.data import scenes
 from flowtok_jax.eval import pictures
-from flowtok_jax.eval.captions import Scores, score_captions
+from flowtok_jax.eval.captions import (
+    PLAIN_WORD,
+    Scores,
+    score_captions,
+    word_scores,
+)
 from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImage, RealImages, image_id
@@ -69,6 +74,25 @@ def score_hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> Scores:
     return score_captions(captions_by_image(hypotheses), references)
 
 
+def _score_words(
+    hypotheses: Sequence[Hypothesis], copies: Sequence[str], suffix: str
+) -> dict[str, float]:
+    """Scores captions by words, beside captions of other images and those that the text
+    tokenizer gives back.
+    """
+    references = [h["references"] for h in hypotheses]
+    # From half the set away: neighbours in a folder have much in common.
+    away = len(references) // 2
+    others = [texts[0] for texts in references[away:] + references[:away]]
+    scored = {"": [h["caption"] for h in hypotheses], "_chance": others}
+    scored["_text_tokenizer"] = list(copies)
+    return {
+        f"{name}{end}{suffix}": value
+        for end, captions in scored.items()
+        for name, value in word_scores(captions, references).items()
+    }
+
+
 class ImageToText(Part):
     """One caption an image; see Part.
 
@@ -91,7 +115,9 @@ class ImageToText(Part):
         self._real = real
         self._seed = seed
         self.count = real.count
-        self.protocol = protocol
+        self.protocol = dict(protocol)
+        if not real.are_scenes:
+            self.protocol["words"] = PLAIN_WORD.pattern
 
     def compute(self, rows: range) -> Arrays:
         """Captions the images of these rows, and keeps their references."""
@@ -99,14 +125,29 @@ class ImageToText(Part):
         found = caption_images(self._flowtok, self._real, items, seed=self._seed)
         side = items[0].image.shape[0]
         shown = [item.image for item in items if item.number < SHOWN]
-        return {
+        arrays = {
             # Chunks are npz files: a caption and its references are one JSON text.
             "hypotheses": np.array([json.dumps(h) for h in found]),
             "shown": np.array(shown, np.uint8).reshape(-1, side, side, 3),
         }
+        if not self._real.are_scenes:
+            captions = [(h["references"] or [""])[0] for h in found]
+            arrays["copies"] = np.array(self._copy(captions), np.str_)
+        return arrays
+
+    def _copy(self, captions: Sequence[str]) -> list[str]:
+        """Sends captions through the text tokenizer and back."""
+        size = self._flowtok.caption.batch_size
+        found: list[str] = []
+        for start in range(0, len(captions), size):
+            batch = captions[start : start + size]
+            # Filled up, so that one program takes all.
+            filled = [*batch, *[""] * (size - len(batch))]
+            found += self._flowtok.reconstruct_text(filled)[: len(batch)]
+        return found
 
     def measure(self, arrays: Arrays) -> Measured:
-        """Scores the captions, on generated scenes also by a parser."""
+        """Scores the captions, on generated scenes by a parser, else by words."""
         found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
         suffix = metric_suffix("", len(found))
         scores = score_hypotheses(found).renamed(suffix)
@@ -119,6 +160,8 @@ class ImageToText(Part):
                 for number, caption in captions.items()
             ]
             metrics[f"exact_match{suffix}"] = float(np.mean(right))
+        else:
+            metrics |= _score_words(found, arrays["copies"].tolist(), suffix)
         # COCO's server takes captions in this form.
         rows = [{"image_id": i, "caption": text} for i, text in captions.items()]
         details = {"captions": scores.protocol}

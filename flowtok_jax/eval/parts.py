@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.data.centre import CentreReader, open_images
 from flowtok_jax.data.loader import caption_options
+from flowtok_jax.data.records import Joined
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
@@ -27,6 +28,7 @@ from flowtok_jax.eval.reference_file import (
     read_reference,
     write_reference,
 )
+from flowtok_jax.eval.retrieval import GalleryImages, Retrieval
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
@@ -37,6 +39,10 @@ from flowtok_jax.runtime.files import Place, json_sha256, to_place
 from flowtok_jax.weights.nets import RANDOM, MetricNet, load_metric_net
 from flowtok_jax.weights.place import RUN, Weights
 
+HIDDEN = (
+    "eval.weights=random are networks never trained; expected weights of metrics, or "
+    "--config.eval.random_metrics=all to measure by these all the same"
+)
 PARTS = {part.name: part for part in (TextToImage, ImageToText, Reconstruction)}
 
 
@@ -59,6 +65,15 @@ class PartMaker:
         return FlowTok.from_weights(self._opened, self._config, self._mesh)
 
     @functools.cached_property
+    def _centre(self) -> CentreReader:
+        config = self._config
+        return CentreReader(
+            config.tokenizer.image_size,
+            max_pixels=config.data.transform.max_pixels,
+            filters=Filters(**config.data.filters),
+        )
+
+    @functools.cached_property
     def real(self) -> RealImages:
         """The images of data.eval."""
         config = self._config
@@ -67,12 +82,7 @@ class PartMaker:
             raise UserError(
                 "data.eval names no images; expected --config.data.eval=folder:DIR, say"
             )
-        centre = CentreReader(
-            config.tokenizer.image_size,
-            max_pixels=config.data.transform.max_pixels,
-            filters=Filters(**config.data.filters),
-        )
-        found = self._open(spec, centre)
+        found = self._open(spec, self._centre)
         if found.count < config.eval.samples:
             counts = found.count, config.eval.samples
             logging.warning(
@@ -93,6 +103,21 @@ class PartMaker:
             **options,
         )
 
+    @functools.cached_property
+    def _unjudged(self) -> str:
+        """Reason for which no network judges images; empty where networks do."""
+        config = self._config
+        if not config.eval.weights:
+            return NO_WEIGHTS
+        is_asked = bool(config.eval.protocol or config.eval.fid.reference)
+        match config.eval.random_metrics:
+            case "all":
+                is_asked = True
+            case "scenes":
+                # There they cost little, and tell that the code of metrics runs.
+                is_asked = is_asked or self.real.are_scenes
+        return "" if is_asked or config.eval.weights != RANDOM else HIDDEN
+
     @property
     def _judged(self) -> int:
         return self._config.eval.judged or self._config.eval.samples
@@ -103,8 +128,8 @@ class PartMaker:
 
     def _net(self, name: str) -> MetricNet | str:
         """Returns a network of metrics, or why there is none."""
-        if not self._config.eval.weights:
-            return NO_WEIGHTS
+        if self._unjudged:
+            return self._unjudged
         try:
             net = load_metric_net(name, self._config.eval.weights)
         except StoreError:  # no reason to measure less: another try may find them
@@ -155,8 +180,14 @@ class PartMaker:
             return found, path.name
         return read_reference(path), path.name
 
-    def _features(self, protocol: str, count: int) -> FeatureMetrics:
-        """Makes the metrics of Inception on the first ones of `count` images."""
+    def _features(self, protocol: str, count: int) -> FeatureMetrics | str:
+        """Makes the metrics of Inception on the first ones of `count` images, or says
+        why there are none.
+        """
+        # Who names a protocol or a reference asks for FID, and is told below.
+        is_asked = protocol or self._config.eval.fid.reference
+        if self._unjudged and not is_asked:
+            return self._unjudged
         reference, name = self._reference
         # A file from elsewhere may be of another network, size or resizing.
         check_fits(reference, name, self._extract)
@@ -204,17 +235,21 @@ class PartMaker:
         """Makes text to image, of the protocol's captions or those of data.eval."""
         config = self._config
         shown = []
+        retrieval = None
         if name := config.eval.protocol:
             # A protocol's captions are drawn; the reference stands for its images.
             prompts = read_prompts(name, config.eval.captions, config.eval.samples)
             origin: dict[str, Any] = {"protocol": name}
         else:
-            prompts = self.real.prompts()
+            numbered = self.real.prompts()
+            prompts = list(numbered.values())
             origin = self._data()
             # An oracle reads off generated scenes whether the caption was drawn.
             if self.real.are_scenes:
                 shown = [self.real.scene(i) for i in range(len(prompts))]
-        features = self._features(config.eval.protocol, len(prompts))
+            elif config.eval.retrieval.side:
+                retrieval = self._retrieval(list(numbered))
+        features = self._features(name, len(prompts))
         origin |= {"samples": len(prompts), "captions_sha256": json_sha256(prompts)}
         sampler = {"sampler": self._sampler("sample")}
         image_size = {"image_size": config.tokenizer.image_size}
@@ -226,6 +261,40 @@ class PartMaker:
             features=features,
             clip=self._clip_net(),
             shown=shown,
+            retrieval=retrieval,
+        )
+
+    def _retrieval(self, numbers: list[int]) -> Retrieval:
+        """Makes the retrieval of images whose own ones have these numbers."""
+        config = self._config
+        gallery = config.eval.retrieval.gallery
+        named = {"data.eval": self.real.spec, "eval.retrieval.gallery": gallery}
+        parts = [
+            open_images(
+                spec,
+                key=key,
+                image_size=config.tokenizer.image_size,
+                seed=config.train.seed,
+                cache=config.data.cache,
+                captions=caption_options(config),
+            )
+            for key, spec in named.items()
+            if spec
+        ]
+        images = GalleryImages(
+            self.real,
+            Joined(parts),
+            self._centre,
+            most=config.eval.retrieval.images,
+            threads=config.data.threads,
+        )
+        return Retrieval(
+            self._flowtok,
+            images,
+            numbers,
+            side=config.eval.retrieval.side,
+            rows=config.sample.batch_size,
+            spec=gallery,
         )
 
     def _i2t(self) -> Part:
@@ -247,7 +316,6 @@ class PartMaker:
 
     def _tokenizer(self) -> Part:
         """Makes the tokenizer's part, of the images of data.eval."""
-        has_weights = bool(self._config.eval.weights)
         lpips = self._net("lpips")
         if not isinstance(lpips, str):
             rows = self._config.eval.batch_size
@@ -256,7 +324,7 @@ class PartMaker:
             self._flowtok,
             self.real,
             protocol=self._data() | self._weights(Reconstruction),
-            features=self._features("", self.real.count) if has_weights else None,
+            features=self._features("", self.real.count),
             lpips=lpips,
             judged=self._judged,
             batch_size=self._config.sample.batch_size,

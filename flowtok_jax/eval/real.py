@@ -150,22 +150,22 @@ class RealImages:
             return list(item.record.captions)
         return list(scenes.captions_of(self.scene(item.number)))
 
-    def prompts(self) -> list[Prompt]:
-        """Returns the first caption of each record that has one.
+    def prompts(self) -> dict[int, Prompt]:
+        """Returns, by number, the first caption of each record that has one.
 
         Raises:
             UserError: if fewer than 2 have one.
         """
-        good = []
+        good = {}
         for start in range(0, self.count, BLOCK):
             rows = range(start, min(start + BLOCK, self.count))
             # Without decoding: a broken image costs its prompt nothing.
             found = self._records.read_many(rows)
-            good += [
-                Prompt(r.name, r.captions[0])
-                for r in found
+            good |= {
+                number: Prompt(r.name, r.captions[0])
+                for number, r in zip(rows, found, strict=True)
                 if isinstance(r, Record) and r.captions
-            ]
+            }
         if len(good) < 2:
             raise UserError(
                 f"data.eval = {self.spec}: {len(good)} of {self.count} records have a "

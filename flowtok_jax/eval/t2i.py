@@ -1,5 +1,8 @@
-"""Text to image: FID and its like, CLIP score, and on scenes what an oracle reads."""
+"""Text to image: FID and its like, CLIP score, and what is drawn: on generated scenes
+read by an oracle, elsewhere by retrieval among real images.
+"""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +15,8 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.clip_score import clip_score
 from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.features import FeatureMetrics
-from flowtok_jax.eval.protocols import Prompt
+from flowtok_jax.eval.protocols import Prompt, metric_suffix
+from flowtok_jax.eval.retrieval import Retrieval
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.nets import RANDOM, MetricNet
@@ -23,9 +27,11 @@ class TextToImage(Part):
 
     Args:
         protocol: what is drawn with which weights; metrics' networks are added to it.
-        features: tells as well how many images are judged by networks, the first ones.
+        features: tells as well how many images are judged by networks, the first ones;
+            or why none are.
         clip: the network of CLIP score and its vocabulary, or why there is none.
         shown: what each image should show, of generated scenes.
+        retrieval: of prompts that are captions of real images.
     """
 
     name = "t2i"
@@ -38,9 +44,10 @@ class TextToImage(Part):
         *,
         seed: int,
         protocol: dict[str, Any],
-        features: FeatureMetrics,
+        features: FeatureMetrics | str,
         clip: tuple[MetricNet, Vocabulary] | str,
         shown: Sequence[scenes.Scene] = (),
+        retrieval: Retrieval | None = None,
     ):
         self._flowtok = flowtok
         self._prompts = prompts
@@ -48,8 +55,14 @@ class TextToImage(Part):
         self._features = features
         self._clip = clip
         self._scenes = shown
+        self._retrieval = retrieval
+        self._suffix = functools.partial(metric_suffix, protocol.get("protocol", ""))
         self.count = len(prompts)
-        self.protocol = {**protocol, "features": features.protocol}
+        self.protocol = dict(protocol)
+        if not isinstance(features, str):
+            self.protocol["features"] = features.protocol
+        if retrieval is not None:
+            self.protocol["retrieval"] = retrieval.protocol
         if not isinstance(clip, str):
             self.protocol["clip"] = clip[0].sha256
 
@@ -68,33 +81,46 @@ class TextToImage(Part):
             )
         # Networks judge what a PNG file would hold, as other evaluations do.
         images = pictures.to_uint8(drawn)
-        arrays = self._features.see(images, rows)
-        if not isinstance(self._clip, str):
+        arrays: Arrays = {}
+        if not isinstance(self._features, str):
+            arrays |= self._features.see(images, rows)
             # The networks look at the first images only, the same ones for all metrics.
             seen = len(arrays["pool"])
-            arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
+            if not isinstance(self._clip, str):
+                arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
         if self._scenes:
             pairs = zip(drawn, rows, strict=True)
             right = [read_scene(image) == self._scenes[i] for image, i in pairs]
             arrays["right"] = np.array(right)
+        if self._retrieval is not None:
+            arrays |= self._retrieval.see(images, captions, rows)
         arrays["shown"] = images[np.array(rows) < SHOWN]
         return arrays
 
     def measure(self, arrays: Arrays) -> Measured:
-        """Measures the images against the reference and their captions."""
+        """Measures the images against real ones and their captions."""
+        found = self._judge(arrays)
+        if self._scenes:
+            name = f"attribute_accuracy{self._suffix(self.count)}"
+            found.metrics[name] = float(arrays["right"].mean())
+        if self._retrieval is not None:
+            found = found.merge(self._retrieval.measure(arrays))
+        return found
+
+    def _judge(self, arrays: Arrays) -> Measured:
+        """Computes what networks say of the images, or says why none does."""
+        if isinstance(self._features, str):
+            reasons = {"fid": self._features, "clip_score": self._features}
+            return Measured({}, reasons)
         # `pool` has a row for each image that was judged.
         seen = self._prompts[: len(arrays["pool"])]
         found = self._features.measure(arrays, [p.group for p in seen])
-        suffix = self._features.suffix
         if isinstance(self._clip, str):
             found.not_measured["clip_score"] = self._clip
         else:
             net = "_random" if self._clip[0].sha256 == RANDOM else ""
-            name = f"clip_score{net}{suffix(len(seen))}"
+            name = f"clip_score{net}{self._suffix(len(seen))}"
             found.metrics[name] = float(arrays["clip"].mean())
-        if self._scenes:
-            name = f"attribute_accuracy{suffix(self.count)}"
-            found.metrics[name] = float(arrays["right"].mean())
         return found
 
     def picture(self, arrays: Arrays) -> np.ndarray:

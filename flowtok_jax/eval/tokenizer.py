@@ -7,7 +7,6 @@ import numpy as np
 
 from flowtok_jax.eval import pictures, reconstruction
 from flowtok_jax.eval.evaluate import (
-    NO_WEIGHTS,
     SHOWN,
     Arrays,
     Measured,
@@ -30,7 +29,7 @@ class Reconstruction(Part):
     See Part.
 
     Args:
-        features: None without weights of Inception.
+        features: tells what Inception measures, or says why it does not.
         lpips: measures LPIPS, or says why nothing does.
         judged: number of images that networks look at, the first ones.
         batch_size: images that the tokenizer takes at a time.
@@ -45,7 +44,7 @@ class Reconstruction(Part):
         real: RealImages,
         *,
         protocol: dict[str, Any],
-        features: FeatureMetrics | None,
+        features: FeatureMetrics | str,
         lpips: PerceptualDistance | str,
         judged: int,
         batch_size: int,
@@ -59,7 +58,7 @@ class Reconstruction(Part):
         self.count = real.count
         detail = {"above": reconstruction.HIGH, "least": reconstruction.LEAST_DETAIL}
         self.protocol = {**protocol, "detail_kept": detail}
-        if features is not None:
+        if not isinstance(features, str):
             self.protocol["features"] = features.protocol
         if not isinstance(lpips, str):
             self.protocol["lpips"] = lpips.net_sha256
@@ -109,7 +108,7 @@ class Reconstruction(Part):
             judged = numbers < self._judged
             arrays["lpips"] = self._lpips(decoded[judged], targets[judged])
         images = pictures.to_uint8(decoded)
-        if self._features is not None:
+        if not isinstance(self._features, str):
             arrays |= self._features.see(images, numbers)
         # A shown image takes two places: itself and its reconstruction.
         shown = numbers < SHOWN // 2
@@ -137,8 +136,8 @@ class Reconstruction(Part):
         else:
             name = self._lpips.name(len(arrays["lpips"]))
             found.metrics[name] = float(arrays["lpips"].mean())
-        if self._features is None:
-            found.not_measured["rfid"] = NO_WEIGHTS
+        if isinstance(self._features, str):
+            found.not_measured["rfid"] = self._features
             return found
         return found.merge(self._features.measure(arrays, fid="rfid"))
 

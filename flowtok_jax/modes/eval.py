@@ -24,13 +24,23 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import join_processes
+from flowtok_jax.runtime.config import default_values
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, check_writable
+from flowtok_jax.runtime.files import Place, check_writable, flatten
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights.place import Weights
 
 EVAL = "eval"
+JUDGED_DATA = ("scenes", "all", "none")  # choices of eval.random_metrics
+LEAST = {
+    "samples": 2,
+    "chunk": 1,
+    "judged": 0,
+    "batch_size": 1,
+    "retrieval.side": 0,
+    "retrieval.images": 1,
+}
 
 
 def run(arguments: Arguments) -> int:
@@ -43,6 +53,7 @@ def run(arguments: Arguments) -> int:
             f"the config stored in {weights.place} has no keys of --mode=eval; give a "
             "config beside it: --config=configs/eval.py, or the one it was trained with"
         )
+    _add_new_keys(config)
     join_processes(arguments.flags)
     # Nothing has to be saved; among several processes JAX would keep it to itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -50,6 +61,22 @@ def run(arguments: Arguments) -> int:
     if note := random_tower_note(weights):
         logging.info(note)
     return 0
+
+
+def _add_new_keys(config: ConfigDict) -> None:
+    """Adds the keys of `eval` that a config stored by an older version lacks."""
+    known = flatten(config.to_dict())
+    for key, value in default_values().items():
+        *path, last = key.split(".")
+        if path[:1] != ["eval"] or key in known:
+            continue
+        section = config
+        with config.unlocked():
+            for part in path:
+                if part not in section:
+                    section[part] = ConfigDict()
+                section = section[part]
+            section[last] = value
 
 
 def evaluate(
@@ -78,17 +105,21 @@ def evaluate(
 
 
 def _check(config: ConfigDict) -> None:
-    for key, least in (("samples", 2), ("chunk", 1), ("judged", 0), ("batch_size", 1)):
-        if config.eval[key] < least:
-            raise UserError(
-                f"eval.{key} is {config.eval[key]}; expected at least {least}"
-            )
+    values = flatten(config.eval.to_dict())
+    for key, least in LEAST.items():
+        if values[key] < least:
+            raise UserError(f"eval.{key} is {values[key]}; expected at least {least}")
     if config.eval.judged == 1:
         raise UserError("eval.judged is 1; statistics need 2 at least, or 0 for all")
     if config.eval.captions and not config.eval.protocol:
         raise UserError(
             f"eval.captions={config.eval.captions} needs --config.eval.protocol=NAME, "
             f"whose file it is: one of {', '.join(PROTOCOLS)}; or set data.eval"
+        )
+    if config.eval.random_metrics not in JUDGED_DATA:
+        raise UserError(
+            f"eval.random_metrics is {config.eval.random_metrics!r}; expected one of "
+            f"{', '.join(JUDGED_DATA)}"
         )
     check_resize(config.eval.fid.resize, "eval.fid.resize")
     for section in ("sample", "caption"):

@@ -10,6 +10,8 @@ import pycocoevalcap.spice.spice
 import pytest
 from pycocotools.coco import COCO
 
+from flowtok_jax.data.clean import clean_caption
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import captions
 from flowtok_jax.eval.captions import PYTHON_METRICS, SIMPLE, score_captions
 from flowtok_jax.runtime.errors import UserError
@@ -314,3 +316,37 @@ def test_what_is_printed_comes_back_when_all_is_done(capfd):
 def test_captions_that_cannot_be_scored(hypotheses, references, message):
     with pytest.raises(UserError, match=message):
         score_captions(hypotheses, references)
+
+
+@pytest.mark.parametrize(
+    ("caption", "references", "exact", "f1"),
+    [
+        ("a red dog", ["a red dog"], 1, 1),
+        ("A  Red&nbsp;dog", ["cat", "a red dog"], 1, 1),  # cleaned as a vocabulary does
+        ("dog : red , small", ["dog: red, small"], 1, 1),  # spaces are not words
+        ("dog red a", ["a red dog"], 0, 1),  # a bag has no order
+        ("a red", ["a red dog"], 0, 0.8),
+        ("red red dog", ["a red dog"], 0, 2 / 3),  # the second red is not shared
+        ("a red", ["a dog runs here", "red"], 0, 2 / 3),  # the better of 1/3 and 2/3
+        ("keycap *", ["keycap #"], 0, 0.5),
+        ("", ["a dog"], 0, 0),
+        ("", [" "], 1, 1),
+    ],
+)
+def test_words_are_scored_as_by_hand(caption, references, exact, f1):
+    found = captions.word_scores([caption], [references])
+    assert found == {"exact_match": exact, "word_f1": pytest.approx(f1)}
+
+
+def test_scores_of_words_are_means_over_captions():
+    found = captions.word_scores(["a dog", "a cat"], [["a dog"], ["the dog"]])
+    assert found == {"exact_match": 0.5, "word_f1": 0.5}
+
+
+def test_words_are_those_of_a_vocabulary_trained_on_captions():
+    texts = ["Woman: medium-dark skin, it's no. 5!?", "keycap #*", "p\u00eacheur_2"]
+    for text in texts:
+        vocabulary = Vocabulary.train([text], vocab_size=50, context=16)
+        splitter = vocabulary.tokenizer.pre_tokenizer
+        words = [word for word, _ in splitter.pre_tokenize_str(clean_caption(text))]
+        assert captions.PLAIN_WORD.findall(clean_caption(text)) == words

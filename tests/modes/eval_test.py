@@ -17,6 +17,7 @@ from PIL import Image
 from flowtok_jax.data import scenes
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols, reconstruction
+from flowtok_jax.eval.captions import word_scores
 from flowtok_jax.eval.fid import frechet_distance
 from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
@@ -342,6 +343,7 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
         (folder / f"{i:02d}.txt").write_text(f"picture {i}")
     (folder / "03.png").write_bytes(b"no image")
     flags = {"data.eval": f"folder:{folder}", "eval.parts": "tokenizer"}
+    flags["eval.random_metrics"] = "all"
     outcome = cli(*command(demo, tmp_path, **flags))
     assert outcome.status == 0, outcome.stderr
     assert "12 images, fewer than the 24 asked for" in outcome.stderr
@@ -365,6 +367,79 @@ def test_of_flat_images_there_is_no_detail_to_keep(cli, demo, tmp_path, quick):
     assert "detail_kept_n3" not in found["metrics"]
 
 
+def write_pictures(folder: pathlib.Path, count: int, seed: int = 0) -> str:
+    """A source of noise with captions."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"a red circle number {i}")
+    return f"folder:{folder}"
+
+
+def test_a_folder_is_measured_by_retrieval_and_words(cli, demo, flowtok, tmp_path):
+    spec = write_pictures(tmp_path / "set", 7)
+    flags = {"data.eval": spec, "eval.samples": 5, "eval.chunk": 3}
+    flags["eval.retrieval.gallery"] = write_pictures(tmp_path / "more", 4, seed=1)
+    outcome = cli(*command(demo, tmp_path, **flags))
+    assert outcome.status == 0, outcome.stderr
+    found = results(tmp_path)
+    drawn = found["t2i"]["metrics"]
+    for space in ("pixels", "latents"):
+        for k in (1, 5):
+            name = f"retrieval_top{k}_{space}"
+            assert 0 <= drawn[f"{name}_n5_of11"] <= 1
+            assert 0 <= drawn[f"{name}_reconstructed_n5_of11"] <= 1
+    assert drawn["retrieval_top1_chance_of11"] == pytest.approx(1 / 11)
+    # Nobody asked for networks that were never trained.
+    assert not any("random" in name for x in found.values() for name in x["metrics"])
+    lacking = found["t2i"]["not_measured"] | found["tokenizer"]["not_measured"]
+    for name in ("fid", "clip_score", "rfid", "lpips"):
+        assert "networks never trained" in lacking[name]
+    images = [np.asarray(Image.open(p)) for p in sorted(tmp_path.glob("set/*.png"))]
+    captions = [f"a red circle number {i}" for i in range(5)]
+    texts = flowtok.image_to_text(np.stack(images[:5]).astype(np.float32) / 255)
+    wanted = word_scores(texts, [[c] for c in captions])
+    copies = word_scores(flowtok.reconstruct_text(captions), [[c] for c in captions])
+    said = found["i2t"]["metrics"]
+    for name in ("exact_match", "word_f1"):
+        assert said[f"{name}_n5"] == pytest.approx(wanted[name])
+        assert said[f"{name}_text_tokenizer_n5"] == pytest.approx(copies[name])
+    # Of five words others share four.
+    assert said["word_f1_chance_n5"] == pytest.approx(0.8)
+    assert said["exact_match_chance_n5"] == 0
+
+
+def test_a_folder_needs_no_networks_of_metrics(cli, demo, tmp_path, quick):
+    flags = {"data.eval": write_pictures(tmp_path / "set", 3), "eval.parts": "t2i"}
+    for side, is_measured in ((0, False), (4, True)):
+        flags |= {"eval.weights": "", "eval.retrieval.side": side}
+        outcome = cli(*command(demo, tmp_path / f"{side}", **flags))
+        assert outcome.status == 0, outcome.stderr
+        found = results(tmp_path / f"{side}")["t2i"]
+        assert ("retrieval_top1_pixels_n3_of3" in found["metrics"]) is is_measured
+        assert "names no metric weights" in found["not_measured"]["fid"]
+        assert ("retrieval" in found["protocol"]) is is_measured
+
+
+def test_a_config_of_an_older_version_is_evaluated(cli, demo, tmp_path, quick):
+    copy = tmp_path / "run"
+    shutil.copytree(demo.workdir, copy)
+    config = json.loads((copy / "config.json").read_text())
+    del config["eval"]["retrieval"]
+    del config["eval"]["random_metrics"]
+    (copy / "config.json").write_text(json.dumps(config))
+    older, newer = (
+        command(x, tmp_path / "out", **{"eval.parts": "tokenizer"})
+        for x in (run.Demo(copy, demo.outcome), demo)
+    )
+    outcome = cli(*older)
+    assert outcome.status == 0, outcome.stderr
+    # The protocol is the same, and so is the name.
+    assert "is there; delete it to measure again" in cli(*newer).stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -378,9 +453,12 @@ def test_of_flat_images_there_is_no_detail_to_keep(cli, demo, tmp_path, quick):
             "eval.fid.resize is 'none'; expected one",
         ),
         (
-            {"eval.weights": ""},
+            {"eval.weights": "", "eval.fid.reference": "{tmp}/small.npz"},
             "eval.weights names no metric weights; expected a dir",
         ),
+        ({"eval.retrieval.side": -1}, "eval.retrieval.side is -1; expected at least 0"),
+        ({"eval.retrieval.images": 0}, "eval.retrieval.images is 0; expected at least"),
+        ({"eval.random_metrics": "no"}, "eval.random_metrics is 'no'; expected one of"),
         (
             {"eval.protocol": "coco"},
             "eval.protocol is 'coco'; expected one of coco",
