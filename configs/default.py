@@ -219,7 +219,10 @@ def _add_data(config: ConfigDict) -> None:
     config.data = ConfigDict(
         {
             "train": "",  # a source, KIND[:ARGUMENTS], see data/source_strings.py
-            "eval": "",  # the source of previews; "": data.train
+            # The source of previews and evaluation; "": what data.held_out keeps out of
+            # data.train, or with 0 data.train.
+            "eval": "",
+            "held_out": 0.0,  # share of data.train that training never sees, by name
             # A caption of several lines: whole, or its first_line.
             "captions": "whole",
             # Keys of JSON and columns of metadata that hold captions; the first wins.
@@ -311,7 +314,7 @@ def _add_measures(config: ConfigDict) -> None:
                 "reference": "",  # npz of eval.reference; "": images of data.eval
                 "resize": "clean",  # clean or legacy, see eval/features.py
             },
-            "seed": 0,  # of the noise
+            "seed": 0,  # of the noise, and of which pictures are taken, previews' too
             "chunk": 1000,  # samples stored at a time; a killed run keeps whole chunks
         }
     )

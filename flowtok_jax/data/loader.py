@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.examples import Example, Source, collate
-from flowtok_jax.data.records import RejectCounter
+from flowtok_jax.data.records import RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
@@ -36,11 +36,50 @@ def caption_options(config: ConfigDict) -> CaptionOptions:
     )
 
 
-def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Source:
+def training_side(config: ConfigDict) -> Side | None:
+    """Returns the side of data.train that training sees; None: all of it.
+
+    Raises:
+        UserError: for a share that cannot be.
+    """
+    # Configs of versions without the key hold out nothing.
+    share = config.data.held_out if "held_out" in config.data else 0.0
+    if not 0 <= share < 1:
+        raise UserError(
+            f"data.held_out is {share:g}; expected a share of at least 0, below 1"
+        )
+    return Side(share, False) if share else None
+
+
+def evaluation_side(config: ConfigDict) -> Side | None:
+    """Returns the side of data.train that stands in for an empty data.eval; None: all
+    of the evaluated source.
+    """
+    side = training_side(config)
+    return None if side is None or config.data.eval else Side(side.share, True)
+
+
+def open_training(config: ConfigDict) -> Source:
+    """Opens data.train without the share that is held out."""
+    return open_source(config, config.data.train, side=training_side(config))
+
+
+def open_evaluation(config: ConfigDict) -> Source:
+    """Opens the centres of data.eval, by default of what training holds out of
+    data.train, or of all of that.
+    """
+    spec = config.data.eval or config.data.train
+    return open_source(config, spec, centre=True, side=evaluation_side(config))
+
+
+def open_source(
+    config: ConfigDict, spec: str, *, centre: bool = False, side: Side | None = None
+) -> Source:
     """Makes the source that a source string names, with a config's sizes and options.
 
     Args:
         centre: take the centre of each image as it is, whatever training draws.
+        side: of a split, whose records alone the source has; None: all.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
@@ -58,6 +97,7 @@ def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Sourc
         filters=config.data.filters.to_dict(),
         cache=config.data.cache,
         captions=caption_options(config),
+        side=side,
     )
 
 
@@ -70,7 +110,7 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
         except UserError as error:
             spec = config.text.vocabulary
             raise UserError(f"text.vocabulary is {spec!r}: {error}") from error
-    source = open_source(config, config.data.train)
+    source = open_training(config)
     # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
@@ -131,7 +171,7 @@ class Loader:
     ):
         batch_size = config.train.batch_size
         rows = np.arange(batch_size) if rows is None else rows
-        source = open_source(config, config.data.train)
+        source = open_training(config)
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows = len(rows)
