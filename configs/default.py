@@ -62,6 +62,9 @@ def _add_networks(config: ConfigDict) -> None:
             # Hub id, directory or file; "captions" makes one from data.train.
             "vocabulary": "openai/clip-vit-large-patch14-336",
             "vocabulary_captions": 4096,  # captions read for "captions"
+            # Share of the captions' tokens that the vocabulary may lack before a new
+            # run is refused; 1: any.
+            "max_unknown": 0.2,
         }
     )
     config.tokenizer = ConfigDict(

@@ -6,6 +6,8 @@ batch is the same whatever the number of processes.
 """
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,14 +17,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import CaptionOptions
-from flowtok_jax.data.examples import Example, Source, collate
-from flowtok_jax.data.records import RejectCounter, Side
+from flowtok_jax.data.examples import (
+    Example,
+    Mixture,
+    RecordSource,
+    Source,
+    collate,
+)
+from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
+SAID = 0.01  # share of unknown tokens, or of captions cut, above which it is said
+COUNTED = 512  # captions that a vocabulary not made of them is compared with
+BLOCK = 256  # records in memory at a time
+SPECIAL_TOKENS = 3  # of a vocabulary made of captions: padding, end and unknown
 
 
 def caption_options(config: ConfigDict) -> CaptionOptions:
@@ -115,6 +127,73 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
     return Vocabulary.train(captions, config.clip.vocab_size, context)
+
+
+def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -> None:
+    """Says what a vocabulary lacks for the captions of data.train, with the cure.
+
+    Args:
+        inherited: the weights that the vocabulary comes with; "" for the config's own.
+
+    Raises:
+        UserError: where a larger share of the tokens is unknown than text.max_unknown.
+    """
+    is_made = not inherited and config.text.vocabulary == "captions"
+    most = config.text.vocabulary_captions if is_made else COUNTED
+    counts = vocabulary.count(_draw_captions(open_training(config), most))
+    if counts.cut_share > SAID:
+        logging.warning(
+            "%.0f %% of the captions are longer than latent.tokens = %d and are cut; "
+            "expected shorter captions, or a larger latent.tokens in training "
+            "from nothing",
+            100 * counts.cut_share,
+            vocabulary.context,
+        )
+    if counts.unknown_share <= SAID:
+        return
+    needed = counts.words + SPECIAL_TOKENS
+    if inherited:
+        cure = (
+            f"captions in the words of {inherited}, or training from nothing with "
+            f"--config.text.vocabulary=captions --config.clip.vocab_size={needed}"
+        )
+    elif is_made and needed > config.clip.vocab_size:
+        cure = f"--config.clip.vocab_size={needed} at least"
+    elif is_made:
+        cure = "a larger --config.text.vocabulary_captions"
+    else:
+        cure = "another --config.text.vocabulary"
+    words = ", ".join(repr(word) for word, _ in counts.unknown.most_common(5))
+    message = (
+        f"the vocabulary lacks {100 * counts.unknown_share:.0f} % of the tokens of "
+        f"{counts.captions} captions of {config.data.train}, most often {words}; "
+        f"expected {cure}"
+    )
+    if counts.unknown_share > config.text.max_unknown:
+        raise UserError(
+            f"{message}, or --config.text.max_unknown=1 to train all the same"
+        )
+    logging.warning(message)
+
+
+def _draw_captions(source: Source, count: int) -> list[str]:
+    """Draws captions from all over a source, without decoding its images."""
+    if isinstance(source, Mixture):
+        of_each = -(-count // len(source.parts))
+        drawn = (_draw_captions(part, of_each) for part in source.parts)
+        return list(itertools.chain.from_iterable(drawn))
+    if not isinstance(source, RecordSource):  # scenes, which have to be drawn
+        count = min(count, len(source), COUNTED)
+        return [source[index]["caption"] for index in range(count)]
+    count = min(count, len(source))
+    indices = np.random.default_rng(0).choice(len(source), count, replace=False)
+    captions: list[str] = []
+    for start in range(0, count, BLOCK):  # records hold their image files
+        rows = indices[start : start + BLOCK].tolist()
+        for record in source.records.read_many(rows):
+            if isinstance(record, Record):
+                captions += record.captions + record.recaptions
+    return captions
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
