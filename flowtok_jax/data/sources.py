@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def make_records(
             records = Tars(part.arguments, cache=cache, captions=captions)
         case "arrayrecord":
             records = ArrayRecords(part.arguments, captions=captions)
-        case "latents" if globs.unquote(part.arguments).endswith(".tar"):  # release's
+        case "latents" if _is_release(part):
             records = Tars(
                 part.arguments, moments=moments, cache=cache, captions=captions
             )
@@ -182,8 +182,7 @@ def make_source(
         tokens, channels: n and c of latents.
         transform: arguments of `ImageTransform`; latents take `recaption_rate` alone.
         filters: fields of `Filters`, for images.
-        cache: directory for indices of tars; None: the user's cache directory.
-        captions: how they are read.
+        cache, captions: as of `make_records`.
         side: of a split, whose records alone the source has; None: all.
 
     Raises:
@@ -195,31 +194,39 @@ def make_source(
     opening = dict(image_size=image_size, seed=seed, cache=cache, captions=captions)
     parts = parse_sources(spec)
     sources: list[Source] = []
+    _check_named(parts, side)
     for part in parts:
-        if side:
-            _check_named(part)
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
         records = make_records(part, **opening, moments=moments)
-        if part.kind == "latents":
+        content = "moments" if part.kind == "latents" else "image"
+        if content == "moments":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)
-            content = "moments"
         else:
             filtering = Filters(**(filters or {}))
             make = ImageTransform(image_size, **options, filters=filtering)
-            content = "image"
         sources.append(RecordSource(records, make, content=content, seed=seed))
     weights = [part.weight for part in parts]
     if side:
-        length = sum(map(len, sources))
-        sources = [_on_side(source, side) for source in sources]
-        # A source of few records may have none there, as long as another has one.
-        weights = [w for w, s in zip(weights, sources, strict=True) if len(s)]
-        sources = [source for source in sources if len(source)]
-        if not sources:
-            raise side.none_found(spec, length)
+        sources = _split_all(sources, side, spec)
+    return _join(sources, weights)
+
+
+def _split_all(sources: Sequence[Source], side: Side, spec: str) -> list[Source]:
+    """Returns the records of each source on one side; some source has to have one."""
+    halves = [_on_side(source, side) for source in sources]
+    if not any(map(len, halves)):
+        raise side.none_found(spec, sum(map(len, sources)))
+    return halves
+
+
+def _join(sources: Sequence[Source], weights: Sequence[float | None]) -> Source:
+    """Joins sources into one; weights that are missing are 1 where another is given."""
+    # A source of few records may have none on a side, as long as another has one.
+    weights = [w for w, source in zip(weights, sources, strict=True) if len(source)]
+    sources = [source for source in sources if len(source)]
     if len(sources) == 1:  # a weight alone says nothing
         return sources[0]
     if all(weight is None for weight in weights):
@@ -227,9 +234,14 @@ def make_source(
     return Mixture(sources, [1.0 if w is None else w for w in weights])
 
 
-def _check_named(part: SourceSpec) -> None:
-    """Refuses a source whose records' names do not tell pictures apart."""
-    if part.kind == "latents" and globs.unquote(part.arguments).endswith(".tar"):
+def _is_release(part: SourceSpec) -> bool:
+    """Tells whether a source is the release's tars of latents."""
+    return part.kind == "latents" and globs.unquote(part.arguments).endswith(".tar")
+
+
+def _check_named(parts: Sequence[SourceSpec], side: Side | None) -> None:
+    """Refuses to split a source whose records' names do not tell pictures apart."""
+    for part in filter(_is_release, parts if side else ()):
         raise UserError(
             f"data.held_out cannot split {part.spec}: the release's tars do not name "
             "the pictures, and have one once a caption; pretokenise with "

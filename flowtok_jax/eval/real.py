@@ -10,7 +10,7 @@ import numpy as np
 from flowtok_jax.data import scenes, sources
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
-from flowtok_jax.data.records import BadRecord, Chosen, Record, Side
+from flowtok_jax.data.records import BadRecord, Chosen, Record, Records, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
@@ -98,22 +98,24 @@ class RealImages:
             self._shapes = sources.Shapes(split, size, seed)
         self.spec = spec
         self.count = min(count, len(records))
-        # What numbers depend on beside the source, as far as it is not the usual.
-        self.choice = {"held_out": side.share} if side else {}
-        indices = np.arange(self.count)
-        if self.count < len(records) and not self.are_scenes:
-            rng = np.random.default_rng(drawn_by)
-            indices = rng.choice(len(records), self.count, replace=False)
-            self.choice["drawn_by"] = drawn_by
-        if side:  # scenes are asked for by their number in the whole source
-            self._numbers = records.indices[indices]
-        else:
-            self._numbers = indices
-        self._records = Chosen(records, indices)
+        self._draw(records, side, drawn_by)
         if self.count < 2:
             raise UserError(
                 f"data.eval = {spec} has {self.count} images; expected at least 2"
             )
+
+    def _draw(self, records: Records, side: Side | None, seed: int) -> None:
+        """Chooses the records, and notes what the choice rests on."""
+        # What numbers depend on beside the source, as far as it is not the usual.
+        self.choice = {"held_out": side.share} if side else {}
+        indices = np.arange(self.count)
+        if self.count < len(records) and not self.are_scenes:
+            rng = np.random.default_rng(seed)
+            indices = rng.choice(len(records), self.count, replace=False)
+            self.choice["drawn_by"] = seed
+        # Scenes are asked for by their number in the whole source.
+        self._numbers = records.indices[indices] if side else indices
+        self._records = Chosen(records, indices)
 
     @property
     def are_scenes(self) -> bool:
