@@ -62,6 +62,9 @@ def _add_networks(config: ConfigDict) -> None:
             # Hub id, directory or file; "captions" makes one from data.train.
             "vocabulary": "openai/clip-vit-large-patch14-336",
             "vocabulary_captions": 4096,  # captions read for "captions"
+            # Share of the captions' tokens that the vocabulary may lack before a new
+            # run is refused; 1: any.
+            "max_unknown": 0.2,
         }
     )
     config.tokenizer = ConfigDict(
@@ -219,7 +222,10 @@ def _add_data(config: ConfigDict) -> None:
     config.data = ConfigDict(
         {
             "train": "",  # a source, KIND[:ARGUMENTS], see data/source_strings.py
-            "eval": "",  # the source of previews; "": data.train
+            # The source of previews and evaluation; "": what data.held_out keeps out of
+            # data.train, or with 0 data.train.
+            "eval": "",
+            "held_out": 0.0,  # share of data.train that training never sees, by name
             # A caption of several lines: whole, or its first_line.
             "captions": "whole",
             # Keys of JSON and columns of metadata that hold captions; the first wins.
@@ -321,7 +327,7 @@ def _add_measures(config: ConfigDict) -> None:
                 # Different images searched at most; evaluated ones always are.
                 "images": 10_000,
             },
-            "seed": 0,  # of the noise
+            "seed": 0,  # of the noise, and of which pictures are taken, previews' too
             "chunk": 1000,  # samples stored at a time; a killed run keeps whole chunks
         }
     )

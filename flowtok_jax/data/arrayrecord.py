@@ -66,6 +66,13 @@ class ArrayRecords(Records):
         except DAMAGE as error:
             raise BadRecord("unreadable_file", f"{self.pattern}:{index}") from error
 
+    def key(self, index: int) -> str:
+        """Returns the name that a record had in the source of the shards."""
+        try:
+            return self[index].name
+        except BadRecord:
+            return str(index)
+
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records by one call, in parallel."""
         try:

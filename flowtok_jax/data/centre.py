@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from flowtok_jax.data import images, sources
 from flowtok_jax.data.captions import CaptionOptions
-from flowtok_jax.data.records import BadRecord, Joined, Record, Records
+from flowtok_jax.data.records import BadRecord, Chosen, Joined, Record, Records, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.runtime.errors import UserError
@@ -51,6 +51,7 @@ def open_images(
     seed: int,
     cache: str | None = None,
     captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
+    side: Side | None = None,
 ) -> Records:
     """Opens the records of a source string, one source after the other, each once.
 
@@ -59,9 +60,11 @@ def open_images(
         image_size, seed: of generated scenes.
         cache: folder for indices of tars; None: the user's.
         captions: how they are read.
+        side: of a split, whose records alone are opened; None: all.
 
     Raises:
-        UserError: if a source has a weight, or latents instead of images.
+        UserError: if a source has a weight, latents instead of images, or no record on
+            the side.
     """
     parts = parse_sources(spec)
     if any(part.kind == "latents" or part.weight is not None for part in parts):
@@ -71,7 +74,13 @@ def open_images(
     # Only generated scenes take size and seed; only tars have an index to keep.
     options = {"image_size": image_size, "seed": seed, "cache": cache}
     options["captions"] = captions
-    return Joined([sources.make_records(part, **options) for part in parts])
+    records = Joined([sources.make_records(part, **options) for part in parts])
+    if side is None:
+        return records
+    indices = side.find(records.key, len(records))
+    if not len(indices):
+        raise side.none_found(spec, len(records))
+    return Chosen(records, indices)
 
 
 class CentreReader:

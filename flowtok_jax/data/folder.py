@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -44,10 +45,21 @@ class Entry(NamedTuple):
 
 
 class Files(Records):
-    """Records of a list of entries, in their order."""
+    """Records of a list of entries, in their order.
 
-    def __init__(self, name: str, entries: list[Entry], captions: CaptionOptions):
+    Args:
+        root: the folder that the entries' names begin with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entries: list[Entry],
+        captions: CaptionOptions,
+        root: pathlib.Path,
+    ):
         self.name = name
+        self._root = root
         self._entries = entries
         self._captions = captions
 
@@ -76,6 +88,13 @@ class Files(Records):
         record = Record(name, metadata=metadata).with_captions(captions, recaptions)
         # Last, since the image is by far the largest file.
         return record._replace(image=_read(entry.image, "missing_image", name))
+
+    def key(self, index: int) -> str:
+        """Returns a record's path below the folder, without its extension."""
+        path = os.path.relpath(self._entries[index].name, self._root)
+        # Without: of one picture a row of metadata has it, a pair of files has not.
+        key = os.path.splitext(path)[0].replace(os.sep, "/")
+        return unicodedata.normalize("NFC", key)  # macOS writes é as two characters
 
     def _texts(self, path: pathlib.Path | None, name: str) -> tuple[str, ...]:
         if path is None:
@@ -120,7 +139,7 @@ def open_folder(
     _check_usable(source, entries, captions, found)
     if described:
         log_once(f"{source}: {len(entries)} records{found}")
-    files = Files(directory, entries, captions)
+    files = Files(directory, entries, captions, listing.root)
     files.passed_over = dict(listing.passed_over)
     return files
 

@@ -28,7 +28,7 @@ def open_karpathy(
         raise UserError(f"source {source}; expected karpathy:JSON:IMAGEDIR:SPLIT")
     root = source_directory(parts[1], source)
     rows = read_karpathy(parts[0], parts[2])
-    return Files(source, [_sentences(root, row) for row in rows], captions)
+    return Files(source, [_sentences(root, row) for row in rows], captions, root)
 
 
 def read_karpathy(json_file: str, split: str) -> list[Mapping[str, Any]]:

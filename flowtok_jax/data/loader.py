@@ -6,6 +6,8 @@ batch is the same whatever the number of processes.
 """
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,14 +17,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import CaptionOptions
-from flowtok_jax.data.examples import Example, Source, collate
-from flowtok_jax.data.records import RejectCounter
+from flowtok_jax.data.examples import (
+    Example,
+    Mixture,
+    RecordSource,
+    Source,
+    collate,
+)
+from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
+SAID = 0.01  # share of unknown tokens, or of captions cut, above which it is said
+COUNTED = 512  # captions that a vocabulary not made of them is compared with
+BLOCK = 256  # records in memory at a time
+SPECIAL_TOKENS = 3  # of a vocabulary made of captions: padding, end and unknown
 
 
 def caption_options(config: ConfigDict) -> CaptionOptions:
@@ -36,11 +48,50 @@ def caption_options(config: ConfigDict) -> CaptionOptions:
     )
 
 
-def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Source:
+def training_side(config: ConfigDict) -> Side | None:
+    """Returns the side of data.train that training sees; None: all of it.
+
+    Raises:
+        UserError: for a share that cannot be.
+    """
+    # Configs of versions without the key hold out nothing.
+    share = config.data.held_out if "held_out" in config.data else 0.0
+    if not 0 <= share < 1:
+        raise UserError(
+            f"data.held_out is {share:g}; expected a share of at least 0, below 1"
+        )
+    return Side(share, False) if share else None
+
+
+def evaluation_side(config: ConfigDict) -> Side | None:
+    """Returns the side of data.train that stands in for an empty data.eval; None: all
+    of the evaluated source.
+    """
+    side = training_side(config)
+    return None if side is None or config.data.eval else Side(side.share, True)
+
+
+def open_training(config: ConfigDict) -> Source:
+    """Opens data.train without the share that is held out."""
+    return open_source(config, config.data.train, side=training_side(config))
+
+
+def open_evaluation(config: ConfigDict) -> Source:
+    """Opens the centres of data.eval, by default of what training holds out of
+    data.train, or of all of that.
+    """
+    spec = config.data.eval or config.data.train
+    return open_source(config, spec, centre=True, side=evaluation_side(config))
+
+
+def open_source(
+    config: ConfigDict, spec: str, *, centre: bool = False, side: Side | None = None
+) -> Source:
     """Makes the source that a source string names, with a config's sizes and options.
 
     Args:
         centre: take the centre of each image as it is, whatever training draws.
+        side: of a split, whose records alone the source has; None: all.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
@@ -58,6 +109,7 @@ def open_source(config: ConfigDict, spec: str, *, centre: bool = False) -> Sourc
         filters=config.data.filters.to_dict(),
         cache=config.data.cache,
         captions=caption_options(config),
+        side=side,
     )
 
 
@@ -70,11 +122,78 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
         except UserError as error:
             spec = config.text.vocabulary
             raise UserError(f"text.vocabulary is {spec!r}: {error}") from error
-    source = open_source(config, config.data.train)
+    source = open_training(config)
     # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
     return Vocabulary.train(captions, config.clip.vocab_size, context)
+
+
+def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -> None:
+    """Says what a vocabulary lacks for the captions of data.train, with the cure.
+
+    Args:
+        inherited: the weights that the vocabulary comes with; "" for the config's own.
+
+    Raises:
+        UserError: where a larger share of the tokens is unknown than text.max_unknown.
+    """
+    is_made = not inherited and config.text.vocabulary == "captions"
+    most = config.text.vocabulary_captions if is_made else COUNTED
+    counts = vocabulary.count(_draw_captions(open_training(config), most))
+    if counts.cut_share > SAID:
+        logging.warning(
+            "%.0f %% of the captions are longer than latent.tokens = %d and are cut; "
+            "expected shorter captions, or a larger latent.tokens in training "
+            "from nothing",
+            100 * counts.cut_share,
+            vocabulary.context,
+        )
+    if counts.unknown_share <= SAID:
+        return
+    needed = counts.words + SPECIAL_TOKENS
+    if inherited:
+        cure = (
+            f"captions in the words of {inherited}, or training from nothing with "
+            f"--config.text.vocabulary=captions --config.clip.vocab_size={needed}"
+        )
+    elif is_made and needed > config.clip.vocab_size:
+        cure = f"--config.clip.vocab_size={needed} at least"
+    elif is_made:
+        cure = "a larger --config.text.vocabulary_captions"
+    else:
+        cure = "another --config.text.vocabulary"
+    words = ", ".join(repr(word) for word, _ in counts.unknown.most_common(5))
+    message = (
+        f"the vocabulary lacks {100 * counts.unknown_share:.0f} % of the tokens of "
+        f"{counts.captions} captions of {config.data.train}, most often {words}; "
+        f"expected {cure}"
+    )
+    if counts.unknown_share > config.text.max_unknown:
+        raise UserError(
+            f"{message}, or --config.text.max_unknown=1 to train all the same"
+        )
+    logging.warning(message)
+
+
+def _draw_captions(source: Source, count: int) -> list[str]:
+    """Draws captions from all over a source, without decoding its images."""
+    if isinstance(source, Mixture):
+        of_each = -(-count // len(source.parts))
+        drawn = (_draw_captions(part, of_each) for part in source.parts)
+        return list(itertools.chain.from_iterable(drawn))
+    if not isinstance(source, RecordSource):  # scenes, which have to be drawn
+        count = min(count, len(source), COUNTED)
+        return [source[index]["caption"] for index in range(count)]
+    count = min(count, len(source))
+    indices = np.random.default_rng(0).choice(len(source), count, replace=False)
+    captions: list[str] = []
+    for start in range(0, count, BLOCK):  # records hold their image files
+        rows = indices[start : start + BLOCK].tolist()
+        for record in source.records.read_many(rows):
+            if isinstance(record, Record):
+                captions += record.captions + record.recaptions
+    return captions
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -131,7 +250,7 @@ class Loader:
     ):
         batch_size = config.train.batch_size
         rows = np.arange(batch_size) if rows is None else rows
-        source = open_source(config, config.data.train)
+        source = open_training(config)
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows = len(rows)

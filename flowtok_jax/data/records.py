@@ -4,10 +4,11 @@ import abc
 import bisect
 import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +117,12 @@ class Records(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Record: ...
 
+    def key(self, index: int) -> str:
+        """Returns a record's name within its source, which stays when that moves; by
+        default its number.
+        """
+        return str(index)
+
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records; a broken one is returned as its BadRecord."""
         found: list[Record | BadRecord] = []
@@ -142,10 +149,79 @@ class Joined(Records):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        part = bisect.bisect_right(self._ends, index)
-        found = self._parts[part]
-        # The part begins len(found) before its end.
-        return found[index - self._ends[part] + len(found)]
+        part, inner = self._find(index)
+        return part[inner]
+
+    def key(self, index: int) -> str:
+        """Returns a record's name within its own data set."""
+        part, inner = self._find(index)
+        return part.key(inner)
+
+    def _find(self, index: int) -> tuple[Records, int]:
+        """Finds the part that has a record, and the record's number there."""
+        place = bisect.bisect_right(self._ends, index)
+        part = self._parts[place]
+        # The part begins len(part) before its end.
+        return part, index - self._ends[place] + len(part)
+
+
+class Chosen(Records):
+    """Some records of a data set.
+
+    Args:
+        indices: numbers of the records there.
+    """
+
+    def __init__(self, records: Records, indices: np.ndarray):
+        self._records = records
+        self.indices = indices
+        self.passed_over = records.passed_over
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[int(self.indices[index])]
+
+    def key(self, index: int) -> str:
+        """Returns a record's name within the data set."""
+        return self._records.key(int(self.indices[index]))
+
+    def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
+        """Reads many records as the data set does."""
+        return self._records.read_many(self.indices[np.asarray(indices, int)].tolist())
+
+
+class Side(NamedTuple):
+    """One side of a data set that is split by a hash of its records' names.
+
+    Attributes:
+        share: of the records that is held out of training, about.
+        is_held_out: whether this side is that share, or what training sees.
+    """
+
+    share: float
+    is_held_out: bool
+
+    def has(self, key: str) -> bool:
+        """Tells whether a record is on this side."""
+        data = key.encode(errors="backslashreplace")  # names off a disk: surrogates
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        is_held_out = int.from_bytes(digest) < self.share * 2**64
+        return is_held_out == self.is_held_out
+
+    def find(self, key: Callable[[int], str], length: int) -> np.ndarray:
+        """Finds the numbers of this side's records among `length` ones."""
+        return np.flatnonzero([self.has(key(index)) for index in range(length)])
+
+    def none_found(self, spec: str, length: int) -> UserError:
+        """Makes the error for a source without a record on this side."""
+        what = "none" if self.is_held_out else "all"
+        return UserError(
+            f"data.held_out = {self.share:g} holds out {what} of the {length} records "
+            f"of {spec}; expected another share, such as 0.2, or 0 and a source for "
+            "data.eval"
+        )
 
 
 def read_object(data: bytes, name: str) -> dict[str, Any]:

@@ -198,7 +198,10 @@ class ShardWriter:
             record = self._records[place[1]]
             if not any(record.captions + record.recaptions):
                 raise BadRecord("missing_caption", record.name)
-            return record._replace(image=None), self._centre(record)
+            pixels = self._centre(record)
+            # The shards keep the name that a split of the source goes by.
+            key = self._records.key(place[1])
+            return record._replace(image=None, name=key), pixels
         except BadRecord as bad:
             return bad
 

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
 from flowtok_jax.data.folder import open_folder
 from flowtok_jax.data.karpathy import open_karpathy
-from flowtok_jax.data.records import Record, Records
+from flowtok_jax.data.records import Chosen, Record, Records, Side
 from flowtok_jax.data.source_strings import SourceSpec, guess_source, parse_sources
 from flowtok_jax.data.tars import Tars
 from flowtok_jax.data.tfds import Tfds
@@ -36,6 +36,7 @@ class Shapes(Source):
     image_size: int
     seed: int
     length: int = 1 << 20
+    indices: np.ndarray | None = None  # the scenes that the source has; None: all
 
     def __post_init__(self):
         self.seed = check_seed("seed", self.seed)
@@ -50,9 +51,20 @@ class Shapes(Source):
             )
 
     def __len__(self) -> int:
-        return self.length
+        return self.length if self.indices is None else len(self.indices)
+
+    def key(self, index: int) -> str:
+        """Returns the name of a scene among all of its split."""
+        return f"shapes:{self.split}:{index}"
+
+    def on_side(self, side: Side) -> "Shapes":
+        """Returns the scenes on one side of a split of all."""
+        indices = side.find(self.key, self.length)
+        return dataclasses.replace(self, indices=indices)
 
     def _draw(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
+        if self.indices is not None:
+            index = self.indices[index]
         entropy = (self.seed, scenes.SPLITS.index(self.split), int(index))
         rng = np.random.default_rng(entropy)
         return scenes.draw_scene(rng, self.split == "held_out"), rng
@@ -84,8 +96,12 @@ class ShapeRecords(Records):
         example = self._shapes[index]
         buffer = io.BytesIO()
         Image.fromarray(example["image"]).save(buffer, format="png")
-        name = f"shapes:{self._shapes.split}:{index}"
+        name = self.key(index)
         return Record(name, (example["caption"],), image=buffer.getvalue())
+
+    def key(self, index: int) -> str:
+        """Returns the name of a scene in its split."""
+        return self._shapes.key(index)
 
 
 def make_records(
@@ -124,7 +140,7 @@ def make_records(
             records = Tars(part.arguments, cache=cache, captions=captions)
         case "arrayrecord":
             records = ArrayRecords(part.arguments, captions=captions)
-        case "latents" if globs.unquote(part.arguments).endswith(".tar"):  # release's
+        case "latents" if _is_release(part):
             records = Tars(
                 part.arguments, moments=moments, cache=cache, captions=captions
             )
@@ -158,6 +174,7 @@ def make_source(
     filters: Mapping[str, Any] | None = None,
     cache: str | None = None,
     captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
+    side: Side | None = None,
 ) -> Source:
     """Makes the source of training examples that a source string names.
 
@@ -165,33 +182,77 @@ def make_source(
         tokens, channels: n and c of latents.
         transform: arguments of `ImageTransform`; latents take `recaption_rate` alone.
         filters: fields of `Filters`, for images.
-        cache: directory for indices of tars; None: the user's cache directory.
-        captions: how they are read.
+        cache, captions: as of `make_records`.
+        side: of a split, whose records alone the source has; None: all.
 
     Raises:
-        UserError: for a source that is missing, damaged or given wrongly.
+        UserError: for a source that is missing, damaged or given wrongly, or without a
+            record on the side.
     """
     options = dict(transform or {})
     moments = (tokens, 2 * channels)
     opening = dict(image_size=image_size, seed=seed, cache=cache, captions=captions)
     parts = parse_sources(spec)
     sources: list[Source] = []
+    _check_named(parts, side)
     for part in parts:
         if part.kind == "shapes":
             sources.append(Shapes(part.arguments or "train", image_size, seed))
             continue
         records = make_records(part, **opening, moments=moments)
-        if part.kind == "latents":
+        content = "moments" if part.kind == "latents" else "image"
+        if content == "moments":
             rate = {k: v for k, v in options.items() if k == "recaption_rate"}
             make = MomentsTransform(moments, **rate)
-            content = "moments"
         else:
             filtering = Filters(**(filters or {}))
             make = ImageTransform(image_size, **options, filters=filtering)
-            content = "image"
         sources.append(RecordSource(records, make, content=content, seed=seed))
+    weights = [part.weight for part in parts]
+    if side:
+        sources = _split_all(sources, side, spec)
+    return _join(sources, weights)
+
+
+def _split_all(sources: Sequence[Source], side: Side, spec: str) -> list[Source]:
+    """Returns the records of each source on one side; some source has to have one."""
+    halves = [_on_side(source, side) for source in sources]
+    if not any(map(len, halves)):
+        raise side.none_found(spec, sum(map(len, sources)))
+    return halves
+
+
+def _join(sources: Sequence[Source], weights: Sequence[float | None]) -> Source:
+    """Joins sources into one; weights that are missing are 1 where another is given."""
+    # A source of few records may have none on a side, as long as another has one.
+    weights = [w for w, source in zip(weights, sources, strict=True) if len(source)]
+    sources = [source for source in sources if len(source)]
     if len(sources) == 1:  # a weight alone says nothing
         return sources[0]
-    if all(part.weight is None for part in parts):
+    if all(weight is None for weight in weights):
         return Mixture(sources, None)
-    return Mixture(sources, [1.0 if p.weight is None else p.weight for p in parts])
+    return Mixture(sources, [1.0 if w is None else w for w in weights])
+
+
+def _is_release(part: SourceSpec) -> bool:
+    """Tells whether a source is the release's tars of latents."""
+    return part.kind == "latents" and globs.unquote(part.arguments).endswith(".tar")
+
+
+def _check_named(parts: Sequence[SourceSpec], side: Side | None) -> None:
+    """Refuses to split a source whose records' names do not tell pictures apart."""
+    for part in filter(_is_release, parts if side else ()):
+        raise UserError(
+            f"data.held_out cannot split {part.spec}: the release's tars do not name "
+            "the pictures, and have one once a caption; pretokenise with "
+            "pretokenize.format=arrayrecord, or give other pictures as data.eval with "
+            "data.held_out=0"
+        )
+
+
+def _on_side(source: Source, side: Side) -> Source:
+    """Returns the examples of the records on one side of a split."""
+    if isinstance(source, Shapes):
+        return source.on_side(side)
+    indices = side.find(source.records.key, len(source))
+    return dataclasses.replace(source, records=Chosen(source.records, indices))

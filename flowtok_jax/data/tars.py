@@ -107,6 +107,12 @@ class Tars(Records):
             raise found
         return found
 
+    def key(self, index: int) -> str:
+        """Returns the key of a record's members, whatever the tar is called."""
+        tar = self._tar(index)
+        start = self._ends[tar] - len(self._indices[tar])
+        return self._indices[tar]["key"][index - start].decode(errors="replace")
+
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records; each tar is opened once, and read from front to back."""
         found: dict[int, Record | BadRecord] = {}

@@ -9,12 +9,13 @@ and a tokenizer in the form of Hugging Face tokenizers. One that older versions 
 such a tokenizer alone, which cleans by itself, and keeps its meaning.
 """
 
+import collections
 import functools
 import json
 import logging
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -38,6 +39,33 @@ CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # OpenAI's vocabulary, with which the release and every CLIP of this size was trained.
 CLIP_TOKENS = 49408
 CLIP_SHA256 = "ca43ac56fe977959af117fa9c700a0a2dd7eca2ed4bb5dd47cefee02b27bff36"
+
+
+class CaptionCounts(NamedTuple):
+    """What a vocabulary makes of captions.
+
+    Attributes:
+        tokens: of all captions, whole.
+        unknown: how often each word comes that the vocabulary lacks.
+        cut: number of captions longer than the context.
+        words: number of different words, known or not; 0 of byte pairs.
+    """
+
+    captions: int
+    tokens: int
+    unknown: collections.Counter[str]
+    cut: int
+    words: int
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that are unknown."""
+        return self.unknown.total() / max(self.tokens, 1)
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the captions that are cut."""
+        return self.cut / max(self.captions, 1)
 
 
 class Vocabulary:
@@ -229,13 +257,37 @@ class Vocabulary:
         encode = tokenizer.encode_batch if warns else tokenizer.encode_batch_fast
         encodings = encode(cleaned, add_special_tokens=False)
         start = [] if self.start_id is None else [self.start_id]
-        room = self.context - 1 - len(start)  # one place is the end token's
+        room = self._room
         for row, caption, encoding in zip(ids, cleaned, encodings, strict=True):
             if warns:
                 self._warn(caption, encoding, room)
             tokens = [*start, *encoding.ids[:room], self.end_id]
             row[: len(tokens)] = tokens
         return ids
+
+    def count(self, captions: Sequence[str]) -> CaptionCounts:
+        """Counts what is unknown and what is cut when captions are encoded."""
+        cleaned = captions
+        if self.cleaning:
+            cleaned = [clean_caption(caption) for caption in captions]
+        encodings = self.tokenizer.encode_batch(cleaned, add_special_tokens=False)
+        unknown: collections.Counter[str] = collections.Counter()
+        words = set()
+        for caption, encoding in zip(cleaned, encodings, strict=True):
+            if self.unknown_id is None:  # byte pairs spell every word
+                continue
+            texts = [caption[a:b] for a, b in encoding.offsets]
+            words.update(texts)
+            pairs = zip(encoding.ids, texts, strict=True)
+            unknown.update(text for i, text in pairs if i == self.unknown_id)
+        lengths = [len(encoding.ids) for encoding in encodings]
+        cut = sum(length > self._room for length in lengths)
+        return CaptionCounts(len(captions), sum(lengths), unknown, cut, len(words))
+
+    @property
+    def _room(self) -> int:
+        """Number of a caption's own tokens that fit, beside start and end."""
+        return self.context - 1 - (self.start_id is not None)
 
     def _warn(self, caption: str, encoding: tokenizers.Encoding, room: int) -> None:
         if len(encoding.ids) > room:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader, open_images
-from flowtok_jax.data.loader import caption_options
+from flowtok_jax.data.loader import caption_options, evaluation_side
 from flowtok_jax.data.records import Joined
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
@@ -100,6 +100,8 @@ class PartMaker:
             threads=config.data.threads,
             cache=config.data.cache,
             captions=caption_options(config),
+            side=evaluation_side(config),
+            drawn_by=config.eval.seed,
             **options,
         )
 
@@ -202,6 +204,7 @@ class PartMaker:
         config = self._config
         return {
             "data": self.real.spec,
+            **self.real.choice,
             "samples": self.real.count,
             "image_size": config.tokenizer.image_size,
             "data_seed": config.train.seed,  # of generated scenes

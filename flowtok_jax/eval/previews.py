@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Params
 from flowtok_jax.data import scenes
 from flowtok_jax.data.examples import Source
-from flowtok_jax.data.loader import open_source
+from flowtok_jax.data.loader import open_evaluation
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes
 from flowtok_jax.data.vocabulary import Vocabulary
@@ -69,16 +69,21 @@ class PreviewExamples(NamedTuple):
         return self._replace(images=pictures.to_uint8(images))
 
 
-def load_examples(source: Source, count: int) -> PreviewExamples:
-    """Loads the first `count` records of a source with captions all different.
+def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
+    """Loads `count` records of a source with captions all different.
 
-    Warns where the source has fewer.
+    They are drawn by the seed, of generated scenes the first ones, which are random
+    already. Warns where the source has fewer.
     """
     records = []
     indices = []
     seen = set()
     # Small sources repeat captions: looking further than 50 times is of no use.
-    for index in range(min(len(source), 50 * count)):
+    most = min(len(source), 50 * count)
+    drawn = range(most)
+    if not isinstance(source, Shapes):
+        drawn = np.random.default_rng(seed).choice(len(source), most, replace=False)
+    for index in drawn:
         record = source[index]
         if record["caption"] not in seen:
             seen.add(record["caption"])
@@ -128,9 +133,7 @@ def make_preview(
     The names of sampled scalars say how many samples they rest on.
     """
     count = config.log.preview_samples
-    spec = config.data.eval or config.data.train
-    source = open_source(config, spec, centre=True)
-    examples = load_examples(source, count)
+    examples = load_examples(open_evaluation(config), count, config.eval.seed)
     # Without parameters, which each preview hands over; compiled programs stay.
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
     measures = make_net_metrics(config, task, examples, mesh)

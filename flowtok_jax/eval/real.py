@@ -1,14 +1,16 @@
-"""The real images of an evaluation: the first records of a source, each once."""
+"""The real images of an evaluation: records of a source drawn by seed, each once."""
 
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flowtok_jax.data import scenes, sources
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.centre import CentreReader, Square, open_images
-from flowtok_jax.data.records import BadRecord, Record
+from flowtok_jax.data.records import BadRecord, Chosen, Record, Records, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.eval.protocols import Prompt
 from flowtok_jax.runtime.errors import UserError
@@ -30,7 +32,7 @@ def image_id(metadata: Mapping[str, Any], index: int) -> int:
 
 
 class RealImage(NamedTuple):
-    """The centre of a record's image, with the record and its number in the source."""
+    """The centre of a record's image, with the record and its number in the draw."""
 
     number: int
     image: Square
@@ -38,12 +40,16 @@ class RealImage(NamedTuple):
 
 
 class RealImages:
-    """The first `count` records of a source of captioned images.
+    """Records of a source of captioned images: `count` of them by a seed, or all.
 
-    Nothing about them is random, unlike in training: the centre, the first caption.
+    Nothing else about them is random, unlike in training: the centre, the first
+    caption. Generated scenes are random already, and the first ones are taken.
 
     Args:
         spec: source string, as of `data.eval`.
+        seed: of generated scenes.
+        side: of a split of the source; None: all of it.
+        drawn_by: seed of the draw.
         needs_all: captions are measured on every image of one source: a broken image is
             an error, and one without a caption is kept. Otherwise both are left out,
             counted, and not replaced.
@@ -63,15 +69,18 @@ class RealImages:
         cache: str | None = None,
         captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (immutable)
         needs_all: bool = False,
+        side: Side | None = None,
+        drawn_by: int = 0,
     ):
         size = centre.image_size
-        self._records = open_images(
+        records = open_images(
             spec,
             key="data.eval",
             image_size=size,
             seed=seed,
             cache=cache,
             captions=captions,
+            side=side,
         )
         parts = parse_sources(spec)
         if needs_all and len(parts) > 1:
@@ -88,11 +97,25 @@ class RealImages:
             split = parts[0].arguments or "train"
             self._shapes = sources.Shapes(split, size, seed)
         self.spec = spec
-        self.count = min(count, len(self._records))
+        self.count = min(count, len(records))
+        self._draw(records, side, drawn_by)
         if self.count < 2:
             raise UserError(
                 f"data.eval = {spec} has {self.count} images; expected at least 2"
             )
+
+    def _draw(self, records: Records, side: Side | None, seed: int) -> None:
+        """Chooses the records, and notes what the choice rests on."""
+        # What numbers depend on beside the source, as far as it is not the usual.
+        self.choice = {"held_out": side.share} if side else {}
+        indices = np.arange(self.count)
+        if self.count < len(records) and not self.are_scenes:
+            rng = np.random.default_rng(seed)
+            indices = rng.choice(len(records), self.count, replace=False)
+            self.choice["drawn_by"] = seed
+        # Scenes are asked for by their number in the whole source.
+        self._numbers = records.indices[indices] if side else indices
+        self._records = Chosen(records, indices)
 
     @property
     def are_scenes(self) -> bool:
@@ -101,7 +124,7 @@ class RealImages:
 
     def scene(self, number: int) -> scenes.Scene:
         """Returns what a generated image shows."""
-        return self._shapes.scene(number)
+        return self._shapes.scene(self._numbers[number])
 
     def _read(self, number: int) -> RealImage | BadRecord:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.data.loader import check_captions, make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval import demo, pictures
 from flowtok_jax.eval.previews import make_preview
@@ -106,11 +107,18 @@ def _open(
     config: ConfigDict, workdir: Place, start: Callable[[], Weights | None]
 ) -> None:
     """Makes the workdir this config's, and says the config where it is new."""
-    inherited = functools.partial(inherit_vocabulary, config, start)
+
+    def find_vocabulary() -> Vocabulary:
+        vocabulary = inherit_vocabulary(config, start)
+        inherited = config.init_from if vocabulary else ""
+        vocabulary = vocabulary or make_vocabulary(config)
+        check_captions(for_stage(config, config.stages[0]), vocabulary, inherited)
+        return vocabulary
+
     known_workdir = (workdir / CONFIG).is_file()
     try:
         with reaching(workdir):
-            open_workdir(workdir, config, inherited)
+            open_workdir(workdir, config, find_vocabulary)
             (workdir / PREEMPTED).unlink(missing_ok=True)
     except StoreError as error:  # at the start it is a mistake, not bad luck
         raise UserError(str(error)) from error

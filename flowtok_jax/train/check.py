@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.loader import open_source
+from flowtok_jax.data.loader import open_source, training_side
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place
@@ -46,7 +46,10 @@ def check_run(
         task = find_task(stage)
         of = f" of {stage}" if len(stages) > 1 else ""
         checks[f"settings{of}"] = lambda c=config, t=task: check_stage(c, t)
-        for key in ("train", "eval") if config.data.eval else ("train",):
+        keys = ("train", "eval") if config.data.eval else ("train",)
+        # Of a share both sides: one may have no record.
+        keys += ("held_out",) if config.data.held_out else ()
+        for key in keys:
             checks[f"data.{key}{of}"] = lambda c=config, t=task, k=key: check_data(
                 c, t, k
             )
@@ -101,14 +104,17 @@ def check_data(config: ConfigDict, task: Task, key: str) -> None:
     """Refuses a source that cannot be opened, or without what the task needs.
 
     Args:
-        key: "train" or "eval", of config.data.
+        key: "train", "eval" or "held_out", of config.data.
 
     Raises:
         UserError: naming the source.
     """
-    spec = config.data[key]
+    spec = config.data.eval if key == "eval" else config.data.train
+    side = None if key == "eval" else training_side(config)
+    if key == "held_out":
+        side = side._replace(is_held_out=True)
     try:
-        content = open_source(config, spec).content
+        content = open_source(config, spec, side=side).content
     except UserError as error:
         if spec.startswith("latents:"):
             raise UserError(f"{error}; {PRETOKENIZE}") from error

@@ -12,6 +12,7 @@ from flowtok_jax.data import loader, shards
 from flowtok_jax.data.examples import Example, Source
 from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
 from flowtok_jax.data.records import Record
+from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 from tests.data import made
 
@@ -265,3 +266,41 @@ def test_workers_of_their_own_load_the_same_batches(config, vocabulary):
     for a, b in zip(one, two, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture
+def worded(config, tmp_path):
+    """A config of a folder whose 12 captions have 13 words."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(made.encode(made.picture(8, 8)))
+        (folder / f"{i}.txt").write_text(f"bird word{i}")
+    config = config.copy_and_resolve_references()
+    config.data.train = f"folder:{folder}"
+    return config
+
+
+def test_a_vocabulary_too_small_for_the_captions_is_refused_with_its_size(worded):
+    worded.clip.vocab_size = 6
+    message = r"lacks 42 % of the tokens of 12 captions .*clip.vocab_size=16 at least, "
+    with pytest.raises(UserError, match=message):
+        loader.check_captions(worded, make_vocabulary(worded), "")
+    worded.clip.vocab_size = 16
+    loader.check_captions(worded, make_vocabulary(worded), "")
+
+
+def test_captions_that_inherited_words_do_not_fit_are_refused(
+    worded, vocabulary, caplog
+):
+    with pytest.raises(UserError, match=r"100 % .*words of runs/demo, or training"):
+        loader.check_captions(worded, vocabulary, "runs/demo")
+    worded.text.max_unknown = 1.0
+    loader.check_captions(worded, vocabulary, "runs/demo")
+    assert "the vocabulary lacks 100 %" in caplog.text
+
+
+def test_captions_that_are_cut_are_said(worded, caplog):
+    short = make_vocabulary(worded).with_context(2)
+    loader.check_captions(worded, short, "")
+    assert "100 % of the captions are longer than latent.tokens = 2" in caplog.text

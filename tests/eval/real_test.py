@@ -3,6 +3,8 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data.centre import CentreReader
+from flowtok_jax.data.records import Side
+from flowtok_jax.data.sources import Shapes
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.runtime.errors import UserError
 
@@ -75,3 +77,32 @@ def test_scenes_are_known_to_be_what_they_show():
 def test_fewer_than_two_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="has 1 images; expected at least 2"):
         open_real(f"folder:{write(tmp_path / 'set', 1)}")
+
+
+def test_fewer_than_all_are_drawn_by_seed_over_the_whole_source(tmp_path):
+    spec = f"folder:{write(tmp_path / 'set', 30)}"
+
+    def drawn(count, seed):
+        real = open_real(spec, count, drawn_by=seed)
+        items, _ = real.read(range(count))
+        return [item.record.captions[0] for item in items]
+
+    first = [f"picture {i}" for i in range(4)]
+    assert len(set(drawn(4, 0))) == 4
+    assert drawn(4, 0) == drawn(4, 0) != first
+    assert drawn(4, 0) != drawn(4, 1)
+    assert drawn(30, 0) == drawn(30, 1)
+
+
+def test_held_out_images_are_named_in_what_the_numbers_depend_on(tmp_path):
+    spec = f"folder:{write(tmp_path / 'set', 30)}"
+    side = Side(0.3, True)
+    real = open_real(spec, 30, side=side)
+    assert 2 <= real.count < 20
+    assert real.choice == {"held_out": 0.3}
+    assert open_real(spec, 30).choice == {}
+    assert open_real(spec, 2, side=side).choice == {"held_out": 0.3, "drawn_by": 0}
+    scenes = open_real("shapes", 5, side=side)
+    whole = Shapes("train", 20, 0)
+    numbers = whole.on_side(side).indices[:5]
+    assert [scenes.scene(i) for i in range(5)] == [whole.scene(n) for n in numbers]
