@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowtok_jax.eval.lettering import default_font, fit_text
+from flowtok_jax.data.images import to_uint8 as to_uint8  # for those who draw
+from flowtok_jax.eval.lettering import (
+    MAX_LINES,
+    default_font,
+    draw_line,
+    fit_text,
+)
 from flowtok_jax.runtime.files import Place, write_bytes
 
 SIDE = 128  # pixels of an image in a grid
@@ -20,11 +26,6 @@ FAINT = "#707070"
 PAPER = "#ffffff"
 RIGHT = "#1a7f37"
 WRONG = "#c62828"
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Rounds images in [0, 1], clamped, to bytes."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def save_png(path: Place, image: np.ndarray) -> None:
@@ -63,6 +64,7 @@ def grid(
     labels: Sequence[str] | None = None,
     right: Sequence[Sequence[bool]] | None = None,
     footer: str = "",
+    max_lines: int = MAX_LINES,
 ) -> np.ndarray:
     """Draws a picture [h, w, 3], uint8, of rows of uint8 images.
 
@@ -72,10 +74,13 @@ def grid(
         labels: one to the left of each row.
         right: colours each caption green or red.
         footer: a line below everything.
+        max_lines: lines of a caption, after which it is cut short.
     """
     font = default_font()
     # By characters of average width: near enough for a preview.
-    texts = [[fit_text(c, side // CHAR) for c in row] for row in captions or []]
+    texts = [
+        [fit_text(c, side // CHAR, max_lines) for c in row] for row in captions or []
+    ]
     heights = [max((len(t.lines) for t in row), default=0) * LINE for row in texts]
     # Without captions the rows stand one below the other.
     heights = heights or [0] * len(rows)
@@ -83,7 +88,7 @@ def grid(
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
-    below = fit_text(footer, width // CHAR).lines
+    below, faint = fit_text(footer, width // CHAR)
     height += len(below) * LINE + (MARGIN if below else 0)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -100,8 +105,9 @@ def grid(
             ink = INK if right is None else (RIGHT if right[r][c] else WRONG)
             lines, letters = texts[r][c] if texts else ([], font)
             for i, line in enumerate(lines):
-                draw.text((x, top + side + 2 + i * LINE), line, ink, letters)
+                place = (x, top + side + 2 + i * LINE)
+                draw_line(picture, place, line, ink, letters)
         top += side + heights[r] + MARGIN
     for i, line in enumerate(below):
-        draw.text((MARGIN, top + i * LINE), line, FAINT, font)
+        draw_line(picture, (MARGIN, top + i * LINE), line, FAINT, faint)
     return np.asarray(picture)
