@@ -64,7 +64,15 @@ SCENE = "a red circle at the top left"
             ["--mode=sample", "--prompts=a", "--checkpoint=configs"],
             ["no config.json in configs"],
         ),
+        (
+            ["--mode=sample", "--prompts=a", "--num_images=0", "--checkpoint=x"],
+            ["--num_images is 0", "at least 1"],
+        ),
         (["--mode=caption"], ["no images", "--images="]),
+        (
+            ["--mode=caption", "--images", "a.png", "b.png"],
+            ["what is 'b.png'?", "--images='DIR/*.png' in quotes", "--images=DIR"],
+        ),
         (
             ["--mode=caption", "--images=*.png", "--checkpoint=nowhere"],
             ["nowhere does not exist"],
