@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from flowtok_jax.data.images import to_uint8 as to_uint8  # for those who draw
 from flowtok_jax.eval.lettering import (
     MAX_LINES,
+    Lettering,
     default_font,
     draw_line,
     fit_text,
@@ -56,6 +57,21 @@ def pairs(
     return grid(rows, side=side, labels=["image", "decoded"])
 
 
+def _scaled(image: np.ndarray, side: int) -> Image.Image:
+    tile = Image.fromarray(image)
+    # Small images are shown pixel by pixel: a smooth one would flatter.
+    scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
+    return tile.resize((side, side), scaling)
+
+
+def _draw_lines(
+    picture: Image.Image, place: tuple[int, int], text: Lettering, ink: str
+) -> None:
+    left, top = place
+    for i, line in enumerate(text.lines):
+        draw_line(picture, (left, top + i * LINE), line, ink, text.font)
+
+
 def grid(
     rows: Sequence[Sequence[np.ndarray]],
     captions: Sequence[Sequence[str]] | None = None,
@@ -88,8 +104,8 @@ def grid(
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
-    below, faint = fit_text(footer, width // CHAR)
-    height += len(below) * LINE + (MARGIN if below else 0)
+    below = fit_text(footer, width // CHAR)
+    height += len(below.lines) * LINE + (MARGIN if below.lines else 0)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
     top = MARGIN
@@ -98,16 +114,10 @@ def grid(
             draw.text((MARGIN, top + side // 2 - LINE // 2), labels[r], INK, font)
         for c, image in enumerate(row):
             x = left + c * (side + MARGIN)
-            tile = Image.fromarray(image)
-            # Small images are shown pixel by pixel: a smooth one would flatter.
-            scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
-            picture.paste(tile.resize((side, side), scaling), (x, top))
+            picture.paste(_scaled(image, side), (x, top))
             ink = INK if right is None else (RIGHT if right[r][c] else WRONG)
-            lines, letters = texts[r][c] if texts else ([], font)
-            for i, line in enumerate(lines):
-                place = (x, top + side + 2 + i * LINE)
-                draw_line(picture, place, line, ink, letters)
+            if texts:
+                _draw_lines(picture, (x, top + side + 2), texts[r][c], ink)
         top += side + heights[r] + MARGIN
-    for i, line in enumerate(below):
-        draw_line(picture, (MARGIN, top + i * LINE), line, FAINT, faint)
+    _draw_lines(picture, (MARGIN, top), below, FAINT)
     return np.asarray(picture)
