@@ -8,6 +8,7 @@ One object loads any trained weights, draws and describes:
 """
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable
 
 import jax
@@ -25,7 +26,7 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
-from flowtok_jax.runtime.config import check_seed
+from flowtok_jax.runtime.config import SEEDS, check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -54,6 +55,24 @@ def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
             f"{', '.join(SampleOptions._fields)}"
         )
     return options._replace(**changes).check()
+
+
+def choose_seeds(seed: int, num_images: int) -> range:
+    """Returns the seeds of the images of a prompt.
+
+    Raises:
+        UserError: where there is none, or one larger than a seed may be.
+    """
+    first = check_seed("seed", seed)
+    is_whole = isinstance(num_images, numbers.Integral) and num_images is not True
+    if not is_whole or num_images < 1:
+        raise UserError(f"num_images is {num_images}; expected an integer from 1")
+    if first + num_images > SEEDS:
+        raise UserError(
+            f"seed {seed} with num_images {num_images} needs seeds up to "
+            f"{first + num_images - 1}; expected at most {SEEDS - 1}"
+        )
+    return range(first, first + num_images)
 
 
 class FlowTok:
@@ -242,27 +261,38 @@ class FlowTok:
         return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
-        self, prompts: Iterable[str], seed: int = 0, first_row: int = 0, **options
+        self,
+        prompts: Iterable[str],
+        seed: int = 0,
+        first_row: int = 0,
+        num_images: int = 1,
+        **options,
     ) -> Float[np.ndarray, "b s s 3"]:
-        """Draws one image a prompt, in [0, 1].
+        """Draws images of prompts, in [0, 1].
 
         Args:
             prompts: strings, in a list, an array, a column or a generator.
             seed: an integer from 0 to 2**32 - 1.
             first_row: number of the first prompt; seed and row number alone decide the
                 noise of a prompt, whatever the batch.
+            num_images: images of each prompt, one after the other, of the seeds `seed`,
+                `seed` + 1 and so on.
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.sample, options)
         self._need("t2i", "text to image")
+        seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
         program = self._programs.text_to_image
-        return self._in_batches(program, ids, seed, first_row, chosen)
+        # A seed alone draws its image again, bit for bit: in batches of its own, since
+        # a batch of another size may round otherwise.
+        drawn = [self._in_batches(program, ids, s, first_row, chosen) for s in seeds]
+        return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])
 
     def draw(
         self, prompts: Iterable[str], seed: int = 0, **options
     ) -> list[Pillow.Image]:
-        """Draws one image a prompt, as images of Pillow, which have `.save(PATH)`.
+        """Draws prompts as images of Pillow, which have `.save(PATH)`.
 
         Saved as PNG they are the files that `--mode=sample` writes; the arguments are
         those of `text_to_image`.

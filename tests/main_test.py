@@ -66,7 +66,7 @@ SCENE = "a red circle at the top left"
         ),
         (
             ["--mode=sample", "--prompts=a", "--num_images=0", "--checkpoint=x"],
-            ["--num_images is 0", "at least 1"],
+            ["num_images is 0", "expected an integer from 1"],
         ),
         (["--mode=caption"], ["no images", "--images="]),
         (

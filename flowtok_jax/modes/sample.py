@@ -9,6 +9,7 @@ seed, and the same prompts with that --seed alone draw the same files.
 """
 
 import contextlib
+import itertools
 import logging
 import re
 import unicodedata
@@ -20,11 +21,9 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.prompts import collect_prompts
-from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.pipeline import FlowTok, choose_seeds
 from flowtok_jax.runtime.batches import long_slices
 from flowtok_jax.runtime.cli import say
-from flowtok_jax.runtime.config import SEEDS
-from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, is_remote, writing
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.workdir import SAMPLES
@@ -51,22 +50,6 @@ def run(arguments: Arguments) -> int:
     if note:
         logging.info(note)
     return 0
-
-
-def choose_seeds(first: int, count: int) -> range:
-    """Returns the seeds of the images of a prompt.
-
-    Raises:
-        UserError: where there is none, or one larger than a seed may be.
-    """
-    if count < 1:
-        raise UserError(f"--num_images is {count}; expected at least 1")
-    if first + count > SEEDS:
-        raise UserError(
-            f"--seed={first} and --num_images={count} need seeds up to "
-            f"{first + count - 1}; expected at most {SEEDS - 1}"
-        )
-    return range(first, first + count)
 
 
 def new_folder(parent: Place) -> Place:
@@ -113,12 +96,13 @@ def sample(
     flowtok: FlowTok,
     prompts: Sequence[str],
     folder: Place,
-    seeds: Sequence[int] = (0,),
+    seeds: range = range(1),  # noqa: B008 - immutable
     footer: str = "",
 ) -> list[Place]:
     """Writes a PNG a prompt and seed, and a captioned grid of the first ones.
 
     Args:
+        seeds: of the images of a prompt, one after the other.
         footer: a line below the grid.
 
     Returns:
@@ -126,19 +110,16 @@ def sample(
     """
     paths = []
     shown = {}
-    for rows in long_slices(len(prompts), SLICE * flowtok.sample.batch_size):
-        # A seed a call: on some devices another batch would have other last bits, and
-        # --seed alone would not draw the same file again.
-        for seed in seeds:
-            drawn = flowtok.text_to_image(prompts[rows], seed, rows.start)
-            images = pictures.to_uint8(drawn)
-            for i, image in enumerate(images, rows.start):
-                path = folder / _file_name(i, prompts[i], seed)
-                pictures.save_png(path, image)
-                paths.append((i, seed, path))
-                if i * len(seeds) + seed - seeds[0] < SHOWN:
-                    shown[i, seed] = image
-    paths = [path for _, _, path in sorted(paths)]
+    batch = flowtok.sample.batch_size
+    for rows in long_slices(len(prompts), batch * max(1, SLICE // len(seeds))):
+        drawn = flowtok.text_to_image(prompts[rows], seeds[0], rows.start, len(seeds))
+        numbers = range(rows.start, rows.start + len(prompts[rows]))
+        made = itertools.product(numbers, seeds)
+        for (i, seed), image in zip(made, pictures.to_uint8(drawn), strict=True):
+            paths.append(folder / _file_name(i, prompts[i], seed))
+            pictures.save_png(paths[-1], image)
+            if len(shown) < SHOWN:
+                shown[i, seed] = image
     if len(paths) > SHOWN:
         logging.info("%s shows the first %d of %d", GRID, SHOWN, len(paths))
     pictures.save_png(folder / GRID, _draw_grid(shown, prompts, len(seeds), footer))
