@@ -12,7 +12,7 @@ Draw captions, describe images, measure, with the weights of a run:
   python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo \\
       --prompts="a red circle at the top left;a blue square at the top right"
   python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo \\
-      --images="photos/*.png"
+      --images=photos
   python -m flowtok_jax.main --mode=eval --workdir=runs/demo
 
 Train further on images of your own; faster, if they are encoded once before:
@@ -82,9 +82,10 @@ FLAG_GROUPS = {
         "prompt": "TEXT",
         "prompts": "TEXT;TEXT",
         "prompts_file": "FILE",
+        "num_images": "NUMBER",
         "seed": "NUMBER",
     },
-    "Images to describe (--mode=caption)": {"images": "GLOB", "json": ""},
+    "Images to describe (--mode=caption)": {"images": "PATH", "json": ""},
     "What to compile (--mode=compile)": {"topology": "KIND:SHAPE", "step": "STEP"},
     "Several processes as one run": {
         "coordinator": "HOST:PORT",
@@ -117,13 +118,14 @@ flags.DEFINE_string(
     "workdir",
     None,
     "Where a run lives, here or at gs://BUCKET/PATH, else runs/NAME; sampling writes "
-    "to its samples/, pretokenize its shards there.",
+    "to a folder in its samples/, pretokenize its shards there.",
 )
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "The weights to use: a run's workdir or a directory of pretrained weights; in "
-    "training, the same as --config.init_from.",
+    "The weights to use: a run's workdir, a directory of pretrained weights, or the "
+    "name of weights that ship with FlowTok; in training, the same as "
+    "--config.init_from.",
 )
 flags.DEFINE_multi_string("prompt", [], "A caption to draw, as it stands")
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")
@@ -133,13 +135,20 @@ flags.DEFINE_string(
     "A file with one caption to draw a line, - for standard input; a line that begins "
     "with # is a comment.",
 )
-flags.DEFINE_string("images", None, "A quoted glob of images to caption.")
+flags.DEFINE_multi_string(
+    "images",
+    [],
+    "Images to caption: a file, a directory or a quoted glob; once or more.",
+)
 flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
 flags.DEFINE_string(
     "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
 )
 flags.DEFINE_enum("step", "train", STEPS, "What to compile.")
 flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 - 1.")
+flags.DEFINE_integer(
+    "num_images", 1, "Images of each prompt, of the seeds --seed, --seed + 1, ..."
+)
 cli.define_cluster_flags()
 
 
@@ -163,7 +172,10 @@ def parse_flags(argv: list[str]) -> Arguments:
     except (flags.Error, ValueError, TypeError) as error:
         raise flag_error(error) from error
     if len(rest) > 1:
-        raise UserError(f"what is {rest[1]!r}? expected flags, as in --workdir=DIR")
+        cure = "expected flags, as in --workdir=DIR"
+        if flags.FLAGS.images:  # the shell made paths of a glob
+            cure = "expected --images='DIR/*.png' in quotes, or --images=DIR"
+        raise UserError(f"what is {rest[1]!r}? {cure}")
     check_seed("--seed", flags.FLAGS.seed)
     return Arguments(flags.FLAGS, named, changes)
 

@@ -3,12 +3,13 @@
 One object loads any trained weights, draws and describes:
 
     flowtok = FlowTok.from_pretrained("runs/demo")  # or weights/xl, or a hub id
-    images = flowtok.text_to_image(["a red circle at the top left"])
-    captions = flowtok.image_to_text(images)
+    flowtok.draw(["a red circle at the top left"])[0].save("circle.png")
+    captions = flowtok.image_to_text("circle.png")
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import numbers
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -16,14 +17,16 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
+from PIL import Image as Pillow
 
 from flowtok_jax.array_types import Image, Params
-from flowtok_jax.data.inputs import Picture, check_images, check_prompts
+from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import Picture, check_prompts, load_images
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
-from flowtok_jax.runtime.config import check_seed
+from flowtok_jax.runtime.config import SEEDS, check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -38,6 +41,9 @@ from flowtok_jax.weights.place import (
     open_weights,
 )
 
+# What `data.inputs.load_images` reads.
+Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
+
 
 def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
     if not changes:
@@ -49,6 +55,24 @@ def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
             f"{', '.join(SampleOptions._fields)}"
         )
     return options._replace(**changes).check()
+
+
+def choose_seeds(seed: int, num_images: int) -> range:
+    """Returns the seeds of the images of a prompt.
+
+    Raises:
+        UserError: where there is none, or one larger than a seed may be.
+    """
+    first = check_seed("seed", seed)
+    is_whole = isinstance(num_images, numbers.Integral) and num_images is not True
+    if not is_whole or num_images < 1:
+        raise UserError(f"num_images is {num_images}; expected an integer from 1")
+    if first + num_images > SEEDS:
+        raise UserError(
+            f"seed {seed} with num_images {num_images} needs seeds up to "
+            f"{first + num_images - 1}; expected at most {SEEDS - 1}"
+        )
+    return range(first, first + num_images)
 
 
 class FlowTok:
@@ -170,11 +194,13 @@ class FlowTok:
         local_files_only: bool = False,
         mesh: Mesh | None = None,
     ) -> "FlowTok":
-        """Loads weights of a directory, or of a repository on the Hugging Face hub.
+        """Loads weights of a directory, that ship with the package, or of a repository
+        on the Hugging Face hub.
 
         Args:
             source: the workdir of a run, what `save_pretrained` or `python -m
-                flowtok_jax.convert` wrote, or a hub id OWNER/NAME of such files.
+                flowtok_jax.convert` wrote, the name of weights that ship with the
+                package, or a hub id OWNER/NAME of such files.
             config: used in place of the stored one, to sample with other options.
             local_files_only: takes a hub id from the cache, without the network.
             mesh: the devices to work on.
@@ -185,11 +211,18 @@ class FlowTok:
         weights = open_weights(source, local_files_only=local_files_only)
         return cls.from_weights(weights, config, mesh)
 
-    def save_pretrained(self, directory: str | Place) -> None:
+    def save_pretrained(
+        self, directory: str | Place, *, dtype: str = "float32"
+    ) -> None:
         """Writes a directory for `from_pretrained`, whole or not at all.
 
+        Args:
+            dtype: of the files; "float16" halves them, and rounds each parameter by at
+                most 2**-11 of its value. `from_pretrained` makes float32 of both.
+
         Raises:
-            UserError: where the directory has something in it already.
+            UserError: where the directory has something in it already, or float16
+                cannot hold a parameter.
         """
         config = pretrained.make_stored_config(
             self.nets,
@@ -198,14 +231,14 @@ class FlowTok:
             text_scale=self.text_scale,
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
-        pretrained.save(to_place(directory), config, groups, self.vocabulary)
+        pretrained.save(to_place(directory), config, groups, self.vocabulary, dtype)
 
     def encode_text(self, prompts: Iterable[str]) -> Posterior:
         """Encodes captions as the posterior of text to image's source [b, n, c]."""
         self._need("t2i", "encoding text")
         return self._run(self._programs.project, self._ids(prompts))
 
-    def encode_image(self, images: ArrayLike | Sequence[Picture]) -> Posterior:
+    def encode_image(self, images: Images) -> Posterior:
         """Encodes images, as of `image_to_text`, as a posterior of tokens [b, n, c]."""
         return self._run(self._programs.encode, self._images(images))
 
@@ -228,26 +261,48 @@ class FlowTok:
         return self.vocabulary.decode(np.asarray(ids))
 
     def text_to_image(
-        self, prompts: Iterable[str], seed: int = 0, first_row: int = 0, **options
+        self,
+        prompts: Iterable[str],
+        seed: int = 0,
+        first_row: int = 0,
+        num_images: int = 1,
+        **options,
     ) -> Float[np.ndarray, "b s s 3"]:
-        """Draws one image a prompt, in [0, 1].
+        """Draws images of prompts, in [0, 1].
 
         Args:
             prompts: strings, in a list, an array, a column or a generator.
             seed: an integer from 0 to 2**32 - 1.
             first_row: number of the first prompt; seed and row number alone decide the
                 noise of a prompt, whatever the batch.
+            num_images: images of each prompt, one after the other, of the seeds `seed`,
+                `seed` + 1 and so on.
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = _replace(self.sample, options)
         self._need("t2i", "text to image")
+        seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
         program = self._programs.text_to_image
-        return self._in_batches(program, ids, seed, first_row, chosen)
+        # A seed alone draws its image again, bit for bit: in batches of its own, since
+        # a batch of another size may round otherwise.
+        drawn = [self._in_batches(program, ids, s, first_row, chosen) for s in seeds]
+        return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])
+
+    def draw(
+        self, prompts: Iterable[str], seed: int = 0, **options
+    ) -> list[Pillow.Image]:
+        """Draws prompts as images of Pillow, which have `.save(PATH)`.
+
+        Saved as PNG they are the files that `--mode=sample` writes; the arguments are
+        those of `text_to_image`.
+        """
+        images = self.text_to_image(prompts, seed, **options)
+        return [Pillow.fromarray(pixels) for pixels in to_uint8(images)]
 
     def image_to_text(
         self,
-        images: ArrayLike | Sequence[Picture],
+        images: Images,
         seed: int = 0,
         first_row: int = 0,
         **options,
@@ -255,8 +310,8 @@ class FlowTok:
         """Captions images.
 
         Args:
-            images: floats [b, s, s, 3] in [0, 1]; or a list of paths and of images of
-                Pillow, which are read as `--mode=caption` reads files.
+            images: one or several, in a list or an array [b, h, w, 3]: paths, images
+                of Pillow, or arrays of any size, of uint8 or of floats in [0, 1].
             seed: an integer from 0 to 2**32 - 1.
             first_row: number of the first image; seed and row number alone decide the
                 noise of an image, whatever the batch.
@@ -280,7 +335,7 @@ class FlowTok:
         return self.vocabulary.encode(check_prompts(prompts))
 
     def _images(self, images: object) -> np.ndarray:
-        return check_images(images, self.nets.tokenizer.image_size)
+        return load_images(images, self.nets.tokenizer.image_size)
 
     def _program(self, function: Callable, **static) -> Callable:
         """Returns the compiled function; one for each choice of static arguments."""

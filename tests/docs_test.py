@@ -437,9 +437,9 @@ def test_the_commands_of_the_readme_draw_and_describe(desk, cli):
         arguments = shlex.split(line.replace("runs/demo", str(desk / "runs/demo")))
         outcome = cli(*arguments[1:])
         assert outcome.status == 0, outcome.stderr
-    names = {path.name for path in (desk / "runs/demo/samples").glob("*.png")}
-    assert {"0000_a_red_circle_at_the_top_left.png", "grid.png"} <= names
-    assert "0000_a_red_circle_at_the_top_left.png" in outcome.stdout
+    names = {path.name for path in (desk / "runs/demo/samples/0001").glob("*.png")}
+    assert {"0000_a_red_circle_at_the_top_left_seed0.png", "grid.png"} <= names
+    assert "0000_a_red_circle_at_the_top_left_seed0.png" in outcome.stdout
 
 
 def test_the_command_for_own_images_prepares_them(tmp_path, monkeypatch, capsys):

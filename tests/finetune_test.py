@@ -66,7 +66,7 @@ def test_a_folder_is_encoded_trained_on_both_ways_and_sampled(
     heads = [x.params["t2i"]["projector"]["out"]["kernel"] for x in (mine, flowtok)]
     assert 0 < np.abs(heads[0] - heads[1]).max() < 1e-3
     cli("--mode=sample", f"--checkpoint={workdir}", f"--prompts={PROMPTS}")
-    paths = (workdir / "samples").glob("000*.png")
+    paths = (workdir / "samples/0001").glob("000*.png")
     drawn = [CentreReader(32)(file_record(path)).astype(int) for path in paths]
     assert len(drawn) == 2
     assert np.abs(drawn[0] - drawn[1]).max() > 0
@@ -163,4 +163,4 @@ def test_two_thousand_images_are_encoded_trained_on_and_drawn(demo, tmp_path):
         _, stderr = process.communicate(timeout=900)
         assert process.returncode == 0, stderr
     assert sum(shard.records for shard in shards.read_manifest(latents)) == 2000
-    assert (workdir / "samples" / "grid.png").is_file()
+    assert (workdir / "samples" / "0001" / "grid.png").is_file()

@@ -64,7 +64,15 @@ SCENE = "a red circle at the top left"
             ["--mode=sample", "--prompts=a", "--checkpoint=configs"],
             ["no config.json in configs"],
         ),
+        (
+            ["--mode=sample", "--prompts=a", "--num_images=0", "--checkpoint=x"],
+            ["num_images is 0", "expected an integer from 1"],
+        ),
         (["--mode=caption"], ["no images", "--images="]),
+        (
+            ["--mode=caption", "--images", "a.png", "b.png"],
+            ["what is 'b.png'?", "--images='DIR/*.png' in quotes", "--images=DIR"],
+        ),
         (
             ["--mode=caption", "--images=*.png", "--checkpoint=nowhere"],
             ["nowhere does not exist"],
@@ -180,10 +188,10 @@ def test_prompts_become_a_png_each_and_a_grid(cli, demo, tmp_path):
         f"--prompts={SCENE}; a blue square at the top right ;",
     )
     assert outcome.status == 0
-    samples = tmp_path / "samples"
+    samples = tmp_path / "samples" / "0001"
     names = [
-        "0000_a_red_circle_at_the_top_left.png",
-        "0001_a_blue_square_at_the_top_right.png",
+        "0000_a_red_circle_at_the_top_left_seed0.png",
+        "0001_a_blue_square_at_the_top_right_seed0.png",
         "grid.png",
     ]
     assert outcome.stdout.splitlines() == [str(samples / name) for name in names]
@@ -206,9 +214,11 @@ def test_prompts_are_read_from_a_file_and_written_beside_the_weights(
         f"--prompts_file={tmp_path}/prompts.txt",
     )
     assert outcome.status == 0
-    written = sorted(p.name for p in (workdir / "samples").glob("0*.png"))
-    assert written == [f"{i:04d}_a_red_circle_at_the_top_left.png" for i in (0, 1)]
-    first, second = (Image.open(workdir / "samples" / name) for name in written)
+    written = sorted(p.name for p in (workdir / "samples/0001").glob("0*.png"))
+    assert written == [
+        f"{i:04d}_a_red_circle_at_the_top_left_seed0.png" for i in (0, 1)
+    ]
+    first, second = (Image.open(workdir / "samples/0001" / name) for name in written)
     assert (np.asarray(first) != np.asarray(second)).any()  # a noise of their own
 
 
@@ -228,7 +238,7 @@ def test_a_prompt_longer_than_the_context_is_cut_with_a_warning_that_names_it(
     assert "23 tokens" in warning
     assert f"{long!r}" in warning
     assert note == RANDOM_TOWER
-    assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
+    assert len(list((tmp_path / "samples").glob("0001/0*.png"))) == 2
 
 
 def test_a_direction_that_was_not_trained_is_refused(cli, demo, tmp_path):
@@ -445,7 +455,7 @@ def test_the_stored_config_is_changed_by_flags(cli, demo, tmp_path):
         arguments = [f"--checkpoint={demo.workdir}", f"--workdir={tmp_path / name}"]
         outcome = cli("--mode=sample", *arguments, f"--prompts={SCENE}", *changes)
         assert outcome.status == 0
-        return (tmp_path / name / "samples" / "grid.png").read_bytes()
+        return (tmp_path / name / "samples" / "0001" / "grid.png").read_bytes()
 
     plain = draw("plain")
     assert draw("same", "--config.sample.num_steps=2") == plain
@@ -481,9 +491,9 @@ def test_prompts_given_one_by_one_are_drawn_as_they_stand(cli, demo, tmp_path):
         "# 2 &amp; more",
     )
     assert outcome.status == 0
-    names = ["0000_a_red_circle_at_the_top_left_a_cow", "0001_2_amp_more", "grid"]
-    written = sorted((tmp_path / "samples").iterdir())
-    assert [path.stem for path in written] == names
+    names = ["0000_a_red_circle_at_the_top_left_a_cow", "0001_2_amp_more"]
+    written = sorted((tmp_path / "samples" / "0001").iterdir())
+    assert [path.stem for path in written] == [*(f"{n}_seed0" for n in names), "grid"]
 
 
 def test_bytes_that_are_no_text_end_in_one_line(demo, tmp_path):

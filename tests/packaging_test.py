@@ -87,11 +87,13 @@ def is_source(path: pathlib.Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
 
-def test_the_wheel_has_the_package_and_the_configs_and_nothing_else(wheel):
+def test_the_wheel_has_the_package_configs_and_weights_and_nothing_else(wheel):
     package = [p for p in (ROOT / "flowtok_jax").rglob("*") if is_source(p)]
     wanted = {path.relative_to(ROOT).as_posix() for path in package}
     assert any(name.endswith(".txtpb") for name in wanted)
     wanted |= {f"flowtok_jax/share/configs/{name}" for name in CONFIGS}
+    weights = [p for p in (ROOT / "assets").glob("*/**/*") if is_source(p)]
+    wanted |= {f"flowtok_jax/share/{p.relative_to(ROOT).as_posix()}" for p in weights}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == wanted
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import demo as demo_config
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.pipeline import FlowTok, SampleOptions
+from flowtok_jax.pipeline import FlowTok, SampleOptions, choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
@@ -192,7 +192,7 @@ def test_an_option_that_cannot_be_is_refused_by_name(flowtok, images, options, m
 def test_no_prompts_and_no_images_are_refused(flowtok):
     with pytest.raises(UserError, match="no prompts"):
         flowtok.text_to_image([])
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="no images"):
         flowtok.image_to_text(np.zeros((0, 32, 32, 3), np.float32))
 
 
@@ -250,18 +250,53 @@ def test_files_are_captioned_as_their_pixels_are(flowtok, images, tmp_path):
     assert flowtok.image_to_text(pictures) == captions
 
 
+def test_pictures_are_drawn_that_can_be_saved_and_described(flowtok, images, tmp_path):
+    drawn = flowtok.draw(PROMPTS)
+    drawn[0].save(tmp_path / "a.png")
+    rounded = np.round(images * 255).astype(np.uint8)
+    for picture, pixels in zip(drawn, rounded, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), pixels)
+    captions = flowtok.image_to_text(rounded)
+    assert flowtok.image_to_text(drawn) == captions
+    assert flowtok.image_to_text(tmp_path / "a.png") == captions[:1]
+    (other,) = flowtok.draw(PROMPTS[:1], 1, scale=3.0)
+    assert other.size == (32, 32)
+    assert (np.asarray(other) != rounded[0]).any()
+
+
+def test_each_of_several_images_of_a_prompt_is_drawn_again_by_its_seed(
+    flowtok, images, caplog
+):
+    drawn = flowtok.text_to_image([*PROMPTS[:2], "an unknown"], 3, num_images=3)
+    assert caplog.text.count("vocabulary lacks") == 1
+    for j, seed in enumerate((3, 4, 5)):
+        again = flowtok.text_to_image([*PROMPTS[:2], "an unknown"], seed)
+        np.testing.assert_array_equal(drawn[j::3], again)
+    pictures = flowtok.draw(PROMPTS[:1], num_images=2)
+    assert [np.asarray(p).shape for p in pictures] == [(32, 32, 3)] * 2
+
+
 @pytest.mark.parametrize(
-    "shape", [(32, 32, 3), (1, 32, 32, 4), (1, 16, 16, 3), (1, 3, 32, 32)]
+    ("seed", "num_images", "message"),
+    [
+        (0, 0, "^num_images is 0; expected an integer from 1"),
+        (0, True, "^num_images is True; expected"),
+        (2**32 - 1, 2, "needs seeds up to 4294967296; expected at most 4294967295"),
+    ],
 )
-def test_images_of_another_shape_are_refused(flowtok, shape):
+def test_seeds_that_cannot_be_are_refused(seed, num_images, message):
+    with pytest.raises(UserError, match=message):
+        choose_seeds(seed, num_images)
+    assert choose_seeds(2**32 - 2, 2)[-1] == 2**32 - 1
+
+
+def test_images_of_another_size_are_resized_and_of_channels_first_refused(flowtok):
+    large = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), np.uint8)
+    assert len(flowtok.image_to_text(large)) == 2
+    assert flowtok.encode_image(large).mean.shape == (2, 16, 4)
     for function in (flowtok.image_to_text, flowtok.encode_image):
-        with pytest.raises(UserError, match=r"expected \(b, 32, 32, 3\)"):
-            function(np.zeros(shape, np.float32))
-
-
-def test_images_of_integers_are_refused(flowtok):
-    with pytest.raises(UserError, match="uint8.*255"):
-        flowtok.image_to_text(np.zeros((1, 32, 32, 3), np.uint8))
+        with pytest.raises(UserError, match=r"expected \(h, w, 3\).*moveaxis"):
+            function(np.zeros((1, 3, 32, 32), np.float32))
 
 
 @pytest.mark.parametrize("group", ["t2i", "i2t"])
@@ -282,5 +317,5 @@ def test_wrong_options_and_values_are_refused_by_name(flowtok):
     with pytest.raises(UserError, match="no option sclae.*scale"):
         flowtok.text_to_image(["a red circle"], sclae=3)
     side = flowtok.nets.tokenizer.image_size
-    with pytest.raises(UserError, match=r"go from 200 to 200; expected \[0, 1\]"):
+    with pytest.raises(UserError, match=r"go from 200 to 200; .* \[0, 1\]"):
         flowtok.image_to_text(np.full((1, side, side, 3), 200.0))

@@ -133,6 +133,11 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Rounds images in [0, 1], clamped, to bytes."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Converts any mode but float to RGB, with white behind transparent pixels."""
     if image.mode == "F":  # nothing says which value is white

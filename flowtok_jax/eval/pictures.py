@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowtok_jax.eval.lettering import default_font, fit_text
+from flowtok_jax.data.images import to_uint8 as to_uint8  # for those who draw
+from flowtok_jax.eval.lettering import (
+    MAX_LINES,
+    Lettering,
+    default_font,
+    draw_line,
+    fit_text,
+)
 from flowtok_jax.runtime.files import Place, write_bytes
 
 SIDE = 128  # pixels of an image in a grid
@@ -20,11 +27,6 @@ FAINT = "#707070"
 PAPER = "#ffffff"
 RIGHT = "#1a7f37"
 WRONG = "#c62828"
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Rounds images in [0, 1], clamped, to bytes."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def save_png(path: Place, image: np.ndarray) -> None:
@@ -55,6 +57,21 @@ def pairs(
     return grid(rows, side=side, labels=["image", "decoded"])
 
 
+def _scaled(image: np.ndarray, side: int) -> Image.Image:
+    tile = Image.fromarray(image)
+    # Small images are shown pixel by pixel: a smooth one would flatter.
+    scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
+    return tile.resize((side, side), scaling)
+
+
+def _draw_lines(
+    picture: Image.Image, place: tuple[int, int], text: Lettering, ink: str
+) -> None:
+    left, top = place
+    for i, line in enumerate(text.lines):
+        draw_line(picture, (left, top + i * LINE), line, ink, text.font)
+
+
 def grid(
     rows: Sequence[Sequence[np.ndarray]],
     captions: Sequence[Sequence[str]] | None = None,
@@ -63,6 +80,7 @@ def grid(
     labels: Sequence[str] | None = None,
     right: Sequence[Sequence[bool]] | None = None,
     footer: str = "",
+    max_lines: int = MAX_LINES,
 ) -> np.ndarray:
     """Draws a picture [h, w, 3], uint8, of rows of uint8 images.
 
@@ -72,10 +90,13 @@ def grid(
         labels: one to the left of each row.
         right: colours each caption green or red.
         footer: a line below everything.
+        max_lines: lines of a caption, after which it is cut short.
     """
     font = default_font()
     # By characters of average width: near enough for a preview.
-    texts = [[fit_text(c, side // CHAR) for c in row] for row in captions or []]
+    texts = [
+        [fit_text(c, side // CHAR, max_lines) for c in row] for row in captions or []
+    ]
     heights = [max((len(t.lines) for t in row), default=0) * LINE for row in texts]
     # Without captions the rows stand one below the other.
     heights = heights or [0] * len(rows)
@@ -83,8 +104,8 @@ def grid(
     left = int(left) + (2 * MARGIN if labels else MARGIN)
     width = left + max(len(row) for row in rows) * (side + MARGIN)
     height = MARGIN + sum(side + h + MARGIN for h in heights)
-    below = fit_text(footer, width // CHAR).lines
-    height += len(below) * LINE + (MARGIN if below else 0)
+    below = fit_text(footer, width // CHAR)
+    height += len(below.lines) * LINE + (MARGIN if below.lines else 0)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
     top = MARGIN
@@ -93,15 +114,10 @@ def grid(
             draw.text((MARGIN, top + side // 2 - LINE // 2), labels[r], INK, font)
         for c, image in enumerate(row):
             x = left + c * (side + MARGIN)
-            tile = Image.fromarray(image)
-            # Small images are shown pixel by pixel: a smooth one would flatter.
-            scaling = Image.NEAREST if side >= tile.width else Image.LANCZOS
-            picture.paste(tile.resize((side, side), scaling), (x, top))
+            picture.paste(_scaled(image, side), (x, top))
             ink = INK if right is None else (RIGHT if right[r][c] else WRONG)
-            lines, letters = texts[r][c] if texts else ([], font)
-            for i, line in enumerate(lines):
-                draw.text((x, top + side + 2 + i * LINE), line, ink, letters)
+            if texts:
+                _draw_lines(picture, (x, top + side + 2), texts[r][c], ink)
         top += side + heights[r] + MARGIN
-    for i, line in enumerate(below):
-        draw.text((MARGIN, top + i * LINE), line, FAINT, font)
+    _draw_lines(picture, (MARGIN, top), below, FAINT)
     return np.asarray(picture)

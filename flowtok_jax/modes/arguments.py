@@ -60,7 +60,8 @@ class Arguments:
         Raises:
             UserError: where none is named, or the place does not exist.
         """
-        # Only --checkpoint may name a hub id: nobody means runs/demo on the hub.
+        # Only --checkpoint may name a hub id or shipped weights: nobody means runs/demo
+        # on the hub.
         if self.flags.checkpoint:
             return open_weights(self.flags.checkpoint)
         if not (self.flags.workdir or self.named):
@@ -75,7 +76,8 @@ class Arguments:
         return Weights(place)
 
     def output(self) -> Place:
-        """Returns the folder to write to: --workdir, else that of the weights.
+        """Returns the folder to write to: --workdir, else that of the weights, for
+        shipped ones one of their own in runs/.
 
         Raises:
             UserError: where the weights lie in the hub's cache.
@@ -84,6 +86,8 @@ class Arguments:
             return to_place(self.flags.workdir)
         if self.weights.is_download:
             raise UserError("no folder to write to named; expected --workdir=DIR")
+        if self.weights.is_shipped:
+            return to_place(f"{RUNS}/{self.weights.place.name}-shipped")
         return self.weights.place
 
     def config(self) -> ConfigDict:

@@ -2,19 +2,20 @@
 
     python -m flowtok_jax.main --mode=caption --checkpoint=runs/demo --images="*.png"
 
-Files that cannot be read are named, and the exit status is then 1.
+--images is a file, a folder or a quoted glob, and may be given several times. Files
+that cannot be read are named, and the exit status is then 1.
 """
 
 import json
 import logging
-import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.globs import find_paths
+from flowtok_jax.data.images import EXTENSIONS
 from flowtok_jax.data.records import BadRecord, printable
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import SLICE, random_tower_note
@@ -28,7 +29,7 @@ def run(arguments: Arguments) -> int:
     """Describes every image file, and returns 1 where some could not be read."""
     flags = arguments.flags
     if not flags.images:
-        raise UserError("no images named; expected --images='photos/*.png'")
+        raise UserError("no images named; expected --images=photos")
     config = arguments.weights_config()
     flowtok = FlowTok.from_weights(arguments.weights, config)
     failed = caption(flowtok, flags.images, flags.seed, flags.json, say)
@@ -37,9 +38,31 @@ def run(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
+def find_pictures(pattern: str) -> list[pathlib.Path]:
+    """Finds the files that a glob matches, or the images in the one folder it matches.
+
+    Raises:
+        UserError: where there are none.
+    """
+    found = list(map(pathlib.Path, find_paths(pattern)))
+    if len(found) == 1 and found[0].is_dir():
+        (folder,) = found
+        # By extension, as beside images there are captions and what systems leave.
+        found = sorted(
+            p for p in folder.iterdir() if p.suffix[1:].lower() in EXTENSIONS
+        )
+    paths = [path for path in found if path.is_file()]
+    if not paths:
+        raise UserError(
+            f"--images={printable(pattern)} matches no file; expected an image, a "
+            "folder with images in it, or a quoted glob such as 'photos/*/*.png'"
+        )
+    return paths
+
+
 def caption(
     flowtok: FlowTok,
-    pattern: str,
+    patterns: Sequence[str],
     seed: int,
     as_json: bool,
     say: Callable[[str], None],
@@ -47,16 +70,10 @@ def caption(
     """Says one caption an image file, and counts those that could not be read.
 
     Raises:
-        UserError: where no file matches the pattern.
+        UserError: where no file matches a pattern.
     """
-    found = find_paths(pattern)
-    paths = [path for path in map(pathlib.Path, found) if path.is_file()]
-    if not paths:
-        folder = found[0] if any(map(os.path.isdir, found)) else "photos"
-        raise UserError(
-            f"--images={printable(pattern)} matches no file; expected a path or a "
-            f"quoted glob such as '{printable(folder)}/*.png'"
-        )
+    # A file that several patterns match is captioned once.
+    paths = list(dict.fromkeys(path for p in patterns for path in find_pictures(p)))
     centre = CentreReader(flowtok.nets.tokenizer.image_size)
     done = 0
     failed = 0

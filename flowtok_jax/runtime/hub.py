@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from flowtok_jax.runtime.errors import UserError, reason_of
 from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.shipped import list_shipped
 
 
 def find_directory(
@@ -30,8 +31,11 @@ def find_directory(
     if path.exists():
         raise UserError(f"{source} is a file; expected the directory it is in")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
+        names = ", ".join(list_shipped())
+        shipped = f", weights that ship with FlowTok ({names})" if names else ""
         raise UserError(
-            f"{source} does not exist; expected a directory, or a hub id OWNER/NAME"
+            f"{source} does not exist; expected a directory{shipped}, or a hub id "
+            "OWNER/NAME"
         )
     import huggingface_hub  # slow to import, and needed only here
 

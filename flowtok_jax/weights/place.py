@@ -19,6 +19,7 @@ from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
+from flowtok_jax.runtime.shipped import find_shipped
 from flowtok_jax.weights import pretrained, workdir
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
@@ -58,12 +59,16 @@ class Weights:
         place: the directory.
         kind: RUN or PRETRAINED.
         is_download: whether the place is the hub's cache, not where the user pointed.
+        is_shipped: whether the place is a part of the package.
         has_vocabulary: whether a vocabulary lies beside the weights.
     """
 
-    def __init__(self, place: Place, is_download: bool = False):
+    def __init__(
+        self, place: Place, *, is_download: bool = False, is_shipped: bool = False
+    ):
         self.place = place
         self.is_download = is_download
+        self.is_shipped = is_shipped
         # One listing answers what three questions to a store would.
         with reaching(place):
             names = {path.name for path in place.iterdir()}
@@ -212,12 +217,15 @@ def open_weights(source: str | Place, *, local_files_only: bool = False) -> Weig
 
     Args:
         source: the workdir of a run, a directory that `save_pretrained` or `python -m
-            flowtok_jax.convert` wrote, or a hub id OWNER/NAME of such a directory.
+            flowtok_jax.convert` wrote, the name of weights that ship with the package,
+            or a hub id OWNER/NAME of such a directory.
         local_files_only: looks for a hub id in the hub's cache only.
 
     Raises:
-        UserError: where the source does not exist.
+        UserError: where the source does not exist, or may mean two things.
     """
+    if (shipped := find_shipped(str(source))) is not None:
+        return Weights(shipped, is_shipped=True)
     place = to_place(source)
     if place.is_dir():
         return Weights(place)

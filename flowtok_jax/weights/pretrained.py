@@ -2,7 +2,8 @@
 
 config.json        sizes of all the networks, sampling options, the groups it holds
 vocabulary.json    captions to ids
-GROUP.safetensors  float32 parameters of a group, by their path NETWORK/LAYER/...
+GROUP.safetensors  parameters of a group, by their path NETWORK/LAYER/...; as float32,
+                   or as float16, which is half as large and read as float32
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
 
 # Fields of networks that `make_nets` fills from other sections of a config.
 SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention")
+STORED = ("float32", "float16")  # types that files may have
 _SHARED = {"text_decoder": (*SHARED, "vocab_size", "width")}
 
 
@@ -108,11 +110,30 @@ def read_group(directory: Place, group: str, wanted: Mapping[str, Params]) -> Pa
     return unflatten_dict(arrays, sep="/")
 
 
+def _as_stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns parameters in the type of a file.
+
+    float16 rounds by at most 2**-11 of a value, and by 2**-25 below 2**-14.
+
+    Raises:
+        UserError: where float16 has no such number, which would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if (lost := np.isfinite(array) & ~np.isfinite(stored)).any():
+        raise UserError(
+            f"{name} has {array[lost][0]:g}; float16 goes up to "
+            f"{np.finfo(np.float16).max:g}: save as float32"
+        )
+    return stored
+
+
 def save(
     directory: Place,
     config: Mapping[str, Any],
     groups: Mapping[str, Callable[[], Params]],
     vocabulary: Vocabulary | None,
+    dtype: str = "float32",
 ) -> None:
     """Writes a directory, whole or not at all.
 
@@ -120,10 +141,14 @@ def save(
         config: what `make_stored_config` returns.
         groups: functions that make the parameters of a group, called one after the
             other, so that no two groups have to be in memory together.
+        dtype: of the files: "float32" or "float16".
 
     Raises:
-        UserError: where the directory has something in it already.
+        UserError: where the directory has something in it already, or float16 cannot
+            hold a parameter.
     """
+    if dtype not in STORED:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(STORED)}")
     with new_directory(directory) as part:
         stored = {**config, "groups": sorted(groups)}
         if vocabulary is not None:
@@ -132,6 +157,9 @@ def save(
         write_json(part / CONFIG, stored)
         for group, make in groups.items():
             leaves = flatten_dict(make(), sep="/")
-            arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+            arrays = {
+                name: _as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
+                for name, leaf in leaves.items()
+            }
             write_safetensors(part / f"{group}.safetensors", arrays)
             del leaves, arrays  # before the next group is made

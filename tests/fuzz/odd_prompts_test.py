@@ -174,5 +174,5 @@ paths = st.lists(typed_names | st.text(max_size=9) | st.none(), max_size=3)
 def test_any_array_for_images_is_described_or_refused(images):
     texts = opened(unrun().image_to_text, images)
     if texts is not None:
-        assert len(texts) == len(images) > 0
+        assert len(texts) == len(unrun().inputs) > 0
         assert np.isfinite(unrun().inputs).all()

@@ -10,11 +10,12 @@ from flowtok_jax.runtime.errors import UserError
 
 @pytest.fixture
 def caption(flowtok):
-    """Captions the files of a pattern: how many failed, and the lines said."""
+    """Captions the files of patterns: how many failed, and the lines said."""
 
-    def run(pattern):
+    def run(*patterns):
         lines = []
-        failed = caption_files(flowtok, str(pattern), 0, False, lines.append)
+        patterns = [str(pattern) for pattern in patterns]
+        failed = caption_files(flowtok, patterns, 0, False, lines.append)
         return failed, lines
 
     return run
@@ -58,9 +59,29 @@ def test_a_pattern_that_matches_no_file_is_refused(caption, tmp_path, pattern):
         caption(f"{tmp_path}/{pattern}")
 
 
-def test_of_a_folder_the_message_says_the_pattern_of_its_images(caption, tmp_path):
-    with pytest.raises(UserError, match=rf"such as '{tmp_path}/\*.png'"):
-        caption(tmp_path)
+def test_the_images_of_a_folder_are_captioned_in_order(caption, tmp_path):
+    for name in ("b.png", "a.JPG", "c.webp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a caption")
+    (tmp_path / "Thumbs.db").touch()
+    (tmp_path / "inside").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "inside" / "d.png")
+    for pattern in (tmp_path, f"{tmp_path}/", f"{tmp_path}*"):
+        failed, lines = caption(pattern)
+        names = [line.split(": ")[0].rpartition("/")[2] for line in lines]
+        assert (failed, names) == (0, ["a.JPG", "b.png", "c.webp"])
+
+
+def test_several_paths_are_captioned_in_their_order_and_each_file_once(
+    caption, tmp_path
+):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    failed, lines = caption(tmp_path / "b.png", tmp_path, f"{tmp_path}/a*")
+    names = [line.split(": ")[0].rpartition("/")[2] for line in lines]
+    assert (failed, names) == (0, ["b.png", "a.png"])
+    with pytest.raises(UserError, match=r"nowhere.png matches no file; .* a folder"):
+        caption(tmp_path, tmp_path / "nowhere.png")
 
 
 def test_a_path_with_brackets_names_itself_and_a_star_matches_once(caption, tmp_path):

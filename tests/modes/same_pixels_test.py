@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from configs import demo
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.data.folder import open_folder
-from flowtok_jax.data.inputs import check_images
+from flowtok_jax.data.inputs import load_images
 from flowtok_jax.data.loader import open_source
 from flowtok_jax.data.shard_folder import ShardWriter
 from flowtok_jax.data.sources import make_source
@@ -133,7 +133,7 @@ def by_pictures(folder):
     """As Python is given them, a path and an open image."""
     (path, _) = (p for p in sorted(folder.iterdir()) if p.suffix != ".txt")
     with Image.open(path) as opened:
-        first, second = check_images([path, opened], SIDE)
+        first, second = load_images([path, opened], SIDE)
     np.testing.assert_array_equal(first, second)
     return np.rint(first * 255).astype(np.uint8)
 
@@ -145,7 +145,7 @@ def by_reference_of_whole_images(folder):
 def by_captioning(folder):
     seen = Seen()
     (path, _) = (p for p in sorted(folder.iterdir()) if p.suffix != ".txt")
-    assert caption(seen, str(path), 0, False, lambda line: None) == 0
+    assert caption(seen, [str(path)], 0, False, lambda line: None) == 0
     return np.rint(seen.images[0] * 255).astype(np.uint8)
 
 

@@ -235,7 +235,8 @@ def test_prompts_are_drawn_into_a_remote_workdir(cli, demo, store):
         "--prompts=a red circle",
     )
     assert outcome.status == 0
-    names = ["samples/0000_a_red_circle.png", "samples/grid.png"]
+    names = ["0000_a_red_circle_seed0.png", "grid.png"]
+    names = [f"samples/0001/{name}" for name in names]
     assert outcome.stdout.splitlines() == [f"{RUN}/{name}" for name in names]
     assert store.written == names
 

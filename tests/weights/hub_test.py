@@ -42,7 +42,7 @@ def test_a_checkpoint_may_be_a_hub_id(cli, hub, tmp_path, monkeypatch):
     assert "no folder to write to named; expected --workdir=DIR" in complaint
     outcome = cli(*sample, f"--workdir={tmp_path}/out")
     assert outcome.status == 0, outcome.stderr
-    assert (tmp_path / "out" / "samples" / "grid.png").is_file()
+    assert (tmp_path / "out" / "samples" / "0001" / "grid.png").is_file()
 
 
 @pytest.mark.parametrize("source", ["nowhere", "a/b/c", "/nowhere/at all"])

@@ -62,7 +62,9 @@ def test_the_command_line_takes_a_directory(saved, cli, tmp_path):
     options = [f"--checkpoint={saved}", f"--workdir={tmp_path}"]
     outcome = cli("--mode=sample", "--prompts=a red circle at the top left", *options)
     assert outcome.status == 0
-    outcome = cli("--mode=caption", f"--images={tmp_path}/samples/0*.png", *options)
+    outcome = cli(
+        "--mode=caption", f"--images={tmp_path}/samples/0001/0*.png", *options
+    )
     assert outcome.status == 0
     assert len(outcome.stdout.splitlines()) == 1
 
@@ -70,6 +72,49 @@ def test_the_command_line_takes_a_directory(saved, cli, tmp_path):
 def test_other_options_come_from_a_config(saved, config):
     config.sample.num_steps = 3
     assert FlowTok.from_pretrained(saved, config).sample.num_steps == 3
+
+
+def test_half_precision_halves_the_files_and_rounds_by_a_bound(
+    flowtok, saved, tmp_path
+):
+    flowtok.save_pretrained(tmp_path / "half", dtype="float16")
+    for group in GROUPS:
+        file = f"{group}.safetensors"
+        stored = read_safetensors(tmp_path / "half" / file)
+        assert {x.dtype for x in stored.values()} == {np.dtype(np.float16)}
+        sizes = [(place / file).stat().st_size for place in (tmp_path / "half", saved)]
+        assert sizes[0] < 0.8 * sizes[1]
+    loaded = FlowTok.from_pretrained(tmp_path / "half")
+
+    def close(got, wanted):
+        assert got.dtype == np.float32
+        bound = np.maximum(np.abs(wanted) * 2.0**-11, 2.0**-25)
+        assert (np.abs(got - wanted) <= bound).all()
+
+    jax.tree.map(close, loaded.params, flowtok.params)
+    # Stored once, the numbers are those of float16, and stored again are the same.
+    loaded.save_pretrained(tmp_path / "again", dtype="float16")
+    for group in GROUPS:
+        first, again = (
+            (tmp_path / name / f"{group}.safetensors").read_bytes()
+            for name in ("half", "again")
+        )
+        assert first == again
+
+
+def test_what_half_precision_cannot_hold_is_refused_by_name(flowtok, tmp_path):
+    params = jax.tree.map(np.array, flowtok.params)
+    params["t2i"]["dit"]["embed"]["bias"][3] = 70000
+    large = FlowTok(flowtok.nets, params, flowtok.vocabulary)
+    message = (
+        "^t2i: dit/embed/bias has 70000; float16 goes up to 65504: save as float32"
+    )
+    with pytest.raises(UserError, match=message):
+        large.save_pretrained(tmp_path / "out", dtype="float16")
+    assert not list(tmp_path.iterdir())
+    large.save_pretrained(tmp_path / "out")
+    with pytest.raises(UserError, match="dtype is 'int8'; expected one of float32, fl"):
+        large.save_pretrained(tmp_path / "more", dtype="int8")
 
 
 def test_saving_needs_a_directory_of_its_own(flowtok, tmp_path):
