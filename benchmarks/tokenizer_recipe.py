@@ -150,8 +150,9 @@ def markdown(report: dict[str, Any]) -> str:
     runs = report["runs"]
     found = dict.fromkeys(key for run in runs for key in run["metrics"])
     names = [key for key in found if key.startswith(SHOWN_METRICS)]
+    cores = report["machine"]["cores"]
     lines = [
-        f"Made by `{report['command']}` on {report['machine']['cores']} cores of "
+        f"Made by `{report['command']}` on {cores} core{'s' * (cores > 1)} of "
         f"{report['machine']['processor']}.",
         "",
         f"| variant | changes | seeds | minutes | {' | '.join(names)} |",

@@ -60,7 +60,8 @@ class LPIPS(nn.Module):
         # Each image goes through VGG16 by itself: a side without gradient then costs
         # no backward pass.
         one, two = (self._normalise(image) for image in (a, b))
-        layer_of, compare = LPIPS._vgg_layer, _compare
+        layer_of = LPIPS._vgg_layer
+        compare = _compare
         if self.remat:
             layer_of = nn.remat(layer_of, static_argnums=(2,))
             compare = jax.checkpoint(compare)
