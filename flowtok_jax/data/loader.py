@@ -27,7 +27,7 @@ from flowtok_jax.data.examples import (
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.data.vocabulary import CaptionCounts, Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -140,7 +140,7 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
     """
     is_made = not inherited and config.text.vocabulary == "captions"
     most = config.text.vocabulary_captions if is_made else COUNTED
-    counts = vocabulary.count(_draw_captions(open_training(config), most))
+    counts = count_captions(config, vocabulary, most)
     if counts.cut_share > SAID:
         logging.warning(
             "%.0f %% of the captions are longer than latent.tokens = %d and are cut; "
@@ -174,6 +174,13 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
             f"{message}, or --config.text.max_unknown=1 to train all the same"
         )
     logging.warning(message)
+
+
+def count_captions(
+    config: ConfigDict, vocabulary: Vocabulary, most: int = COUNTED
+) -> CaptionCounts:
+    """Counts what a vocabulary makes of captions of data.train, `most` of them."""
+    return vocabulary.count(_draw_captions(open_training(config), most))
 
 
 def _draw_captions(source: Source, count: int) -> list[str]:

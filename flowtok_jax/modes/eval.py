@@ -93,7 +93,7 @@ def evaluate(
     Raises:
         UserError: if something does not fit, before anything is computed.
     """
-    _check(config)
+    check_options(config)
     chosen = _choose(config, weights.groups)
     processes.first_does(lambda: check_writable(workdir / EVAL / PROTOCOL))
     maker = PartMaker(config, weights, workdir / EVAL, make_mesh(**config.mesh))
@@ -104,7 +104,12 @@ def evaluate(
     return results if processes.is_first() else []
 
 
-def _check(config: ConfigDict) -> None:
+def check_options(config: ConfigDict) -> None:
+    """Refuses values of `eval` that cannot be.
+
+    Raises:
+        UserError: naming the key.
+    """
     values = flatten(config.eval.to_dict())
     for key, least in LEAST.items():
         if values[key] < least:

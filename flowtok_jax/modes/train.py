@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.loader import check_captions, make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
-from flowtok_jax.eval import demo, pictures
+from flowtok_jax.eval import ending, pictures
 from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
-from flowtok_jax.runtime.cli import join_processes, say
+from flowtok_jax.modes.eval import check_options
+from flowtok_jax.runtime.cli import join_processes, say, typed_command
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
@@ -28,7 +29,8 @@ from flowtok_jax.tasks import abstract_groups, find_task
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_run
-from flowtok_jax.train.summary import config_text, merge_summary, show_summary
+from flowtok_jax.train.progress import Progress
+from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
@@ -47,6 +49,12 @@ from flowtok_jax.weights.workdir import (
     read_vocabulary,
 )
 
+INTERRUPTED = 130  # exit status
+
+
+class InterruptedRunError(loop.PreemptedError):
+    """The end of a run that Ctrl-C asked to end, and that saved."""
+
 
 def run(arguments: Arguments) -> int:
     """Trains what the config asks for."""
@@ -56,11 +64,17 @@ def run(arguments: Arguments) -> int:
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:
+        stage, step, num_steps = error.args
         logging.warning(
-            "asked to end: %s saved at step %d (%s); the same command goes on",
-            *error.args,
+            "asked to end: %s saved at step %d of %d (%s); this goes on:\n  %s",
+            stage,
+            step,
+            num_steps,
             workdir / PREEMPTED,
+            typed_command(),
         )
+        # As a shell expects, a script that Ctrl-C ends in does not go on to the next.
+        return INTERRUPTED if isinstance(error, InterruptedRunError) else 0
     return 0
 
 
@@ -78,12 +92,17 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
     stages = {stage: for_stage(config, stage) for stage in config.stages}
     opened = functools.cache(open_start)  # each place once, whatever stage names it
     check_run(stages, workdir, opened)  # mistakes show before anything is written
+    if config.eval.after_training:
+        check_options(config)
+        ending.check_ending(config)
     start = functools.partial(opened, config.init_from)
     first_does(lambda: _open(config, workdir, start))
     # Made by process 0 above.
     vocabulary = read_vocabulary(
         workdir / VOCABULARY, config.latent.tokens, read_json(workdir / CONFIG)
     )
+    for line in describe_start(stages, workdir, len(vocabulary)):
+        logging.info(line)
     init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
     # A tower that is never trained is stored too: weights trained on it depend on it.
     store_random_clip(config, workdir, start, init_clip)
@@ -96,9 +115,13 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
                 results[stage] = _train_stage(
                     own, task, workdir, vocabulary, start, asked
                 )
+            if asked.noted:  # at the very end, before what is measured takes minutes
+                raise loop.PreemptedError(stage, *[own.train.num_steps] * 2)
     except loop.PreemptedError as error:
-        where = dict(zip(("stage", "step"), error.args, strict=True))
+        where = dict(zip(("stage", "step"), error.args[:2], strict=True))
         first_does(lambda: write_json(workdir / PREEMPTED, where))
+        if asked.interrupted:
+            raise InterruptedRunError(*error.args) from error
         raise
     _summarize(config, workdir, results)
 
@@ -106,7 +129,7 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
 def _open(
     config: ConfigDict, workdir: Place, start: Callable[[], Weights | None]
 ) -> None:
-    """Makes the workdir this config's, and says the config where it is new."""
+    """Makes the workdir this config's."""
 
     def find_vocabulary() -> Vocabulary:
         vocabulary = inherit_vocabulary(config, start)
@@ -115,15 +138,12 @@ def _open(
         check_captions(for_stage(config, config.stages[0]), vocabulary, inherited)
         return vocabulary
 
-    known_workdir = (workdir / CONFIG).is_file()
     try:
         with reaching(workdir):
             open_workdir(workdir, config, find_vocabulary)
             (workdir / PREEMPTED).unlink(missing_ok=True)
     except StoreError as error:  # at the start it is a mistake, not bad luck
         raise UserError(str(error)) from error
-    if not known_workdir:
-        say(config_text(read_json(workdir / CONFIG)))
 
 
 def _train_stage(
@@ -138,7 +158,7 @@ def _train_stage(
     if (result := loop.finished(config, task, workdir)) is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
-        raise loop.PreemptedError(task.name, 0)
+        raise loop.PreemptedError(task.name, 0, config.train.num_steps)
     nets = make_nets(config)
     begun_from = start()
     places = [Weights(workdir)] + ([begun_from] if begun_from else [])
@@ -168,11 +188,19 @@ def _summarize(
     path = workdir / SUMMARY
     stored = read_json(path) if path.is_file() else {}
     summary = merge_summary(stored, results)
-    if summary["params_sha256"] != stored.get("params_sha256"):
-        values, grids = demo.summarize_demo(config, workdir, summary["params_sha256"])
-        if is_first():
-            for name, grid in grids.items():
-                pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
-            write_json(path, values | summary)
+    is_new = summary["params_sha256"] != stored.get("params_sha256")
+    values, grids = {}, {}
+    if config.eval.after_training and (is_new or not ending.is_measured(stored)):
+        with Progress("evaluation", 1, is_first()) as progress:
+            progress.doing("measuring, and drawing examples")
+            trained = summary["params_sha256"]
+            values, grids = ending.measure_ending(config, workdir, trained)
     if is_first():
-        show_summary(read_json(path), workdir)
+        for name, grid in grids.items():
+            pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
+        if is_new or values:
+            write_json(path, values | summary)
+        stored = read_json(path)
+        show_summary(stored, workdir)
+        for line in ending.describe_ending(config, stored, workdir):
+            say(line)

@@ -222,9 +222,8 @@ def train(
             shown = (files, progress, loader.rejects)
             report = StepReport(config, task.name, program.rates, *shown, **so_far)
             tools = {"checkpoints": checkpoints, "preemption": preemption}
-            return _run_steps(
-                config, task, program, state, report, loader, evaluate=evaluate, **tools
-            )
+            tools["evaluate"] = evaluate
+            return _run_steps(config, task, program, state, report, loader, **tools)
 
 
 def _restore_or_start(
