@@ -30,6 +30,13 @@ def get_config() -> ConfigDict:
     # weights instead of those below. The command line wins over both.
     config.init_config = False
 
+    # What is chosen by the data, as configs/own.py asks for it, see modes/survey.py.
+    config.own = ConfigDict(
+        {
+            "size": "",  # auto, small, medium or large; "": nothing is chosen
+            "minutes": 0.0,  # that training takes, about; 0: as the pictures need
+        }
+    )
     _add_networks(config)
     _add_compute(config)
     _add_training(config)

@@ -81,6 +81,7 @@ FLAG_GROUPS = {
         "config.KEY": "VALUE",
         "workdir": "DIR",
         "checkpoint": "DIR",
+        "minutes": "NUMBER",
         "mode": "MODE",
     },
     "Captions to draw (--mode=sample)": {
@@ -131,6 +132,12 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir, a directory of pretrained weights, or the "
     "name of weights that ship with FlowTok; in training, the same as "
     "--config.init_from.",
+)
+flags.DEFINE_float(
+    "minutes",
+    None,
+    "How long --config=configs/own.py trains, about: its steps are chosen by it.",
+    lower_bound=0.1,
 )
 flags.DEFINE_multi_string("prompt", [], "A caption to draw, as it stands")
 flags.DEFINE_string("prompts", None, "Captions to draw, separated by ';'.")

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "tokenizer": ("", "256", "512", "256_detok", "decoder"),
     "i2t": ("", "text_tokenizer", "i2t"),
     "finetune": ("", "t2i", "i2t"),
+    "own": ("", "small", "medium", "large"),
     "eval": ("",),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
 }

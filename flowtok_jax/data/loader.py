@@ -180,14 +180,14 @@ def count_captions(
     config: ConfigDict, vocabulary: Vocabulary, most: int = COUNTED
 ) -> CaptionCounts:
     """Counts what a vocabulary makes of captions of data.train, `most` of them."""
-    return vocabulary.count(_draw_captions(open_training(config), most))
+    return vocabulary.count(draw_captions(open_training(config), most))
 
 
-def _draw_captions(source: Source, count: int) -> list[str]:
+def draw_captions(source: Source, count: int) -> list[str]:
     """Draws captions from all over a source, without decoding its images."""
     if isinstance(source, Mixture):
         of_each = -(-count // len(source.parts))
-        drawn = (_draw_captions(part, of_each) for part in source.parts)
+        drawn = (draw_captions(part, of_each) for part in source.parts)
         return list(itertools.chain.from_iterable(drawn))
     if not isinstance(source, RecordSource):  # scenes, which have to be drawn
         count = min(count, len(source), COUNTED)

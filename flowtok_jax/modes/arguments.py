@@ -117,7 +117,18 @@ class Arguments:
                 "training starts from one place: give one of them"
             )
         config.init_from = start or config.init_from
+        if self.flags.minutes is not None:
+            if not config.own.size:
+                raise UserError(
+                    "--minutes chooses steps for --config=configs/own.py alone; "
+                    "expected --config.train.num_steps=N"
+                )
+            config.own.minutes = self.flags.minutes
         return config
+
+    def given(self) -> set[str]:
+        """Returns the keys of the config that the command line sets."""
+        return set(config_flags.get_override_values(self.flags["config"]))
 
     def weights_config(self) -> ConfigDict | None:
         """Returns the config to use trained weights with; None for the stored one.

@@ -18,6 +18,7 @@ from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.eval import check_options
+from flowtok_jax.modes.survey import fit_config
 from flowtok_jax.runtime.cli import join_processes, say, typed_command
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import StoreError, UserError
@@ -61,6 +62,9 @@ def run(arguments: Arguments) -> int:
     config = arguments.training_config()
     join_processes(arguments.flags)  # from here on process 0 alone speaks
     workdir = arguments.workdir()
+    if config.own.size:
+        for line in fit_config(config, workdir, arguments.given()):
+            logging.info(line)
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:

@@ -1,0 +1,366 @@
+"""What a set of captioned pictures is like, and the sizes and steps that suit it.
+
+configs/own.py asks for it by `own.size`. What is chosen is stored with the run: the
+same command goes on with the same sizes and steps, whatever the clock says then.
+"""
+
+import io
+import textwrap
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from flowtok_jax.data.examples import Mixture, RecordSource, Source
+from flowtok_jax.data.loader import draw_captions, open_source, open_training
+from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
+from flowtok_jax.models import dit, tokenizer
+from flowtok_jax.perf import work
+from flowtok_jax.runtime.config import for_stage
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, flatten, read_json
+from flowtok_jax.weights.workdir import CONFIG
+
+AUTO = "auto"
+CAPTIONS_READ = 20_000
+PICTURES_READ = 64
+MANY_PICTURES = 100_000  # from here on `large`, on an accelerator
+CONTEXTS = (16, 32, 64, 96, 128)  # tokens of text and image; CLIP's 77 is near the mean
+LONGEST = 1024  # tokens of a caption that are counted
+MOST_WORDS = 32_768
+HELD_OUT_LEAST = 16  # pictures; fewer say little
+HELD_OUT_MOST = 0.2  # share
+OTHER_SHARE = 0.1  # of the minutes: previews, checkpoints, numbers at the end
+LEAST_STEPS = 20
+
+# What `own.size` sets. Steps: small was trained on emoji, the others are guesses that
+# keep the proportions of the released networks.
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "clip": {"width": 128, "depth": 3, "heads": 4},
+        "tokenizer": {
+            "image_size": 64,
+            "patch": 8,
+            "encoder": {"width": 160, "depth": 4, "heads": 4},
+            "decoder": {"width": 160, "depth": 4, "heads": 4},
+        },
+        "projector": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
+        "text_decoder": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
+        "align_head": {"width": 128},
+        "dit": {"width": 256, "depth": 6, "heads": 4},
+        "schedule": {"lr": 3e-3},
+    },
+    "medium": {
+        "clip": {"width": 256, "depth": 6, "heads": 8},
+        "tokenizer": {
+            "image_size": 128,
+            "patch": 8,
+            "encoder": {"width": 384, "depth": 8, "heads": 6},
+            "decoder": {"width": 384, "depth": 8, "heads": 6},
+        },
+        "projector": {"depth": 4, "heads": 8, "mlp_width": 512, "dropout": 0.1},
+        "text_decoder": {"depth": 4, "heads": 8, "mlp_width": 512, "dropout": 0.1},
+        "align_head": {"width": 256},
+        "dit": dit.SIZES["s"],
+        "schedule": {"lr": 2e-3},
+    },
+    "large": {
+        "clip": {"width": 512, "depth": 8, "heads": 8},
+        "tokenizer": {
+            "image_size": 256,
+            "patch": 16,
+            "encoder": tokenizer.SIZES["base"],
+            "decoder": tokenizer.SIZES["base"],
+        },
+        "projector": {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1},
+        "text_decoder": {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1},
+        "align_head": {"width": 512},
+        "dit": dit.SIZES["b"],
+        "schedule": {"lr": 1e-3},
+    },
+}
+
+
+class StagePlan(NamedTuple):
+    """How long a stage of own.py trains.
+
+    Attributes:
+        rows: of a step.
+        epochs: over the pictures, between `least` and `most` steps.
+        share: of the time that --minutes gives.
+    """
+
+    rows: int
+    epochs: int
+    least: int
+    most: int
+    share: float
+
+
+PLANS_OF_STAGES = {
+    "tokenizer": StagePlan(32, 40, 2000, 200_000, 0.5),
+    "text_tokenizer": StagePlan(64, 10, 400, 20_000, 0.03),
+    "t2i": StagePlan(64, 60, 3000, 400_000, 0.35),
+    "i2t": StagePlan(64, 30, 1500, 200_000, 0.12),
+}
+
+
+class Survey(NamedTuple):
+    """What was found in data.train.
+
+    Attributes:
+        sides: (width, height) of some pictures, as they lie there.
+        captions: some, of one picture each.
+        words: different ones in these captions.
+        lengths: tokens of each caption, its end too.
+    """
+
+    pictures: int
+    sides: list[tuple[int, int]]
+    captions: list[str]
+    words: int
+    lengths: np.ndarray
+
+
+def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> list[str]:
+    """Sets the sizes and steps of a config by its data, or as a run began with them.
+
+    Args:
+        given: keys of the command line, which are never changed.
+
+    Returns:
+        Ten lines for the user, or one where the run goes on.
+    """
+    if (workdir / CONFIG).is_file():
+        stored = flatten(read_json(workdir / CONFIG))
+        _set(config, {k: stored[k] for k in _chosen_keys(config, stored)}, given)
+        return [f"going on with the sizes and steps that {workdir / CONFIG} has"]
+    begun = time.monotonic()
+    if config.own.minutes and jax.process_count() > 1:
+        raise UserError(
+            "--minutes is for one process, each would measure other steps; expected "
+            "--config.per_stage.STAGE.train.num_steps=N"
+        )
+    found = look_at_data(config)
+    size = config.own.size
+    if size == AUTO:
+        size = _choose_size(found.pictures)
+    _set(config, {"own.size": size} | flatten(SIZES[size]), given)
+    _set(config, _choose_for_captions(found), given)
+    _set(config, _choose_for_device(), given)
+    if not config.data.eval:
+        _set(config, {"data.held_out": _share(found.pictures, config)}, given)
+    costs = _plan_steps(config, found.pictures, given, begun)
+    return list(_describe(config, found, costs, workdir))
+
+
+def look_at_data(config: ConfigDict) -> Survey:
+    """Reads captions and sizes of pictures from all over data.train.
+
+    Raises:
+        UserError: where there is none, or nothing in it.
+    """
+    if not config.data.train:
+        raise UserError(
+            "data.train is empty; expected --config.data.train=folder:DIR, a folder of "
+            "pictures with captions (docs/data.md has all forms)"
+        )
+    source = open_source(config, config.data.train)
+    captions = draw_captions(source, CAPTIONS_READ)
+    vocabulary = Vocabulary.train(captions, MOST_WORDS, LONGEST)
+    lengths = (vocabulary.encode(captions, warns=False) != PAD_ID).sum(1)
+    sides = list(_read_sides(source))
+    words = len(vocabulary) - len(SPECIAL_TOKENS)
+    return Survey(len(source), sides, captions, words, lengths)
+
+
+def _read_sides(source: Source) -> Iterator[tuple[int, int]]:
+    if isinstance(source, Mixture):
+        for part in source.parts:
+            yield from _read_sides(part)
+    if isinstance(source, RecordSource):
+        rows = np.linspace(0, len(source) - 1, min(PICTURES_READ, len(source)))
+        for record in source.records.read_many(rows.astype(int).tolist()):
+            if getattr(record, "image", None) is None:  # broken, or latents
+                continue
+            try:
+                with Image.open(io.BytesIO(record.image)) as image:
+                    yield image.size
+            except (OSError, ValueError, Image.DecompressionBombError):
+                pass  # rejected and counted when it is its turn
+
+
+def _choose_size(pictures: int) -> str:
+    if jax.default_backend() == "cpu":
+        return "small"
+    return "large" if pictures >= MANY_PICTURES else "medium"
+
+
+def _choose_for_captions(found: Survey) -> Mapping[str, Any]:
+    """Chooses the context and the vocabulary: of 200 captions one may be cut."""
+    longest = np.quantile(found.lengths, 0.995)
+    fitting = [c for c in CONTEXTS if c >= max(longest, 32)]
+    return {
+        "latent.tokens": (fitting or CONTEXTS[-1:])[0],
+        # Even rows of the embedding; training may see a few words more.
+        "clip.vocab_size": -(-(found.words + len(SPECIAL_TOKENS)) // 64) * 64,
+    }
+
+
+def _choose_for_device() -> Mapping[str, Any]:
+    on_cpu = jax.default_backend() == "cpu"
+    return {
+        "compute.dtype": "float32" if on_cpu else "bfloat16",
+        "train.steps_per_call": 10,
+    }
+
+
+def _share(pictures: int, config: ConfigDict) -> float:
+    """Returns the share held out: of few pictures a larger one."""
+    share = max(config.data.held_out, HELD_OUT_LEAST / max(pictures, 1))
+    return round(min(share, HELD_OUT_MOST), 4)
+
+
+class StageCost(NamedTuple):
+    """What a step of a stage takes, measured here.
+
+    Attributes:
+        compiling: seconds until its program was there.
+    """
+
+    seconds: float
+    compiling: float
+    gib: float
+
+
+def _plan_steps(
+    config: ConfigDict, pictures: int, given: Collection[str], begun: float
+) -> dict[str, StageCost]:
+    """Sets batch and steps of each stage; measures what a step takes.
+
+    Raises:
+        UserError: where the minutes are too few to learn anything.
+    """
+    costs = {}
+    plans = {stage: PLANS_OF_STAGES[stage] for stage in config.stages}
+    for stage, plan in plans.items():
+        _set(config, {f"per_stage.{stage}.train.batch_size": plan.rows}, given)
+        steps = plan.epochs * pictures // plan.rows
+        steps = min(max(steps, plan.least), plan.most)
+        _set(config, {f"per_stage.{stage}.train.num_steps": steps}, given)
+    for stage in plans:
+        costs[stage] = _measure(config, stage)
+    if not config.own.minutes:
+        return costs
+    left = 60 * config.own.minutes - (time.monotonic() - begun)
+    # The run compiles again.
+    left -= sum(cost.compiling for cost in costs.values())
+    left *= 1 - OTHER_SHARE
+    whole = sum(plan.share for plan in plans.values())
+    for stage, plan in plans.items():
+        steps = int(left * plan.share / whole / costs[stage].seconds)
+        if steps < LEAST_STEPS:
+            raise UserError(
+                f"own.minutes is {config.own.minutes:g}, which leaves {max(steps, 0)} "
+                f"steps of {stage}, {costs[stage].seconds:.1f} s each; expected more "
+                "minutes, or configs/own.py:small"
+            )
+        _set(config, {f"per_stage.{stage}.train.num_steps": steps}, given)
+    return costs
+
+
+def _measure(config: ConfigDict, stage: str) -> StageCost:
+    """Times the training step of one stage on numbers made up."""
+    own = for_stage(config, stage)
+    own.stages = (stage,)
+    step = work.training_work(
+        own, own.train.batch_size, jax.devices(), work.WeightMaker(None)
+    )
+    timed = {"repeats": 3, "warmup": 1, "devices": jax.device_count()}
+    result = work.time_work(step, **timed, profiles=False)
+    seconds = result["seconds"]["p50"]
+    return StageCost(seconds, result["compile_seconds"], step.program_gib)
+
+
+def _set(config: ConfigDict, values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Sets values of keys, or of stages' own, that the command line does not."""
+    with config.unlocked():
+        for key, value in values.items():
+            shared = key.split(".", 2)[2] if key.startswith("per_stage.") else key
+            if key in given or shared in given:
+                continue
+            *path, last = key.split(".")
+            section = config
+            for name in path:
+                if name not in section:
+                    section[name] = ConfigDict()
+                section = section[name]
+            section[last] = value
+
+
+def _chosen_keys(config: ConfigDict, stored: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the keys that `fit_config` sets."""
+    chosen = flatten(SIZES["small"]).keys()
+    chosen |= {"own.size", "latent.tokens", "clip.vocab_size", "compute.dtype"}
+    chosen |= {"train.steps_per_call", "data.held_out"}
+    for stage in config.stages:
+        chosen |= {f"per_stage.{stage}.train.{k}" for k in ("num_steps", "batch_size")}
+    yield from (key for key in sorted(chosen) if key in stored)
+
+
+def _describe(
+    config: ConfigDict, found: Survey, costs: Mapping[str, StageCost], workdir: Place
+) -> Iterator[str]:
+    """Yields what was found and chosen, a line each."""
+    held_out = round(config.data.held_out * found.pictures)
+    looked_at = config.data.eval or f"about {held_out:,} held out"
+    text = f"{found.pictures:,}, {looked_at}"
+    if found.sides:
+        widths, heights = (np.array(side) for side in zip(*found.sides, strict=True))
+        text += (
+            f"; {widths.min()} x {heights.min()} to {widths.max()} x {heights.max()} "
+            "pixels"
+        )
+    yield _line("pictures", text)
+    shown = [textwrap.shorten(c, 60) for c in dict.fromkeys(found.captions)][:3]
+    yield _line("captions", "; ".join(map(repr, shown)))
+    cut = (found.lengths > config.latent.tokens).mean()
+    yield _line(
+        "words",
+        f"{found.words:,}; {found.lengths.min()} to {found.lengths.max()} tokens a "
+        f"caption, {100 * cut:.1f} % cut at {config.latent.tokens}",
+    )
+    yield _line(
+        "chosen",
+        f"{config.own.size}: {config.tokenizer.image_size} px, {config.latent.tokens} "
+        f"tokens, tokenizer {_size(config.tokenizer.encoder)} + "
+        f"{_size(config.tokenizer.decoder)}, flow {_size(config.dit)}",
+    )
+    if config.text.weights == "random":
+        tower = "CLIP's architecture at random, never trained"
+    else:
+        tower = f"that of {config.init_from}"
+    yield _line("text tower", f"{tower}, {_size(config.clip)}")
+    total = 0.0
+    for stage, cost in costs.items():
+        own = for_stage(config, stage).train
+        minutes = own.num_steps * cost.seconds / 60
+        total += minutes
+        yield _line(
+            stage,
+            f"{own.num_steps} steps of {own.batch_size}, about {minutes:.0f} minutes, "
+            f"{cost.gib:.2f} GiB",
+        )
+    yield _line("together", f"about {total:.0f} minutes; everything in {workdir}")
+
+
+def _size(net: ConfigDict) -> str:
+    return f"{net.width} x {net.depth}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<15} {text}"
