@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols, reconstruction
 from flowtok_jax.eval.captions import word_scores
 from flowtok_jax.eval.fid import frechet_distance
-from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
 from flowtok_jax.eval.reference_file import read_reference
 from flowtok_jax.models.posterior import Posterior
