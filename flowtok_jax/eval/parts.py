@@ -108,17 +108,18 @@ class PartMaker:
     @functools.cached_property
     def _unjudged(self) -> str:
         """Reason for which no network judges images; empty where networks do."""
-        config = self._config
-        if not config.eval.weights:
+        options = self._config.eval
+        if not options.weights:
             return NO_WEIGHTS
-        is_asked = bool(config.eval.protocol or config.eval.fid.reference)
-        match config.eval.random_metrics:
+        if options.weights != RANDOM or options.protocol or options.fid.reference:
+            return ""
+        match options.random_metrics:
             case "all":
-                is_asked = True
-            case "scenes":
-                # There they cost little, and tell that the code of metrics runs.
-                is_asked = is_asked or self.real.are_scenes
-        return "" if is_asked or config.eval.weights != RANDOM else HIDDEN
+                return ""
+            # On scenes they cost little, and tell that the code of metrics runs.
+            case "scenes" if self.real.are_scenes:
+                return ""
+        return HIDDEN
 
     @property
     def _judged(self) -> int:
