@@ -27,14 +27,13 @@ from flowtok_jax.data.examples import (
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 SAID = 0.01  # share of unknown tokens, or of captions cut, above which it is said
 COUNTED = 512  # captions that a vocabulary not made of them is compared with
 BLOCK = 256  # records in memory at a time
-SPECIAL_TOKENS = 3  # of a vocabulary made of captions: padding, end and unknown
 
 
 def caption_options(config: ConfigDict) -> CaptionOptions:
@@ -151,7 +150,7 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
         )
     if counts.unknown_share <= SAID:
         return
-    needed = counts.words + SPECIAL_TOKENS
+    needed = counts.words + len(SPECIAL_TOKENS)
     if inherited:
         cure = (
             f"captions in the words of {inherited}, or training from nothing with "

@@ -72,7 +72,9 @@ class Shapes(Source):
         indices = _find_scenes(side, self.split, self.length)
         return dataclasses.replace(self, indices=indices)
 
-    def _draw(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
+    def _draw(
+        self, index: int | np.integer
+    ) -> tuple[scenes.Scene, np.random.Generator]:
         if self.indices is not None:
             index = self.indices[index]
         entropy = (self.seed, scenes.SPLITS.index(self.split), int(index))

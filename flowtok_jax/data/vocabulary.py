@@ -28,6 +28,8 @@ from flowtok_jax.runtime.files import Place, json_sha256, to_place, write_bytes
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 UNKNOWN = "<unk>"
+# Of a vocabulary trained on captions; the first one has id 0, PAD_ID.
+SPECIAL_TOKENS = ("<pad>", END, UNKNOWN)
 PAD_ID = 0
 VOCABULARY = "vocabulary.json"
 SHOWN = 200  # characters of a caption in a warning
@@ -100,7 +102,7 @@ class Vocabulary:
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=vocab_size,
-            special_tokens=["<pad>", END, UNKNOWN],  # the first one has id 0, PAD_ID
+            special_tokens=list(SPECIAL_TOKENS),
             show_progress=False,
         )
         tokenizer.train_from_iterator(map(clean_caption, captions), trainer)
