@@ -89,6 +89,6 @@ def test_a_stage_may_start_from_weights_of_its_own(config, demo, tmp_path):
 def test_data_of_another_kind_is_refused(config, tmp_path, monkeypatch):
     config.update_from_flattened_dict({"mesh.fsdp": 8, "text.weights": "random"})
     source = type("Latents", (), {"content": "moments"})
-    monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_: source)
+    monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_, **__: source)
     with pytest.raises(UserError, match="tokenizer needs image data.*has moments"):
         check_run({"tokenizer": config}, tmp_path, open_start)
