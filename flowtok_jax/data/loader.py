@@ -62,12 +62,14 @@ def training_side(config: ConfigDict) -> Side | None:
     return Side(share, False) if share else None
 
 
-def evaluation_side(config: ConfigDict) -> Side | None:
-    """Returns the side of data.train that stands in for an empty data.eval; None: all
-    of the evaluated source.
+def evaluated_source(config: ConfigDict) -> tuple[str, Side | None]:
+    """Returns the source that previews and evaluation look at, and the side of it: all
+    of data.eval, by default what training holds out of data.train, or all of that.
     """
     side = training_side(config)
-    return None if side is None or config.data.eval else Side(side.share, True)
+    if config.data.eval or side is None:
+        return config.data.eval or config.data.train, None
+    return config.data.train, side._replace(is_held_out=True)
 
 
 def open_training(config: ConfigDict) -> Source:
@@ -76,11 +78,9 @@ def open_training(config: ConfigDict) -> Source:
 
 
 def open_evaluation(config: ConfigDict) -> Source:
-    """Opens the centres of data.eval, by default of what training holds out of
-    data.train, or of all of that.
-    """
-    spec = config.data.eval or config.data.train
-    return open_source(config, spec, centre=True, side=evaluation_side(config))
+    """Opens the centres of the images of `evaluated_source`."""
+    spec, side = evaluated_source(config)
+    return open_source(config, spec, centre=True, side=side)
 
 
 def open_source(
