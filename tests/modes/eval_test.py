@@ -16,6 +16,7 @@ from PIL import Image
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.records import Side
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols, reconstruction
 from flowtok_jax.eval.captions import word_scores
@@ -410,6 +411,20 @@ def test_a_folder_is_measured_by_retrieval_and_words(cli, demo, flowtok, tmp_pat
     # Of five words others share four.
     assert said["word_f1_chance_n5"] == pytest.approx(0.8)
     assert said["exact_match_chance_n5"] == 0
+
+
+def test_held_out_pictures_are_measured_and_searched_among_all(
+    cli, demo, tmp_path, quick
+):
+    spec = write_pictures(tmp_path / "set", 20)
+    flags = {"data.train": spec, "data.eval": "", "data.held_out": 0.3}
+    outcome = cli(*command(demo, tmp_path, **flags, **{"eval.parts": "t2i"}))
+    assert outcome.status == 0, outcome.stderr
+    found = results(tmp_path)["t2i"]
+    count = sum(Side(0.3, True).has(f"{i:02d}") for i in range(20))
+    assert found["protocol"]["samples"] == count < 20
+    assert found["protocol"]["held_out"] == 0.3
+    assert f"retrieval_top1_pixels_n{count}_of20" in found["metrics"]
 
 
 def test_a_folder_needs_no_networks_of_metrics(cli, demo, tmp_path, quick):
