@@ -83,7 +83,8 @@ def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
     most = min(len(source), 50 * count)
     drawn = range(most)
     if not isinstance(source, Shapes):
-        drawn = np.random.default_rng(seed).choice(len(source), most, replace=False)
+        rng = np.random.default_rng(seed)
+        drawn = rng.choice(len(source), most, replace=False).tolist()
     for index in drawn:
         record = source[index]
         if record["caption"] not in seen:

@@ -55,7 +55,7 @@ def test_what_has_the_name_and_no_weights_may_mean_two_things(asset, tmp_path, m
     expected = f"expected ./tiny for the one, {asset} for the others"
     assert str(said.value).endswith(expected)
     assert open_weights(asset).groups
-    with pytest.raises(UserError, match="is a file|no checkpoint in"):
+    with pytest.raises(UserError, match="is a file|no config.json in"):
         FlowTok.from_pretrained("./tiny")
 
 
