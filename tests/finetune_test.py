@@ -132,6 +132,7 @@ def test_a_run_on_dirty_tars_finishes_and_counts_what_is_broken(cli, demo, tmp_p
     workdir, steps = tmp_path / "run", -(-(made.WHOLE + len(made.PLANTED)) // 8)
     overrides = {"train.num_steps": steps, "data.cache": tmp_path / "cache"}
     overrides |= {"data.max_rejected": 0.4, "log.preview_every": 0}
+    overrides["text.max_unknown"] = 1  # words that the demo lacks
     outcome = cli(*command(demo.workdir, workdir, f"tars:{folder}/*.tar", **overrides))
     assert outcome.status == 0, outcome.stderr
     wanted = {reason: 1 for _, reason in made.PLANTED.values()}
