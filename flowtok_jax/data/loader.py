@@ -53,8 +53,7 @@ def training_side(config: ConfigDict) -> Side | None:
     Raises:
         UserError: for a share that cannot be.
     """
-    # Configs of versions without the key hold out nothing.
-    share = config.data.held_out if "held_out" in config.data else 0.0
+    share = config.data.held_out
     if not 0 <= share < 1:
         raise UserError(
             f"data.held_out is {share:g}; expected a share of at least 0, below 1"

@@ -21,6 +21,7 @@ from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.claims import check_claim
 from flowtok_jax.runtime.config import (
+    add_new_keys,
     config_from_json,
     config_to_json,
     default_values,
@@ -76,14 +77,15 @@ FREE = (
 
 
 def read_config(workdir: Place) -> ConfigDict:
-    """Reads the config that a run stored.
+    """Reads the config that a run stored, with what newer versions read of data and
+    evaluation.
 
     Raises:
         UserError: where the folder is not a run's.
     """
     path = workdir / CONFIG
     try:
-        return config_from_json(read_bytes(path).decode())
+        config = config_from_json(read_bytes(path).decode())
     except StoreError:  # a ValueError too, and no fault of the file
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -93,6 +95,8 @@ def read_config(workdir: Place) -> ConfigDict:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
+    add_new_keys(config, "data", "eval")
+    return config
 
 
 def steps_of(workdir: Place, group: str) -> list[int]:

@@ -445,9 +445,11 @@ def test_a_config_of_an_older_version_is_evaluated(cli, demo, tmp_path, quick):
     config = json.loads((copy / "config.json").read_text())
     del config["eval"]["retrieval"]
     del config["eval"]["random_metrics"]
+    del config["data"]["held_out"]
     (copy / "config.json").write_text(json.dumps(config))
+    flags = {"eval.parts": "tokenizer", "eval.retrieval.side": 8, "data.held_out": 0.0}
     older, newer = (
-        command(x, tmp_path / "out", **{"eval.parts": "tokenizer"})
+        command(x, tmp_path / "out", **flags)
         for x in (run.Demo(copy, demo.outcome), demo)
     )
     outcome = cli(*older)
