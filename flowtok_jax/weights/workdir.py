@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Key, Params
+from flowtok_jax.array_types import Params
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.claims import check_claim
@@ -35,7 +35,7 @@ from flowtok_jax.runtime.files import (
     read_json,
     write_json,
 )
-from flowtok_jax.runtime.mesh import replicated
+from flowtok_jax.runtime.mesh import put, replicated
 from flowtok_jax.weights.safetensors import check_shapes
 
 CHECKPOINTS = "checkpoints"
@@ -51,6 +51,7 @@ FREE = (
     "stages",
     "init_from",
     "init_config",
+    "init_trained",
     "pretokenize",
     "mesh",
     "checkpoint",
@@ -171,12 +172,14 @@ def _quiet_orbax() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def store_group(
-    workdir: Place, group: str, init: Callable[[Key], Params], seed: int
-) -> None:
-    """Draws the parameters of a group that is never trained, and stores them."""
+def store_group(workdir: Place, group: str, params: Params) -> None:
+    """Stores the parameters of a group that is never trained.
+
+    Args:
+        params: the same in every process of the run.
+    """
     everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
-    params = jax.jit(init, out_shardings=everywhere)(jax.random.key(seed))
+    params = put(params, everywhere)
     with ocp.CheckpointManager(absolute(workdir / CHECKPOINTS / group)) as manager:
         manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))
 
