@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.files import flatten
 from flowtok_jax.weights.place import Weights, find_value, of_this_version
@@ -54,6 +55,7 @@ def adopt_sizes(
             if (size := find_value(stored, key)) is not None:
                 section[last] = size
         config.update_from_flattened_dict(overrides)
+        make_nets(config)
 
 
 def find_differing(
