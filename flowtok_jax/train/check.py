@@ -169,7 +169,7 @@ def _size_cure(
             f"--config.init_trained=False to train {stage} from nothing in its own "
             "sizes, with theirs for what it only uses"
         )
-    if not config.init_config:
+    if config.init_trained and not config.init_config:
         cures.append("--config.init_config=True for all sizes of the weights")
     return ", or ".join(cures or ["other weights"])
 
