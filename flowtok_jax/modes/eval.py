@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.eval.ending import EVAL
 from flowtok_jax.eval.evaluate import PROTOCOL, run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
@@ -31,7 +32,6 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights.place import Weights
 
-EVAL = "eval"
 JUDGED_DATA = ("scenes", "all", "none")  # choices of eval.random_metrics
 LEAST = {
     "samples": 2,
