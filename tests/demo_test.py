@@ -112,7 +112,7 @@ def test_it_ends_in_numbers_what_looks_weak_and_how_to_go_on(demo):
     assert "- the tokenizer: below 25 dB small things blur" in end
     assert "--config.per_stage.tokenizer.train.num_steps=3200" not in end  # overridden
     main = f"  python -m flowtok_jax.main --checkpoint={demo.workdir} --mode="
-    assert f"{main}sample \\\n    --prompt='a" in end
+    assert f"{main}sample \\\n    --prompt='" in end
     assert f"{main}caption \\\n    --images='{demo.workdir}/samples/0001/0" in end
     weak = end.split("To draw:")[0]
     assert max(map(len, weak.splitlines())) <= 80

@@ -1,7 +1,6 @@
 """What a terminal and a log file see of a stage, and when a source has collapsed."""
 
 import logging
-import os
 import time
 
 import pytest
@@ -24,13 +23,11 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """Makes stderr a terminal of 80 columns."""
+def on_terminal(monkeypatch):
+    """Makes stderr a terminal of 80 columns; in a test, where capsys has replaced it."""
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
-    monkeypatch.setenv("TERM", "xterm")
+    for name, value in {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(caplog, clock):
@@ -60,7 +57,8 @@ def test_compiling_counts_in_no_speed_and_steps_before_neither(caplog, clock):
     assert "0:16:00 left" in caplog.messages[-1]
 
 
-def test_a_process_that_shows_nothing_says_nothing(caplog, capsys, terminal):
+def test_a_process_that_shows_nothing_says_nothing(caplog, capsys, monkeypatch):
+    on_terminal(monkeypatch)
     with caplog.at_level(logging.INFO), Progress("t2i", 4, shows=False) as bar:
         bar.begin(0)
         bar.update(4, shown())
@@ -68,7 +66,10 @@ def test_a_process_that_shows_nothing_says_nothing(caplog, capsys, terminal):
     assert "4/4" not in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_bar_of_its_width_instead_of_lines(caplog, capsys, terminal):
+def test_a_terminal_gets_a_bar_of_its_width_instead_of_lines(
+    caplog, capsys, monkeypatch
+):
+    on_terminal(monkeypatch)
     with caplog.at_level(logging.INFO), Progress("text_tokenizer", 4) as bar:
         bar.begin(2)
         bar.update(4, shown(**TERMS))
@@ -80,7 +81,8 @@ def test_a_terminal_gets_a_bar_of_its_width_instead_of_lines(caplog, capsys, ter
     assert max(len(line) for line in plain.splitlines()) <= 80
 
 
-def test_the_bar_moves_while_the_main_thread_waits(capsys, terminal):
+def test_the_bar_moves_while_the_main_thread_waits(capsys, monkeypatch):
+    on_terminal(monkeypatch)
     with Progress("t2i", 4) as bar:
         bar.begin(0)
         time.sleep(1.2)  # as a program that compiles
@@ -90,8 +92,9 @@ def test_the_bar_moves_while_the_main_thread_waits(capsys, terminal):
     assert "0:00:01" in before
 
 
-def test_a_dumb_terminal_gets_lines(caplog, capsys, terminal, monkeypatch):
-    monkeypatch.setitem(os.environ, "TERM", "dumb")
+def test_a_dumb_terminal_gets_lines(caplog, capsys, monkeypatch):
+    on_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
     with caplog.at_level(logging.INFO), Progress("t2i", 4) as bar:
         bar.update(4, shown())
     assert "4/4" in caplog.text
