@@ -309,6 +309,9 @@ def _add_measures(config: ConfigDict) -> None:
     config.caption = ConfigDict({**options, "scale": 1.0})
     config.eval = ConfigDict(
         {
+            # Whether training ends in an evaluation on data.eval, with pictures, what
+            # looks weak and what would help; see docs/training.md.
+            "after_training": False,
             # Samples of each part of --mode=eval, and of the demo's accuracies.
             "samples": 512,
             "parts": (),  # some of t2i, i2t, tokenizer; (): all that weights exist for

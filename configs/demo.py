@@ -34,6 +34,7 @@ def get_config(stage: str = "") -> ConfigDict:
 
     # Random networks need no download; judging 128 images of 299 px takes a while.
     config.eval.update({"weights": "random", "judged": 128})
+    config.eval.after_training = True
 
     config.loss.tokenizer.kl_weight = 1e-7  # at 1e-6 shapes blur
     # The release's form as a mean, which the batch size does not change; the weight

@@ -33,18 +33,21 @@ Plan: size and work on hardware that is elsewhere, speed on this:
 The keys of a config, all or some, with their meaning; or the values of one:
 
   python -m flowtok_jax.main --help_config
+  python -m flowtok_jax.main --print_config --config=configs/demo.py
   python -m flowtok_jax.main --help_config train --config=configs/h.py:1
 
 `flowtok` is the same command, where the package is installed.
 
-Exit status: 0, also where SIGTERM ended training (preempted.json is there
-then); 1 where some input files could not be read, or a remote store failed on
-the way; 2 for a mistake of the user's, with one line that says what to do; 130
-where interrupted.
+Exit status: 0, also where SIGTERM ended training, which saves first
+(preempted.json is there then); 1 where some input files could not be read, or
+a remote store failed on the way; 2 for a mistake of the user's, with one line
+that says what to do; 130 after Ctrl-C, at which training saves too. A second
+Ctrl-C ends it at once.
 """
 
 import contextlib
 import io
+import json
 import re
 import sys
 
@@ -58,6 +61,7 @@ from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
     check_seed,
+    config_to_json,
     drop_overridden,
     find_configs,
     flag_error,
@@ -65,6 +69,7 @@ from flowtok_jax.runtime.config import (
 )
 from flowtok_jax.runtime.config_help import DEFAULT, describe_keys
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.train.summary import config_text
 
 HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 HELP_CONFIG = "--help_config"
@@ -93,7 +98,7 @@ FLAG_GROUPS = {
         "process_id": "NUMBER",
         "cluster_timeout": "SECONDS",
     },
-    "Help": {"help": "", "help_config": "KEY"},
+    "Help": {"help": "", "help_config": "KEY", "print_config": ""},
 }
 # Flags that absl does not know.
 MORE_FLAGS = {
@@ -148,6 +153,9 @@ flags.DEFINE_enum("step", "train", STEPS, "What to compile.")
 flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 - 1.")
 flags.DEFINE_integer(
     "num_images", 1, "Images of each prompt, of the seeds --seed, --seed + 1, ..."
+)
+flags.DEFINE_bool(
+    "print_config", False, "Shows the whole config as the command has it, and ends."
 )
 cli.define_cluster_flags()
 
@@ -243,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
             cli.say(config_help(argv))
             return 0
         arguments = parse_flags(argv)
+        if arguments.flags.print_config:
+            cli.say(config_text(json.loads(config_to_json(arguments.shown_config()))))
+            return 0
         return MODES[arguments.flags.mode].run(arguments)
 
     return cli.run_command(command)

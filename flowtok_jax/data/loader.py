@@ -27,7 +27,11 @@ from flowtok_jax.data.examples import (
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from flowtok_jax.data.vocabulary import (
+    SPECIAL_TOKENS,
+    CaptionCounts,
+    Vocabulary,
+)
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -158,7 +162,7 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
     named = config.init_vocabulary or config.text.vocabulary
     is_made = not inherited and named == "captions"
     most = config.text.vocabulary_captions if is_made else COUNTED
-    counts = vocabulary.count(_draw_captions(open_training(config), most))
+    counts = count_captions(config, vocabulary, most)
     if counts.cut_share > SAID:
         logging.warning(
             "%.0f %% of the captions are longer than latent.tokens = %d and are cut; "
@@ -207,6 +211,13 @@ def _words_cure(config: ConfigDict, words: int, inherited: str, is_made: bool) -
     if is_made:
         return "a larger --config.text.vocabulary_captions"
     return "another --config.text.vocabulary"
+
+
+def count_captions(
+    config: ConfigDict, vocabulary: Vocabulary, most: int = COUNTED
+) -> CaptionCounts:
+    """Counts what a vocabulary makes of captions of data.train, `most` of them."""
+    return vocabulary.count(_draw_captions(open_training(config), most))
 
 
 def _draw_captions(source: Source, count: int) -> list[str]:

@@ -1,12 +1,12 @@
 """Grids of captioned images, as arrays and PNG files."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from flowtok_jax.data.images import save_png as save_png  # for those who draw
 from flowtok_jax.eval.lettering import (
     MAX_LINES,
     Lettering,
@@ -14,7 +14,6 @@ from flowtok_jax.eval.lettering import (
     draw_line,
     fit_text,
 )
-from flowtok_jax.runtime.files import Place, write_bytes
 
 SIDE = 128  # pixels of an image in a grid
 WIDE = 2048  # pixels of a row of images at full size
@@ -26,13 +25,6 @@ FAINT = "#707070"
 PAPER = "#ffffff"
 RIGHT = "#1a7f37"
 WRONG = "#c62828"
-
-
-def save_png(path: Place, image: np.ndarray) -> None:
-    """Writes an uint8 image [h, w, 3], whole or not at all."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="png")
-    write_bytes(path, file.getvalue())
 
 
 def in_rows(items: Sequence[Any] | np.ndarray, columns: int) -> list[list[Any]]:

@@ -136,6 +136,13 @@ class Arguments:
             self._prepare(self.flags.config, has_weights=True)
         return self.flags.config
 
+    def shown_config(self) -> ConfigDict:
+        """Returns the config that the command would use, for --print_config."""
+        if self.flags.mode == "train":
+            return self.training_config()
+        config = self.weights_config()
+        return self.weights.config if config is None else config
+
     def _prepare(self, config: ConfigDict, has_weights: bool = False) -> None:
         """Makes the command line win over stages' own values, and adopts weights'.
 

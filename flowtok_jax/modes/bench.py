@@ -9,8 +9,6 @@ Tables go to stdout; the last line is one JSON object, also in WORKDIR/bench.jso
 
 import itertools
 import json
-import shlex
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.perf import tables, work
 from flowtok_jax.perf.machine import describe_machine
 from flowtok_jax.perf.programs import choose_stage
-from flowtok_jax.runtime.cli import say
+from flowtok_jax.runtime.cli import say, typed_command
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, to_place, write_json
@@ -30,7 +28,6 @@ from flowtok_jax.train.check import check_stage
 from flowtok_jax.weights.place import Weights
 
 FILE = "bench.json"
-COMMAND = ("python", "-m", "flowtok_jax.main")
 LISTS = ("parts", "batch_sizes", "num_steps")
 
 
@@ -103,7 +100,7 @@ def bench(
     finally:  # what was measured stays, where the next program is too large
         if results:
             report = {
-                "command": shlex.join([*COMMAND, *sys.argv[1:]]),
+                "command": typed_command(),
                 "machine": describe_machine(jax.devices()),
                 "precision": config.compute.dtype,
                 "attention": config.compute.attention,

@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.eval.ending import EVAL
 from flowtok_jax.eval.evaluate import PROTOCOL, run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
@@ -30,7 +31,6 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights.place import Weights
 
-EVAL = "eval"
 JUDGED_DATA = ("scenes", "all", "none")  # choices of eval.random_metrics
 LEAST = {
     "samples": 2,
@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         UserError: if something does not fit, before anything is computed.
     """
-    _check(config)
+    check_options(config)
     chosen = _choose(config, weights.groups)
     processes.first_does(lambda: check_writable(workdir / EVAL / PROTOCOL))
     maker = PartMaker(config, weights, workdir / EVAL, make_mesh(**config.mesh))
@@ -86,7 +86,12 @@ def evaluate(
     return results if processes.is_first() else []
 
 
-def _check(config: ConfigDict) -> None:
+def check_options(config: ConfigDict) -> None:
+    """Refuses values of `eval` that cannot be.
+
+    Raises:
+        UserError: naming the key.
+    """
     values = flatten(config.eval.to_dict())
     for key, least in LEAST.items():
         if values[key] < least:

@@ -20,11 +20,12 @@ from flowtok_jax.data.loader import (
     make_vocabulary,
 )
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
-from flowtok_jax.eval import demo, pictures
+from flowtok_jax.eval import ending, pictures
 from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import Nets, init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
-from flowtok_jax.runtime.cli import join_processes, say
+from flowtok_jax.modes.eval import check_options
+from flowtok_jax.runtime.cli import join_processes, say, typed_command
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
@@ -35,7 +36,8 @@ from flowtok_jax.tasks import abstract_groups, find_task, init_group, networks_o
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
-from flowtok_jax.train.summary import config_text, merge_summary, show_summary
+from flowtok_jax.train.progress import Progress
+from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
@@ -63,6 +65,12 @@ from flowtok_jax.weights.workdir import (
     read_vocabulary,
 )
 
+INTERRUPTED = 130  # exit status
+
+
+class InterruptedRunError(loop.PreemptedError):
+    """The end of a run that Ctrl-C asked to end, and that saved."""
+
 
 def run(arguments: Arguments) -> int:
     """Trains what the config asks for."""
@@ -74,11 +82,17 @@ def run(arguments: Arguments) -> int:
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:
+        stage, step, num_steps = error.args
         logging.warning(
-            "asked to end: %s saved at step %d (%s); the same command goes on",
-            *error.args,
+            "asked to end: %s saved at step %d of %d (%s); this goes on:\n  %s",
+            stage,
+            step,
+            num_steps,
             workdir / PREEMPTED,
+            typed_command(),
         )
+        # As a shell expects, a script that Ctrl-C ends in does not go on to the next.
+        return INTERRUPTED if isinstance(error, InterruptedRunError) else 0
     return 0
 
 
@@ -116,6 +130,9 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
     stages = {stage: for_stage(config, stage) for stage in config.stages}
     check_run(stages, workdir, opened)  # mistakes show before anything is written
     check_fit(stages, workdir, opened, renewed)
+    if config.eval.after_training:
+        check_options(config)
+        ending.check_ending(config)
     first_does(lambda: _open(config, workdir, start, renewed))
     # Made by process 0 above.
     vocabulary = read_vocabulary(
@@ -127,6 +144,8 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
         key = jax.random.key(config.text.seed)
         fresh = jax.jit(functools.partial(init_clip, key))
         store_moved_clip(workdir, start, nets, vocabulary, fresh)
+    for line in describe_start(stages, workdir, len(vocabulary)):
+        logging.info(line)
     # A tower that is never trained is stored too: weights trained on it depend on it.
     store_random_clip(config, workdir, start, init_clip)
     results = {}
@@ -138,9 +157,13 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
                 results[stage] = _train_stage(
                     own, task, workdir, vocabulary, start, asked
                 )
+            if asked.noted:  # at the very end, before what is measured takes minutes
+                raise loop.PreemptedError(stage, *[own.train.num_steps] * 2)
     except loop.PreemptedError as error:
-        where = dict(zip(("stage", "step"), error.args, strict=True))
+        where = dict(zip(("stage", "step"), error.args[:2], strict=True))
         first_does(lambda: write_json(workdir / PREEMPTED, where))
+        if asked.interrupted:
+            raise InterruptedRunError(*error.args) from error
         raise
     _summarize(config, workdir, results)
 
@@ -180,7 +203,7 @@ def _open(
     start: Callable[[], Weights | None],
     renewed: Vocabulary | None,
 ) -> None:
-    """Makes the workdir this config's, and says the config where it is new."""
+    """Makes the workdir this config's."""
 
     def find_vocabulary() -> Vocabulary:
         inherited = None if renewed else inherit_vocabulary(config, start)
@@ -191,15 +214,12 @@ def _open(
             check_captions(own, vocabulary, config.init_from if inherited else "")
         return vocabulary
 
-    known_workdir = (workdir / CONFIG).is_file()
     try:
         with reaching(workdir):
             open_workdir(workdir, config, find_vocabulary)
             (workdir / PREEMPTED).unlink(missing_ok=True)
     except StoreError as error:  # at the start it is a mistake, not bad luck
         raise UserError(str(error)) from error
-    if not known_workdir:
-        say(config_text(read_json(workdir / CONFIG)))
 
 
 def _train_stage(
@@ -214,7 +234,7 @@ def _train_stage(
     if (result := loop.finished(config, task, workdir)) is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
-        raise loop.PreemptedError(task.name, 0)
+        raise loop.PreemptedError(task.name, 0, config.train.num_steps)
     nets = make_nets(config)
     begun_from = start()
     places = [Weights(workdir)] + ([begun_from] if begun_from else [])
@@ -267,11 +287,19 @@ def _summarize(
     path = workdir / SUMMARY
     stored = read_json(path) if path.is_file() else {}
     summary = merge_summary(stored, results)
-    if summary["params_sha256"] != stored.get("params_sha256"):
-        values, grids = demo.summarize_demo(config, workdir, summary["params_sha256"])
-        if is_first():
-            for name, grid in grids.items():
-                pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
-            write_json(path, values | summary)
+    is_new = summary["params_sha256"] != stored.get("params_sha256")
+    values, grids = {}, {}
+    if config.eval.after_training and (is_new or not ending.is_measured(stored)):
+        with Progress("evaluation", 1, is_first()) as progress:
+            progress.doing("measuring, and drawing examples")
+            trained = summary["params_sha256"]
+            values, grids = ending.measure_ending(config, workdir, trained)
     if is_first():
-        show_summary(read_json(path), workdir)
+        for name, grid in grids.items():
+            pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)
+        if is_new or values:
+            write_json(path, values | summary)
+        stored = read_json(path)
+        show_summary(stored, workdir)
+        for line in ending.describe_ending(config, stored, workdir):
+            say(line)

@@ -7,6 +7,7 @@ next try; 2 for a user's mistake; 130 after Ctrl-C. A traceback means a bug.
 import argparse
 import logging
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -22,6 +23,7 @@ from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import BAD_DISK, NO_ROOM
 
 WIDTH = 80  # columns of help
+SCRIPT = "flowtok"  # the command that an installation brings
 
 # Their own log level, where the root's would let through what only we can act on.
 QUIET_LIBRARIES = ("jax", "grain", "httpx", "huggingface_hub", "fsspec")
@@ -53,9 +55,20 @@ class _OneLine(logging.Formatter):
         return f"{record.levelname.lower()}: {text}"
 
 
+class _StderrHandler(logging.StreamHandler):
+    """A handler that writes to what sys.stderr is by then: above a bar, if one stands.
+
+    The class of the standard library keeps the stderr of its start.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up_logging() -> None:
     """Shows our messages from INFO on and libraries' from WARNING on, on stderr."""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in QUIET_LIBRARIES:
@@ -121,6 +134,14 @@ def say(line: str) -> None:
     shown = line.encode(encoding, "backslashreplace").decode(encoding)
     sys.stdout.write(shown + "\n")
     sys.stdout.flush()
+
+
+def typed_command() -> str:
+    """Returns this process's command line, to be typed again."""
+    program, *arguments = sys.argv
+    is_script = os.path.basename(program) == SCRIPT
+    words = [SCRIPT] if is_script else ["python", "-m", "flowtok_jax.main"]
+    return shlex.join([*words, *arguments])
 
 
 def run_command(

@@ -23,6 +23,11 @@ from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 HEARTBEAT_SECONDS = 30
 SAY_SECONDS = 5.0
 MESSAGE_BYTES = 2048
+STOP_SECONDS = 3.0  # after a second Ctrl-C, until the process is ended by force
+STOPPING = (
+    "Ctrl-C: ends after the steps under way, and saves; again: ends at once, and goes "
+    "back to the last checkpoint"
+)
 
 # Failures of process 0 that are of the same kind in all, by their names.
 SHARED_FAILURES = {k.__name__: k for k in (StoreError, WriteError, UserError, OSError)}
@@ -243,29 +248,52 @@ def total_counts(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, i
 
 
 class Preemption:
-    """A listener for SIGTERM, which gives the same answer in all processes.
+    """A listener for SIGTERM and Ctrl-C, with the same answer in all processes.
 
     A context manager, one for a whole run. Among several processes it is JAX that
-    listens: one of them is enough, and all end after the same look.
+    listens to SIGTERM, which Ctrl-C becomes: one of them is enough, and all end after
+    the same look. A second Ctrl-C is a KeyboardInterrupt.
+
+    Attributes:
+        noted: whether to end, as of the last look where there are several processes.
+        interrupted: whether Ctrl-C came to this process.
     """
 
     def __init__(self):
-        self.noted = False  # the last look's answer, where there are several processes
+        self.noted = False
+        self.interrupted = False
         self._looks = 0
-        self._before = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Preemption":
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.process_count() == 1:
+            self._listen(signal.SIGTERM, self._note)
+        # Of a run in the background, or under nohup, the shell has it ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._listen(signal.SIGINT, self._interrupt)
+            self._held.enter_context(_hearing_interrupts())
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        self._held.close()
+
+    def _listen(self, number: int, handler: Callable[..., None]) -> None:
+        before = signal.signal(number, handler)
+        self._held.callback(signal.signal, number, before)
 
     def _note(self, *_) -> None:
         self.noted = True
+
+    def _interrupt(self, *_) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        if jax.process_count() == 1:
+            self.noted = True
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def look(self) -> bool:
         """Says whether to end now; every process has to look as often as the others."""
@@ -274,3 +302,38 @@ class Preemption:
             reached = multihost_utils.reached_preemption_sync_point(self._looks)
             self.noted = self.noted or reached
         return self.noted
+
+
+@contextlib.contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """Answers each Ctrl-C at once, by a line and, the second time, by the end.
+
+    Python runs a signal's handler only between two steps of its own, and compiling one
+    program may take minutes. The number of a signal comes through a pipe meanwhile.
+    """
+    source, target = os.pipe()
+    os.set_blocking(target, False)
+    before = signal.set_wakeup_fd(target, warn_on_full_buffer=False)
+    done = threading.Event()
+
+    def listen() -> None:
+        count = 0
+        while numbers := os.read(source, 64):
+            count += numbers.count(signal.SIGINT)
+            if count == 1:
+                logging.warning(STOPPING)
+            # Whole or not at all: what a killed run leaves behind is sound.
+            elif count > 1 and not done.wait(STOP_SECONDS):
+                os.write(2, b"interrupted; the same command goes on from here\n")
+                os._exit(130)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(before)
+        os.close(target)  # which ends the thread
+        thread.join()
+        os.close(source)

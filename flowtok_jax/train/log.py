@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard, the terminal, tables of parameters."""
+"""The log of a run: metrics.jsonl, TensorBoard, previews, tables of parameters."""
 
 import contextlib
 import json
@@ -6,7 +6,6 @@ import logging
 import math
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -15,22 +14,22 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
+from flowtok_jax.data.images import save_png
 from flowtok_jax.data.records import REASONS, RejectCounter
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError
 from flowtok_jax.runtime.files import Place, is_remote, reaching, write_bytes, writing
+from flowtok_jax.train.progress import Progress, SourceWatch
 
 METRICS = "metrics.jsonl"
 BOARD = "tb"
 PARAMETERS = "parameters"
+PREVIEWS = "previews"
 COPY_SECONDS = 60.0  # between two copies of the files to a remote workdir
-COLLAPSED_SIGMA = 0.5  # a healthy text source stays near 1
-LINE_SECONDS = 15.0  # between two lines where there is no terminal for a bar
 
 
 class Metrics:
@@ -52,6 +51,7 @@ class Metrics:
         self._board = None
         self._copied = {}  # file -> its size when it was last copied
         self._copied_at = time.monotonic()
+        self._said = False  # where the previews are
         if not writes:
             return
         self._here = workdir
@@ -100,10 +100,23 @@ class Metrics:
                 logging.warning("%s; metrics are copied later", error)
 
     def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
-        """Shows pictures [h, w, 3], uint8, in TensorBoard."""
-        if self._board:
-            with writing(self._here / METRICS):
-                self._board.images(step, grids)
+        """Shows pictures [h, w, 3], uint8, in TensorBoard, and writes them as PNG.
+
+        The files are PREVIEWS/STAGE/step_000500_NAME.png in the workdir.
+        """
+        if not self._board:
+            return
+        with writing(self._here / METRICS):
+            self._board.images(step, grids)
+        folder = self._workdir / PREVIEWS / self._stage
+        for name, grid in grids.items():
+            try:
+                save_png(folder / f"step_{step:06d}_{name}.png", grid)
+            except StoreError as error:  # no reason to end a run
+                logging.warning("%s; this preview is in TensorBoard only", error)
+            if not self._said:
+                self._said = True
+                logging.info("%s: previews are in %s", self._stage, folder)
 
     def store(self) -> None:
         """Brings everything so far into the workdir; to be called before a checkpoint.
@@ -190,58 +203,6 @@ def _before(path: Place, stage: str, step: int) -> str:
     return "".join(kept)
 
 
-class Progress:
-    """A bar on a terminal, else a line now and then; warns of a collapsed source."""
-
-    def __init__(self, stage: str, step: int, num_steps: int, shows: bool):
-        self._stage = stage
-        self._num_steps = num_steps
-        self._warned = False
-        self._bar = tqdm.tqdm(
-            desc=f"{stage:<14}",
-            initial=step,
-            total=num_steps,
-            unit="step",
-            disable=not (shows and sys.stderr.isatty()),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
-            "{postfix} [{elapsed}<{remaining}]",
-        )
-        # A file or a pipe gets lines, where a bar would be one endless line.
-        self._lines = shows and self._bar.disable
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._bar.close()
-
-    def update(self, step: int, scalars: dict[str, float]) -> None:
-        """Shows a step and its scalars."""
-        text = f"loss {scalars['loss/total']:.4f}"
-        if "perf/images_per_sec" in scalars:
-            text += f", {scalars['perf/images_per_sec']:.0f} images/s"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._bar.n)
-        waited = time.monotonic() - self._last_line > LINE_SECONDS
-        if self._lines and (waited or step == self._num_steps):
-            self._last_line = time.monotonic()
-            logging.info("%s %d/%d  %s", self._stage, step, self._num_steps, text)
-        # Only tasks that train the source of their flow have this scalar.
-        sigma = scalars.get("source/sigma", 1.0)
-        if sigma < COLLAPSED_SIGMA and not self._warned:
-            self._warned = True
-            logging.warning(
-                "the text source has collapsed: source/sigma is %.2f at step %d, "
-                "expected > %.1f; loss/flow falls while samples get worse; raise "
-                "loss.%s.kl_weight",
-                sigma,
-                step,
-                COLLAPSED_SIGMA,
-                self._stage,
-            )
-
-
 def is_due(step: int, every: int) -> bool:
     """Returns whether something done every so many steps, 0 for never, is due."""
     return every > 0 and step % every == 0
@@ -253,6 +214,7 @@ class StepReport:
     So the device computes a call while the host reads the one before.
 
     Args:
+        stage: whose steps are made.
         rates: learning rates by the number of optimiser steps made.
         rejects: of this process's data.
         seconds: spent on the stage by earlier runs.
@@ -262,6 +224,7 @@ class StepReport:
     def __init__(
         self,
         config: ConfigDict,
+        stage: str,
         rates: Callable[[int], dict[str, float]],
         metrics: Metrics,
         progress: Progress,
@@ -274,6 +237,7 @@ class StepReport:
         self._rates = rates
         self._metrics = metrics
         self._progress = progress
+        self._watch = SourceWatch(stage, config.schedule.warmup_steps)
         self._rejects = rejects
         self._pending = None
         self._skipped = skipped
@@ -302,6 +266,10 @@ class StepReport:
     def start_clock(self, step: int) -> None:
         """Restarts the clock of the speed: what came before was no training."""
         self._last = (step, time.monotonic())
+
+    def doing(self, what: str) -> None:
+        """Shows what is done between two steps."""
+        self._progress.doing(what)
 
     def store(self) -> None:
         """Stores what was noted so far, so that it outlasts this machine."""
@@ -341,6 +309,7 @@ class StepReport:
         # The rate of the step just made: skipped steps did not count in the schedule.
         values |= self._rates(max(0, step - 1 - skipped))
         self._progress.update(step, values)
+        self._watch.see(step, values)
         end = self._config.train.num_steps
         if step == end or is_due(step, self._config.log.every):
             counts = {f"data/rejected/{r}": n for r, n in self._rejected().items()}

@@ -1,6 +1,7 @@
 """The one training loop: shapes, shardings, restore or start, then step by step."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,13 +30,8 @@ from flowtok_jax.tasks.step import make_trainer, train_steps
 from flowtok_jax.train import sharding
 from flowtok_jax.train.check import check_stage
 from flowtok_jax.train.checkpoint import Checkpoints, with_shardings
-from flowtok_jax.train.log import (
-    Metrics,
-    Progress,
-    StepReport,
-    is_due,
-    log_parameters,
-)
+from flowtok_jax.train.log import Metrics, StepReport, is_due, log_parameters
+from flowtok_jax.train.progress import Progress
 from flowtok_jax.weights.workdir import steps_of
 
 # (EMA parameters, frozen ones by role) -> scalars, and pictures [h, w, 3] uint8.
@@ -45,7 +41,7 @@ Evaluate = Callable[[Params, Params], tuple[dict[str, float], dict[str, np.ndarr
 class PreemptedError(Exception):
     """The end of a run that was asked to end, and saved.
 
-    Its arguments are the stage and the step.
+    Its arguments are the stage, the step, and the stage's number of steps.
     """
 
 
@@ -200,34 +196,48 @@ def train(
             only where there is no checkpoint.
 
     Raises:
-        PreemptedError: after saving, where SIGTERM came.
+        PreemptedError: after saving, where SIGTERM or Ctrl-C came.
         UserError: where checkpoints cannot be read or written, or too many steps in a
             row had a loss or gradient that is not finite.
     """
-    with _checkpoints(config, task, workdir) as checkpoints:
+    first = is_first()
+    num_steps = config.train.num_steps
+    with (
+        _checkpoints(config, task, workdir) as checkpoints,
+        Progress(task.name, num_steps, first) as progress,
+    ):
+        progress.doing("making or reading the weights")
         program = make_program(config, task, nets, frozen)
-        # The start is made only where nothing is restored: it may be read from afar.
-        state, meta = checkpoints.restore(program.abstract) or (
-            program.start(load_start()),
-            {"seconds": 0.0},
-        )
         log_parameters(workdir, task.name, program.abstract.params)
+        state, seconds = _restore_or_start(program, checkpoints, load_start)
         start_step = int(state.step)
-        first = is_first()
+        if start_step:
+            at = (task.name, start_step, num_steps)
+            logging.info("%s: resuming at step %d of %d", *at)
         rows = local_rows(program.mesh, config.train.batch_size)
         loader = Loader(config, vocabulary, start_step, rows)
-        with (
-            Metrics(workdir, task.name, start_step=start_step, writes=first) as metrics,
-            Progress(task.name, start_step, config.train.num_steps, first) as progress,
-        ):
-            so_far = {"seconds": meta["seconds"], "skipped": int(state.skipped)}
-            report = StepReport(
-                config, program.rates, metrics, progress, loader.rejects, **so_far
-            )
+        progress.begin(start_step)
+        with Metrics(workdir, task.name, start_step=start_step, writes=first) as files:
+            so_far = {"seconds": seconds, "skipped": int(state.skipped)}
+            shown = (files, progress, loader.rejects)
+            report = StepReport(config, task.name, program.rates, *shown, **so_far)
             tools = {"checkpoints": checkpoints, "preemption": preemption}
-            return _run_steps(
-                config, task, program, state, report, loader, evaluate=evaluate, **tools
-            )
+            tools["evaluate"] = evaluate
+            return _run_steps(config, task, program, state, report, loader, **tools)
+
+
+def _restore_or_start(
+    program: TrainProgram,
+    checkpoints: Checkpoints,
+    load_start: Callable[[], Params | None],
+) -> tuple[TrainState, float]:
+    """Returns the state of the newest checkpoint and its seconds, or a fresh one."""
+    restored = checkpoints.restore(program.abstract)
+    if restored is not None:
+        state, meta = restored
+        return state, meta["seconds"]
+    # Only where nothing is restored: it may be read from afar.
+    return program.start(load_start()), 0.0
 
 
 def _run_steps(
@@ -263,6 +273,7 @@ def _run_steps(
         if saves or shows:
             report.flush()
         if shows:
+            report.doing("looking at examples: a preview")
             report.values(step, *evaluate(state.ema, program.frozen))
         if saves:
             meta = {"step": step, "seconds": report.seconds}
@@ -274,7 +285,7 @@ def _run_steps(
         if done:
             return _result(meta)
         if ends:
-            raise PreemptedError(task.name, step)
+            raise PreemptedError(task.name, step, config.train.num_steps)
         if saves or shows:
             report.start_clock(step)
     # The checkpoint was the last step's, and nothing was left to train.

@@ -1,18 +1,21 @@
-"""The texts about a run: its config, and the summary of its trained stages."""
+"""The texts about a run: its config, its start, the summary of its trained stages."""
 
 import json
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import rich.console
 import rich.table
+from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.train.loop import StageResult
-from flowtok_jax.weights.workdir import SAMPLES, SUMMARY
+from flowtok_jax.weights.workdir import CONFIG, SAMPLES, SUMMARY, newest_steps
 
-WIDTH = 88  # columns of the config's text
+WIDTH = 80  # columns of the config's text
+EVALUATION = "evaluation"  # key of a summary: what was measured at the end
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -26,6 +29,41 @@ def config_text(config: Mapping[str, Any]) -> str:
         )
         for section, values in config.items()
     )
+
+
+def describe_start(
+    stages: Mapping[str, ConfigDict], workdir: Place, words: int
+) -> list[str]:
+    """Returns the lines that a run begins with: where, on what, how far it is.
+
+    Args:
+        stages: the config of each stage, in order.
+        words: tokens of the vocabulary.
+    """
+    steps = newest_steps(workdir)
+    first = next(iter(stages.values()))
+    said = "goes on" if any(stage in steps for stage in stages) else "new"
+    held_out = f"{100 * first.data.held_out:g} % of it, held out"
+    looked_at = first.data.eval or (held_out if first.data.held_out else "the same")
+    lines = [
+        f"run             {workdir}, {said}",
+        f"config          {CONFIG} there; --print_config shows it",
+        f"data            {first.data.train}; looked at: {looked_at}",
+        f"images, texts   {first.tokenizer.image_size} px, {first.latent.tokens} "
+        f"tokens; the vocabulary has {words}",
+        f"devices         {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{first.compute.dtype}",
+    ]
+    for stage, config in stages.items():
+        done = steps.get(stage, 0)
+        text = f"{config.train.num_steps} steps of {config.train.batch_size}"
+        if done >= config.train.num_steps:
+            text += ": done"
+        elif done:
+            text += f": goes on at {done}"
+        lines.append(f"{stage:<15} {text}")
+    lines.append("Ctrl-C          saves and ends; the same command goes on")
+    return lines
 
 
 def _inline(value: Any) -> str:
@@ -59,6 +97,8 @@ def show_summary(summary: Mapping[str, Any], workdir: Place) -> None:
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in summary.items():
+        if name == EVALUATION:  # said in sentences
+            continue
         if isinstance(value, dict):
             for stage, part in value.items():
                 table.add_row(f"{name} {stage}", _cell(part))
