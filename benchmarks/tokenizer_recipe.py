@@ -28,6 +28,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks.ablations import mean_and_spread, measure, numbers, say  # noqa: E402
 from configs import demo  # noqa: E402
+from flowtok_jax.data.images import to_uint8  # noqa: E402
 from flowtok_jax.data.loader import open_source  # noqa: E402
 from flowtok_jax.eval import pictures, previews  # noqa: E402
 from flowtok_jax.modes import eval as evaluation  # noqa: E402
@@ -141,7 +142,7 @@ def draw(flags: argparse.Namespace, names: list[str]) -> None:
         flowtok = FlowTok.from_pretrained(folder)
         tokens = flowtok.encode_image(originals.astype(np.float32) / 255).mean
         copies = flowtok.decode_image(tokens, [r["caption"] for r in records])
-        rows.append(list(pictures.to_uint8(np.asarray(copies))))
+        rows.append(list(to_uint8(np.asarray(copies))))
     pictures.save_png(to_place(flags.out) / "pictures.png", pictures.grid(rows))
 
 

@@ -29,6 +29,13 @@ def get_config() -> ConfigDict:
     # True: sizes of networks, losses and options of sampling are those stored with the
     # weights instead of those below. The command line wins over both.
     config.init_config = False
+    # False: groups that this run trains start from nothing, in the sizes below; only
+    # networks that it uses and does not train come from `init_from`, in their sizes.
+    config.init_trained = True
+    # "captions", or what else text.vocabulary takes: a vocabulary in place of that of
+    # `init_from`. Rows of the text tower and the text tokenizer stay for words that
+    # both have; clip.vocab_size becomes the number of its tokens.
+    config.init_vocabulary = ""
 
     # What is chosen by the data, as configs/own.py asks for it, see modes/survey.py.
     config.own = ConfigDict(

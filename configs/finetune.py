@@ -9,6 +9,8 @@ pretrained weights. Sizes, losses and options of sampling are those stored with 
 configs/finetune.py:i2t trains image to text instead, from weights that hold its text
 tokenizer. Batch, rate and number of steps suit a few thousand images on one
 accelerator; they are guesses to start from, as neither paper nor release fine-tunes.
+Captions in words that the weights lack are refused; --config.init_vocabulary=captions
+takes a vocabulary made of them, for i2t with --config.stages=text_tokenizer,i2t.
 TensorBoard (runs/mine/tb) shows sample grids every 250 steps. Encoding the images once,
 by --mode=pretokenize with this config, makes steps faster.
 """
@@ -41,6 +43,9 @@ def get_config(stage: str = "t2i") -> ConfigDict:
     # the term that holds the source in place. A workdir's own loss replaces this one.
     config.loss.t2i.update({"kl": "release_element_mean"})
     config.loss.t2i.kl_weight = 0.01 * 4096 * 77 * 16
+    # New words have rows that were never trained; the rate is that of training from
+    # nothing.
+    config.per_stage = ConfigDict({"text_tokenizer": {"schedule": {"lr": 4e-4}}})
     config.checkpoint.every = 500
     config.log.update({"every": 50, "preview_every": 250, "preview_samples": 16})
     return config

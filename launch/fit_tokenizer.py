@@ -25,7 +25,7 @@ FLAGS = (
     "--config.mesh.fsdp=8",
 )
 HEAD = (
-    "| px | topology | batch | rows a device | `accumulate` | `judges` "
+    "| px | topology | batch | rows a device | `accumulate` | computed in parts "
     "| GiB a device | recomputed | TFLOP a device and step |",
     "|---|---|---|---|---|---|---|---|---|",
 )
@@ -56,13 +56,15 @@ def option(result: dict, name: str, default: str) -> str:
 def row(result: dict) -> str:
     """Formats a line of the table."""
     devices = result["devices"]
-    judges = [f"parts={option(result, 'judges.parts', '1')}"]
+    accumulate = option(result, "train.accumulate", "1")
+    parts = {name: option(result, f"{name}.parts", "1") for name in ("judges", "gan")}
+    split = [f"`{name}.parts={n}`" for name, n in parts.items() if n != "1"]
     if option(result, "judges.remat", "False") == "True":
-        judges.append("remat")
+        split.append("`judges.remat`")
     return (
         f"| {result['config']} | {result['topology']} | {result['global_batch']} | "
         f"{result['global_batch'] // devices} | "
-        f"{option(result, 'train.accumulate', '1')} | {', '.join(judges)} | "
+        f"{accumulate} | {', '.join(split) or 'nothing'} | "
         f"{result['total_gib']:.1f} of {result['hbm_gib']:g} | "
         f"{100 * result['recompute_fraction']:.1f} % | "
         f"{result['model_tflops_per_step'] / devices:.0f} |"

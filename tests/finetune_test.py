@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -132,6 +133,7 @@ def test_a_run_on_dirty_tars_finishes_and_counts_what_is_broken(cli, demo, tmp_p
     workdir, steps = tmp_path / "run", -(-(made.WHOLE + len(made.PLANTED)) // 8)
     overrides = {"train.num_steps": steps, "data.cache": tmp_path / "cache"}
     overrides |= {"data.max_rejected": 0.4, "log.preview_every": 0}
+    overrides["text.max_unknown"] = 1  # words that the demo lacks
     outcome = cli(*command(demo.workdir, workdir, f"tars:{folder}/*.tar", **overrides))
     assert outcome.status == 0, outcome.stderr
     wanted = {reason: 1 for _, reason in made.PLANTED.values()}
@@ -146,6 +148,157 @@ def test_a_run_on_dirty_tars_finishes_and_counts_what_is_broken(cli, demo, tmp_p
     assert counts == wanted
     new = {p.split("/")[0] for p in made.snapshot(tmp_path) - before}
     assert new == {"run", "cache"}
+
+
+@pytest.fixture(scope="module")
+def ducks(tmp_path_factory):
+    """Pictures whose captions have words that the demo lacks, and "the" and "red"."""
+    folder = tmp_path_factory.mktemp("ducks") / "set"
+    folder.mkdir()
+    for i in range(24):
+        (folder / f"{i}.png").write_bytes(made.encode(made.picture(32, 32)))
+        (folder / f"{i}.txt").write_text(f"the red duck swims, number {i % 3}")
+    return folder
+
+
+NEW_WORDS = {"init_vocabulary": "captions"}
+
+
+@pytest.mark.parametrize("stages", ["t2i", "i2t"])
+def test_captions_in_other_words_are_refused_with_what_works(
+    cli, demo, ducks, tmp_path, stages
+):
+    outcome = cli(*command(demo.workdir, tmp_path / "x", f"folder:{ducks}", stages))
+    assert outcome.status == 2
+    assert "lacks 71 % of the tokens of 24 captions" in outcome.complaint
+    flags = " --config.stages=text_tokenizer,i2t" if stages == "i2t" else ""
+    assert f"--config.init_vocabulary=captions{flags}, a" in outcome.complaint
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_new_vocabulary_draws_and_describes_with_the_rows_of_shared_words(
+    cli, demo, flowtok, ducks, tmp_path
+):
+    workdir = tmp_path / "mine"
+    both = {**NEW_WORDS, "stages": "text_tokenizer,i2t,t2i"}
+    arguments = command(demo.workdir, workdir, f"folder:{ducks}", **both)
+    outcome = cli(*arguments)
+    assert outcome.status == 0, outcome.stderr
+    assert "words of captions: kept 5 of" in outcome.stderr
+    assert "rows, 7 new" in outcome.stderr
+    mine = FlowTok.from_pretrained(workdir)
+    assert len(mine.vocabulary) == mine.nets.clip.vocab_size == 12
+    captions = ["the red duck swims, number 0"]
+    assert mine.vocabulary.decode(mine.vocabulary.encode(captions)) == [
+        "the red duck swims , number 0"
+    ]
+    find = [x.vocabulary.tokenizer.token_to_id for x in (mine, flowtok)]
+    rows = [x.params["clip"]["clip"]["embed"]["embedding"] for x in (mine, flowtok)]
+    for word in ("the", "red", "<|endoftext|>", "<pad>"):
+        here, there = (r[f(word)] for r, f in zip(rows, find, strict=True))
+        np.testing.assert_array_equal(here, there)
+    blocks = [x.params["clip"]["clip"]["blocks"] for x in (mine, flowtok)]
+    jax.tree.map(np.testing.assert_array_equal, *blocks)
+    # Trained from there, and not from nothing.
+    outs = [x.params["text_tokenizer"]["text_decoder"]["out"] for x in (mine, flowtok)]
+    here, there = (o["kernel"][:, f("red")] for o, f in zip(outs, find, strict=True))
+    np.testing.assert_allclose(here, there, atol=1e-3)
+    assert cli(*arguments).status == 0  # the same command finds its own workdir
+    longer = command(
+        demo.workdir, workdir, f"folder:{ducks}", **both | {"train.num_steps": 4}
+    )
+    outcome = cli(*longer)
+    assert outcome.status == 0, outcome.stderr
+    assert FlowTok.from_pretrained(workdir).vocabulary.sha256() == (
+        mine.vocabulary.sha256()
+    )
+    drawn = cli("--mode=sample", f"--checkpoint={workdir}", "--prompts=the red duck")
+    assert drawn.status == 0, drawn.stderr
+    said = cli("--mode=caption", f"--checkpoint={workdir}", f"--images={ducks}/1.png")
+    assert said.status == 0, said.stderr
+    # Weights with these words may be trained further on them, as they are.
+    mine.save_pretrained(tmp_path / "saved")
+    further = command(tmp_path / "saved", tmp_path / "further", f"folder:{ducks}")
+    outcome = cli(*further)
+    assert outcome.status == 0, outcome.stderr
+    assert "lacks" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("weights", "stage", "more", "said"),
+    [
+        ("demo", "i2t", {}, "expected it to be trained before i2t, by --config.stages"),
+        ("demo", "t2i", {"clip.vocab_size": 9}, "clip.vocab_size is given, and init_"),
+        ("", "t2i", {"init_config": False}, "no weights are named whose vocabulary"),
+    ],
+)
+def test_a_new_vocabulary_that_cannot_be_is_refused(
+    cli, demo, ducks, tmp_path, weights, stage, more, said
+):
+    arguments = command(
+        demo.workdir, tmp_path / "x", f"folder:{ducks}", stage, **NEW_WORDS, **more
+    )
+    if not weights:
+        del arguments[1]
+    outcome = cli(*arguments)
+    assert outcome.status == 2
+    assert said in outcome.complaint
+    assert not (tmp_path / "x").exists()
+
+
+def small(weights, workdir, **overrides) -> list[str]:
+    """Arguments that train an S over the tokenizer of weights, on scenes."""
+    overrides = {"data.train": "shapes", "dit.depth": 1, **SIZES, **overrides}
+    return [
+        "--config=configs/s.py",
+        f"--checkpoint={weights}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
+    ]
+
+
+def test_a_dit_of_its_own_size_learns_over_another_tokenizer(
+    cli, demo, flowtok, tmp_path
+):
+    arguments = small(demo.workdir, tmp_path / "s", init_trained=False)
+    outcome = cli(*arguments)
+    assert outcome.status == 0, outcome.stderr
+    assert f"sizes of clip, tokenizer are those in {demo.workdir}" in outcome.stderr
+    assert "t2i starts from nothing" in outcome.stderr
+    mine = FlowTok.from_pretrained(tmp_path / "s")
+    assert (mine.nets.dit.width, mine.nets.projector.depth) == (384, 6)
+    here, there = (x.nets.tokenizer for x in (mine, flowtok))
+    assert here.clone(remat=there.remat) == there
+    for group in ("clip", "tokenizer"):
+        jax.tree.map(
+            np.testing.assert_array_equal, mine.params[group], flowtok.params[group]
+        )
+    assert cli(*arguments).status == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "t2i in {} does not fit the config: "),
+        ({}, "or --config.init_config=True for all sizes"),
+        ({}, "expected --config.init_trained=False to train t2i from nothing"),
+        (
+            {"init_trained": False, "latent.channels": 8},
+            "tokenizer in {} does not fit the config: latent.channels is 4 there, 8 "
+            "here; expected --config.latent.channels=4",
+        ),
+        (
+            {"init_trained": False, "latent.tokens": 9},
+            "latent.tokens is 16 there, 9 here; expected --config.latent.tokens=16",
+        ),
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_work_are_refused(cli, demo, tmp_path, given, said):
+    outcome = cli(*small(demo.workdir, tmp_path / "s", **given))
+    assert outcome.status == 2
+    assert said.format(demo.workdir) in outcome.stderr
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Records in ArrayRecord shards, as `shards.write_arrayrecord` writes them."""
 
+import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import grain
 from array_record.python.array_record_module import ArrayRecordReader
@@ -13,6 +14,10 @@ from flowtok_jax.runtime.errors import UserError
 
 # Exceptions of array_record and of shards.unpack for a damaged entry.
 DAMAGE = (RuntimeError, ValueError, KeyError, TypeError)
+BLOCK = 256  # records in memory at a time, where all names are read
+# Names of all records by the files that have them. Reading all of a data set may take
+# minutes, and a run opens its sources a dozen times.
+_NAMES: dict[tuple[globs.File, ...], list[str]] = {}
 LOOKED_AT = 32  # records opened at the start, to tell a wrong source
 
 
@@ -52,6 +57,7 @@ class ArrayRecords(Records):
         self._entries = grain.sources.ArrayRecordDataSource(
             [f"{file.path}[0:{count}]" for file, count in pairs]
         )
+        self._files = tuple(found)
         self._check_content()
 
     def __len__(self) -> int:
@@ -66,12 +72,22 @@ class ArrayRecords(Records):
         except DAMAGE as error:
             raise BadRecord("unreadable_file", f"{self.pattern}:{index}") from error
 
-    def key(self, index: int) -> str:
-        """Returns the name that a record had in the source of the shards."""
-        try:
-            return self[index].name
-        except BadRecord:
-            return str(index)
+    def keys(self) -> Iterable[str]:
+        """Returns the name that each record had in the source of the shards."""
+        if self._files not in _NAMES:
+            logging.info("%s: reading the names of all records", self.pattern)
+            _NAMES[self._files] = self._read_names()
+        return _NAMES[self._files]
+
+    def _read_names(self) -> list[str]:
+        """Reads all names; a record that cannot be read has its number."""
+        names = []
+        for start in range(0, len(self), BLOCK):
+            rows = range(start, min(start + BLOCK, len(self)))
+            for number, found in zip(rows, self.read_many(rows), strict=True):
+                is_bad = isinstance(found, BadRecord)
+                names.append(str(number) if is_bad else found.name)
+        return names
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records by one call, in parallel."""

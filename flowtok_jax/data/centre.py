@@ -77,7 +77,7 @@ def open_images(
     records = Joined([sources.make_records(part, **options) for part in parts])
     if side is None:
         return records
-    indices = side.find(records.key, len(records))
+    indices = side.find(records.keys())
     if not len(indices):
         raise side.none_found(spec, len(records))
     return Chosen(records, indices)

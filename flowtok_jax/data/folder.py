@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +47,7 @@ class Files(Records):
     """Records of a list of entries, in their order.
 
     Args:
-        root: the folder that the entries' names begin with.
+        root: the folder that all files are below.
     """
 
     def __init__(
@@ -85,16 +84,19 @@ class Files(Records):
             captions = ()
         else:
             captions = self._captions.texts(entry.captions, name)
-        record = Record(name, metadata=metadata).with_captions(captions, recaptions)
+        record = Record(name, metadata=metadata, key=self._key(entry))
+        record = record.with_captions(captions, recaptions)
         # Last, since the image is by far the largest file.
         return record._replace(image=_read(entry.image, "missing_image", name))
 
-    def key(self, index: int) -> str:
-        """Returns a record's path below the folder, without its extension."""
-        path = os.path.relpath(self._entries[index].name, self._root)
-        # Without: of one picture a row of metadata has it, a pair of files has not.
-        key = os.path.splitext(path)[0].replace(os.sep, "/")
-        return unicodedata.normalize("NFC", key)  # macOS writes é as two characters
+    def keys(self) -> Iterable[str]:
+        """Returns each image's path below the folder, without its extension."""
+        return map(self._key, self._entries)
+
+    def _key(self, entry: Entry) -> str:
+        # Without extension, as tars have it. The name of a broken entry will do.
+        path = os.path.relpath(entry.image or entry.name, self._root)
+        return os.path.splitext(path)[0].replace(os.sep, "/")
 
     def _texts(self, path: pathlib.Path | None, name: str) -> tuple[str, ...]:
         if path is None:

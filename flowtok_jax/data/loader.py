@@ -27,14 +27,18 @@ from flowtok_jax.data.examples import (
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.sources import make_source
-from flowtok_jax.data.vocabulary import CaptionCounts, Vocabulary
+from flowtok_jax.data.vocabulary import (
+    SPECIAL_TOKENS,
+    CaptionCounts,
+    Vocabulary,
+)
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 SAID = 0.01  # share of unknown tokens, or of captions cut, above which it is said
 COUNTED = 512  # captions that a vocabulary not made of them is compared with
 BLOCK = 256  # records in memory at a time
-SPECIAL_TOKENS = 3  # of a vocabulary made of captions: padding, end and unknown
+ANY_SIZE = 1 << 31  # rows for all words of captions
 
 
 def caption_options(config: ConfigDict) -> CaptionOptions:
@@ -54,8 +58,7 @@ def training_side(config: ConfigDict) -> Side | None:
     Raises:
         UserError: for a share that cannot be.
     """
-    # Configs of versions without the key hold out nothing.
-    share = config.data.held_out if "held_out" in config.data else 0.0
+    share = config.data.held_out
     if not 0 <= share < 1:
         raise UserError(
             f"data.held_out is {share:g}; expected a share of at least 0, below 1"
@@ -63,12 +66,14 @@ def training_side(config: ConfigDict) -> Side | None:
     return Side(share, False) if share else None
 
 
-def evaluation_side(config: ConfigDict) -> Side | None:
-    """Returns the side of data.train that stands in for an empty data.eval; None: all
-    of the evaluated source.
+def evaluated_source(config: ConfigDict) -> tuple[str, Side | None]:
+    """Returns the source that previews and evaluation look at, and the side of it: all
+    of data.eval, by default what training holds out of data.train, or all of that.
     """
     side = training_side(config)
-    return None if side is None or config.data.eval else Side(side.share, True)
+    if config.data.eval or side is None:
+        return config.data.eval or config.data.train, None
+    return config.data.train, side._replace(is_held_out=True)
 
 
 def open_training(config: ConfigDict) -> Source:
@@ -77,11 +82,9 @@ def open_training(config: ConfigDict) -> Source:
 
 
 def open_evaluation(config: ConfigDict) -> Source:
-    """Opens the centres of data.eval, by default of what training holds out of
-    data.train, or of all of that.
-    """
-    spec = config.data.eval or config.data.train
-    return open_source(config, spec, centre=True, side=evaluation_side(config))
+    """Opens the centres of the images of `evaluated_source`."""
+    spec, side = evaluated_source(config)
+    return open_source(config, spec, centre=True, side=side)
 
 
 def open_source(
@@ -117,16 +120,34 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
     """Makes the vocabulary that a config names; "captions" trains one on data.train."""
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
-        try:
-            return Vocabulary.load(config.text.vocabulary, context)
-        except UserError as error:
-            spec = config.text.vocabulary
-            raise UserError(f"text.vocabulary is {spec!r}: {error}") from error
+        return _load_vocabulary("text.vocabulary", config.text.vocabulary, context)
     source = open_training(config)
     # Records in their own order: the vocabulary depends on no shuffle.
     count = min(config.text.vocabulary_captions, len(source))
     captions = (source[i]["caption"] for i in range(count))
     return Vocabulary.train(captions, config.clip.vocab_size, context)
+
+
+def make_new_vocabulary(config: ConfigDict, old: Vocabulary) -> Vocabulary:
+    """Makes the vocabulary that replaces the one of weights, with rows for all words.
+
+    Raises:
+        UserError: where `init_vocabulary` names none.
+    """
+    if config.init_vocabulary != "captions":
+        return _load_vocabulary("init_vocabulary", config.init_vocabulary, old.context)
+    source = open_training(config)
+    captions = _draw_captions(source, config.text.vocabulary_captions)
+    # A tower that reads a start token before every caption goes on to find one there.
+    has_start = old.start_id is not None
+    return Vocabulary.train(captions, ANY_SIZE, old.context, has_start)
+
+
+def _load_vocabulary(key: str, spec: str, context: int) -> Vocabulary:
+    try:
+        return Vocabulary.load(spec, context)
+    except UserError as error:
+        raise UserError(f"{key} is {spec!r}: {error}") from error
 
 
 def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -> None:
@@ -138,7 +159,8 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
     Raises:
         UserError: where a larger share of the tokens is unknown than text.max_unknown.
     """
-    is_made = not inherited and config.text.vocabulary == "captions"
+    named = config.init_vocabulary or config.text.vocabulary
+    is_made = not inherited and named == "captions"
     most = config.text.vocabulary_captions if is_made else COUNTED
     counts = count_captions(config, vocabulary, most)
     if counts.cut_share > SAID:
@@ -151,29 +173,44 @@ def check_captions(config: ConfigDict, vocabulary: Vocabulary, inherited: str) -
         )
     if counts.unknown_share <= SAID:
         return
-    needed = counts.words + SPECIAL_TOKENS
-    if inherited:
-        cure = (
-            f"captions in the words of {inherited}, or training from nothing with "
-            f"--config.text.vocabulary=captions --config.clip.vocab_size={needed}"
-        )
-    elif is_made and needed > config.clip.vocab_size:
-        cure = f"--config.clip.vocab_size={needed} at least"
-    elif is_made:
-        cure = "a larger --config.text.vocabulary_captions"
-    else:
-        cure = "another --config.text.vocabulary"
     words = ", ".join(repr(word) for word, _ in counts.unknown.most_common(5))
     message = (
         f"the vocabulary lacks {100 * counts.unknown_share:.0f} % of the tokens of "
         f"{counts.captions} captions of {config.data.train}, most often {words}; "
-        f"expected {cure}"
+        f"expected {_words_cure(config, counts.words, inherited, is_made)}"
     )
     if counts.unknown_share > config.text.max_unknown:
         raise UserError(
             f"{message}, or --config.text.max_unknown=1 to train all the same"
         )
     logging.warning(message)
+
+
+def _words_cure(config: ConfigDict, words: int, inherited: str, is_made: bool) -> str:
+    """Returns what to do about words that a vocabulary lacks.
+
+    Args:
+        words: number of different words in the captions.
+        inherited, is_made: where the vocabulary comes from: weights, the captions.
+    """
+    needed = words + len(SPECIAL_TOKENS)
+    if inherited:
+        flags = "--config.init_vocabulary=captions"
+        # A text tokenizer has to learn to write the new words before i2t uses them.
+        if "i2t" in config.stages and "text_tokenizer" not in config.stages:
+            flags += f" --config.stages={','.join(('text_tokenizer', *config.stages))}"
+        return (
+            f"captions in the words of {inherited}, or training from these weights "
+            f"with {flags}, a vocabulary made of the captions in which shared words "
+            "keep their rows"
+        )
+    if config.init_vocabulary:
+        return "another --config.init_vocabulary"
+    if is_made and needed > config.clip.vocab_size:
+        return f"--config.clip.vocab_size={needed} at least"
+    if is_made:
+        return "a larger --config.text.vocabulary_captions"
+    return "another --config.text.vocabulary"
 
 
 def count_captions(

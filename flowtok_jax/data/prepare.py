@@ -41,14 +41,9 @@ CHUNK = 512  # records decoded, and held in memory, at a time
 
 
 class Checked(NamedTuple):
-    """A usable record, with its image's size and format and a digest of its content.
-
-    Attributes:
-        key: name within the source, which the shards keep.
-    """
+    """A usable record, with its image's size and format and a digest of its content."""
 
     record: Record
-    key: str
     size: tuple[int, int] | None
     kind: str
     digest: bytes
@@ -101,10 +96,9 @@ def check_record(
         BadRecord: if the record is broken or refused by the filters.
     """
     record = records[index]
-    key = records.key(index)
     if record.moments is not None:
         digest = hashlib.sha256(record.moments.tobytes()).digest()
-        return Checked(record, key, None, "latents", digest)
+        return Checked(record, None, "latents", digest)
     if record.image is None:
         raise BadRecord("missing_image", record.name)
     size_is_known = filters.check_metadata(record)
@@ -113,8 +107,7 @@ def check_record(
     size = images.decode(record.image, record.name, pixels).size
     if not size_is_known:
         filters.check_size(record.name, *size)
-    digest = hashlib.sha256(record.image).digest()
-    return Checked(record, key, size, kind, digest)
+    return Checked(record, size, kind, hashlib.sha256(record.image).digest())
 
 
 def keep_records(
@@ -132,7 +125,7 @@ def keep_records(
             report.rejects.add([(item.reason, item.name)], 0)
         else:
             report.add(item.record, item.size, item.kind)
-            yield item.record._replace(name=item.key)
+            yield item.record
 
 
 def check_all(

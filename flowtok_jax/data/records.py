@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,7 @@ class Record(NamedTuple):
         image: bytes of an image file, not decoded.
         moments: [n, 2 * c], mean and logvar.
         metadata: further columns, such as original_width.
+        key: name within the source, as `Records.keys` has it; empty: `name` is that.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Record(NamedTuple):
     image: bytes | None = None
     moments: np.ndarray | None = None
     metadata: Mapping[str, Any] = {}
+    key: str = ""
 
     def with_captions(
         self, captions: Sequence[str], recaptions: Sequence[str]
@@ -117,11 +120,11 @@ class Records(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Record: ...
 
-    def key(self, index: int) -> str:
-        """Returns a record's name within its source, which stays when that moves; by
-        default its number.
+    def keys(self) -> Iterable[str]:
+        """Returns each record's name within the source, which stays when that moves;
+        by default its number.
         """
-        return str(index)
+        return map(str, range(len(self)))
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records; a broken one is returned as its BadRecord."""
@@ -149,20 +152,14 @@ class Joined(Records):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        part, inner = self._find(index)
-        return part[inner]
+        part = bisect.bisect_right(self._ends, index)
+        found = self._parts[part]
+        # The part begins len(found) before its end.
+        return found[index - self._ends[part] + len(found)]
 
-    def key(self, index: int) -> str:
-        """Returns a record's name within its own data set."""
-        part, inner = self._find(index)
-        return part.key(inner)
-
-    def _find(self, index: int) -> tuple[Records, int]:
-        """Finds the part that has a record, and the record's number there."""
-        place = bisect.bisect_right(self._ends, index)
-        part = self._parts[place]
-        # The part begins len(part) before its end.
-        return part, index - self._ends[place] + len(part)
+    def keys(self) -> Iterable[str]:
+        """Returns each record's name within its own data set."""
+        return itertools.chain.from_iterable(part.keys() for part in self._parts)
 
 
 class Chosen(Records):
@@ -183,9 +180,9 @@ class Chosen(Records):
     def __getitem__(self, index: int) -> Record:
         return self._records[int(self.indices[index])]
 
-    def key(self, index: int) -> str:
-        """Returns a record's name within the data set."""
-        return self._records.key(int(self.indices[index]))
+    def keys(self) -> Iterable[str]:
+        """Returns each record's name within the data set."""
+        return map(list(self._records.keys()).__getitem__, self.indices.tolist())
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records as the data set does."""
@@ -205,14 +202,16 @@ class Side(NamedTuple):
 
     def has(self, key: str) -> bool:
         """Tells whether a record is on this side."""
-        data = key.encode(errors="backslashreplace")  # names off a disk: surrogates
+        # macOS writes é as two characters; names off a disk may have surrogates.
+        text = unicodedata.normalize("NFC", key)
+        data = text.encode(errors="backslashreplace")
         digest = hashlib.blake2b(data, digest_size=8).digest()
         is_held_out = int.from_bytes(digest) < self.share * 2**64
         return is_held_out == self.is_held_out
 
-    def find(self, key: Callable[[int], str], length: int) -> np.ndarray:
-        """Finds the numbers of this side's records among `length` ones."""
-        return np.flatnonzero([self.has(key(index)) for index in range(length)])
+    def find(self, keys: Iterable[str]) -> np.ndarray:
+        """Finds the numbers of this side's records among those of these names."""
+        return np.flatnonzero([self.has(key) for key in keys])
 
     def none_found(self, spec: str, length: int) -> UserError:
         """Makes the error for a source without a record on this side."""

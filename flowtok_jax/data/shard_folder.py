@@ -198,10 +198,7 @@ class ShardWriter:
             record = self._records[place[1]]
             if not any(record.captions + record.recaptions):
                 raise BadRecord("missing_caption", record.name)
-            pixels = self._centre(record)
-            # The shards keep the name that a split of the source goes by.
-            key = self._records.key(place[1])
-            return record._replace(image=None, name=key), pixels
+            return record._replace(image=None), self._centre(record)
         except BadRecord as bad:
             return bad
 

@@ -40,8 +40,9 @@ class Shard(NamedTuple):
 def pack(record: Record) -> bytes:
     """Packs a record as one entry of an ArrayRecord file."""
     fields: dict[str, Any] = {
-        # A name off a file system may hold surrogates, which msgpack refuses.
-        "name": record.name.encode(errors="backslashreplace").decode(),
+        # Shards keep the name that a split of their source goes by. One off a file
+        # system may hold surrogates, which msgpack refuses.
+        "name": (record.key or record.name).encode(errors="backslashreplace").decode(),
         "captions": record.captions,
         "recaptions": record.recaptions,
         "metadata": json.dumps(

@@ -1,9 +1,10 @@
 """Sources of training examples, and the records behind them, by source strings."""
 
 import dataclasses
+import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,15 @@ from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import to_place
 from flowtok_jax.runtime.paths import expand_path
+
+
+def _scene_key(split: str, index: int) -> str:
+    return f"shapes:{split}:{index}"
+
+
+@functools.lru_cache(maxsize=16)  # a million hashes take seconds, and runs ask often
+def _find_scenes(side: Side, split: str, length: int) -> np.ndarray:
+    return side.find(_scene_key(split, index) for index in range(length))
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,21 +65,23 @@ class Shapes(Source):
 
     def key(self, index: int) -> str:
         """Returns the name of a scene among all of its split."""
-        return f"shapes:{self.split}:{index}"
+        return _scene_key(self.split, index)
 
     def on_side(self, side: Side) -> "Shapes":
         """Returns the scenes on one side of a split of all."""
-        indices = side.find(self.key, self.length)
+        indices = _find_scenes(side, self.split, self.length)
         return dataclasses.replace(self, indices=indices)
 
-    def _draw(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
+    def _draw(
+        self, index: int | np.integer
+    ) -> tuple[scenes.Scene, np.random.Generator]:
         if self.indices is not None:
             index = self.indices[index]
         entropy = (self.seed, scenes.SPLITS.index(self.split), int(index))
         rng = np.random.default_rng(entropy)
         return scenes.draw_scene(rng, self.split == "held_out"), rng
 
-    def scene(self, index: int) -> scenes.Scene:
+    def scene(self, index: int | np.integer) -> scenes.Scene:
         """Returns the scene that a record's image shows and its caption names."""
         return self._draw(index)[0]
 
@@ -96,12 +108,12 @@ class ShapeRecords(Records):
         example = self._shapes[index]
         buffer = io.BytesIO()
         Image.fromarray(example["image"]).save(buffer, format="png")
-        name = self.key(index)
+        name = self._shapes.key(index)
         return Record(name, (example["caption"],), image=buffer.getvalue())
 
-    def key(self, index: int) -> str:
-        """Returns the name of a scene in its split."""
-        return self._shapes.key(index)
+    def keys(self) -> Iterable[str]:
+        """Returns the name of each scene in its split."""
+        return map(self._shapes.key, range(len(self)))
 
 
 def make_records(
@@ -254,5 +266,5 @@ def _on_side(source: Source, side: Side) -> Source:
     """Returns the examples of the records on one side of a split."""
     if isinstance(source, Shapes):
         return source.on_side(side)
-    indices = side.find(source.records.key, len(source))
+    indices = side.find(source.records.keys())
     return dataclasses.replace(source, records=Chosen(source.records, indices))

@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,11 @@ class Tars(Records):
             raise found
         return found
 
-    def key(self, index: int) -> str:
-        """Returns the key of a record's members, whatever the tar is called."""
-        tar = self._tar(index)
-        start = self._ends[tar] - len(self._indices[tar])
-        return self._indices[tar]["key"][index - start].decode(errors="replace")
+    def keys(self) -> Iterable[str]:
+        """Returns the key of each record's members, whatever the tars are called."""
+        for index in self._indices:
+            for key in index["key"].tolist():
+                yield key.decode(errors="replace")
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records; each tar is opened once, and read from front to back."""
@@ -122,15 +122,17 @@ class Tars(Records):
             plans = []
             for index in rows:
                 key, fault, offsets, sizes = self._indices[tar][index - start].item()
-                key = f"{path}:{key.decode(errors='replace')}"
+                name = f"{path}:{key.decode(errors='replace')}"
                 if fault:
-                    found[index] = BadRecord(REASONS[fault - 1], key)
+                    found[index] = BadRecord(REASONS[fault - 1], name)
                 else:
                     spans = _spans(offsets.tolist(), sizes.tolist())
-                    plans.append((index, key, spans))
-            for index, key, parts in _read_parts(path, plans):
+                    plans.append((index, name, spans))
+            for index, name, parts in _read_parts(path, plans):
                 try:
-                    found[index] = self._record(parts, key)
+                    found[index] = self._record(parts, name)._replace(
+                        key=name.removeprefix(f"{path}:")
+                    )
                 except BadRecord as bad:
                     found[index] = bad
         return [found[index] for index in indices]

@@ -70,7 +70,7 @@ class Tfds(Records):
             raise BadRecord("missing_image", name)
         # The number by which captions of COCO are scored.
         known = {"image_id": int(row["image/id"])} if "image/id" in row else {}
-        record = Record(name, image=row["image"], metadata=known)
+        record = Record(name, image=row["image"], metadata=known, key=str(index))
         return record.with_captions(self._texts(row, name), ())
 
     def _texts(self, row: dict[str, Any], name: str) -> tuple[str, ...]:

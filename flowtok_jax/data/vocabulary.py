@@ -28,6 +28,8 @@ from flowtok_jax.runtime.files import Place, json_sha256, to_place, write_bytes
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 UNKNOWN = "<unk>"
+# Of a vocabulary trained on captions; the first one has id 0, PAD_ID.
+SPECIAL_TOKENS = ("<pad>", END, UNKNOWN)
 PAD_ID = 0
 VOCABULARY = "vocabulary.json"
 SHOWN = 200  # characters of a caption in a warning
@@ -93,14 +95,22 @@ class Vocabulary:
 
     @classmethod
     def train(
-        cls, captions: Iterable[str], vocab_size: int, context: int
+        cls,
+        captions: Iterable[str],
+        vocab_size: int,
+        context: int,
+        has_start: bool = False,
     ) -> "Vocabulary":
-        """Trains a vocabulary of the most frequent words of captions."""
+        """Trains a vocabulary of the most frequent words of captions.
+
+        Args:
+            has_start: whether captions begin with a start token, as CLIP's do.
+        """
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=vocab_size,
-            special_tokens=["<pad>", END, UNKNOWN],  # the first one has id 0, PAD_ID
+            special_tokens=[*SPECIAL_TOKENS, *([START] if has_start else [])],
             show_progress=False,
         )
         tokenizer.train_from_iterator(map(clean_caption, captions), trainer)
@@ -202,7 +212,7 @@ class Vocabulary:
                 another vocabulary.
         """
         count = len(self)
-        is_clip = self.start_id is not None
+        is_clip = self.start_id is not None and not self.has_words
         # A vocabulary of words may have fewer: the captions had no more.
         if count > vocab_size or (is_clip and count < vocab_size):
             start = f"start {self.start_id}" if is_clip else "no start"
@@ -274,7 +284,7 @@ class Vocabulary:
         unknown: collections.Counter[str] = collections.Counter()
         words = set()
         for caption, encoding in zip(cleaned, encodings, strict=True):
-            if self.unknown_id is None:  # byte pairs spell every word
+            if not self.has_words:
                 continue
             texts = [caption[a:b] for a, b in encoding.offsets]
             words.update(texts)
@@ -283,6 +293,11 @@ class Vocabulary:
         lengths = [len(encoding.ids) for encoding in encodings]
         cut = sum(length > self._room for length in lengths)
         return CaptionCounts(len(captions), sum(lengths), unknown, cut, len(words))
+
+    @property
+    def has_words(self) -> bool:
+        """Whether its tokens are words, and not byte pairs, which spell every word."""
+        return self.unknown_id is not None
 
     @property
     def _room(self) -> int:
@@ -309,11 +324,12 @@ class Vocabulary:
     def decode(self, ids: np.ndarray) -> list[str]:
         """Decodes ids [b, n], each row up to its first end token."""
         # Id 0 is padding in a trained vocabulary, and the token "!" in CLIP's.
-        dropped = PAD_ID if self.start_id is None else self.start_id
+        is_clip = self.start_id is not None and not self.has_words
+        dropped = {self.start_id} if is_clip else {self.start_id, PAD_ID}
         texts = []
         for row in np.asarray(ids).tolist():
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            row = [i for i in row if i != dropped]
+            row = [i for i in row if i not in dropped]
             texts.append(self.tokenizer.decode(row, skip_special_tokens=False).strip())
         return texts
 

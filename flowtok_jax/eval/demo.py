@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import (
@@ -99,9 +100,7 @@ def _summarize_tokenizer(
         "tokenizer_wrong_caption_accuracy": attribute_accuracy(wrong, wanted),
         "tokenizer_mean_latent_accuracy": attribute_accuracy(blind, wanted),
     }
-    rows = [
-        grid_rows(pictures.to_uint8(x), 1)[0] for x in (held_out.floats, images, wrong)
-    ]
+    rows = [grid_rows(to_uint8(x), 1)[0] for x in (held_out.floats, images, wrong)]
     labels = ["image", "decoded", "decoded under a wrong caption"]
     footer = f"Images held out of training; {RANDOM_TOWER}."
     grid = pictures.grid(rows, labels=labels, side=96, footer=footer)
@@ -121,7 +120,7 @@ def _summarize_t2i(flowtok: FlowTok, held_out: PreviewExamples, seen: PreviewExa
         "source_sigma": float(flowtok.encode_text(held_out.captions).std.mean()),
     }
     # Two samples of a caption stand one above the other, the caption below them.
-    samples = (grid_rows(pictures.to_uint8(x)) for x in (first, second))
+    samples = (grid_rows(to_uint8(x)) for x in (first, second))
     rows = [row for pair in zip(*samples, strict=True) for row in pair]
     texts = [t for c in grid_rows(held_out.captions) for t in ([""] * len(c), c)]
     footer = f"Captions held out of training, two samples each; {RANDOM_TOWER}."

@@ -150,14 +150,14 @@ def _read_png(path: Place) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _pick(metrics: Mapping[str, float], name: str) -> float | None:
+def _pick(metrics: Mapping[str, Any], name: str) -> float | None:
     """Returns the metric of a name, which may end in numbers of samples."""
     pattern = re.compile(rf"{name}(_n\d+)?(_of\d+)?")
     return next((v for k, v in metrics.items() if pattern.fullmatch(k)), None)
 
 
 def _score(
-    metrics: Mapping[str, float], value: str, chance: str, ceiling: str
+    metrics: Mapping[str, Any], value: str, chance: str, ceiling: str
 ) -> Score | None:
     names = (value, chance, ceiling)
     found = [_pick(metrics, name) if name else 0.0 for name in names]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader, open_images
-from flowtok_jax.data.loader import caption_options, evaluation_side
+from flowtok_jax.data.loader import caption_options, evaluated_source
 from flowtok_jax.data.records import Joined
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
@@ -77,21 +77,21 @@ class PartMaker:
     def real(self) -> RealImages:
         """The images of data.eval."""
         config = self._config
-        spec = config.data.eval or config.data.train
+        found = self._open(self._centre)
+        if found.count < config.eval.samples:
+            counts = found.count, config.eval.samples
+            logging.warning(
+                "%s has %d images, fewer than the %d asked for", found.spec, *counts
+            )
+        return found
+
+    def _open(self, centre: CentreReader, **options) -> RealImages:
+        config = self._config
+        spec, side = evaluated_source(config)
         if not spec:
             raise UserError(
                 "data.eval names no images; expected --config.data.eval=folder:DIR, say"
             )
-        found = self._open(spec, self._centre)
-        if found.count < config.eval.samples:
-            counts = found.count, config.eval.samples
-            logging.warning(
-                "%s has %d images, fewer than the %d asked for", spec, *counts
-            )
-        return found
-
-    def _open(self, spec: str, centre: CentreReader, **options) -> RealImages:
-        config = self._config
         return RealImages(
             spec,
             centre,
@@ -100,7 +100,7 @@ class PartMaker:
             threads=config.data.threads,
             cache=config.data.cache,
             captions=caption_options(config),
-            side=evaluation_side(config),
+            side=side,
             drawn_by=config.eval.seed,
             **options,
         )
@@ -108,17 +108,18 @@ class PartMaker:
     @functools.cached_property
     def _unjudged(self) -> str:
         """Reason for which no network judges images; empty where networks do."""
-        config = self._config
-        if not config.eval.weights:
+        options = self._config.eval
+        if not options.weights:
             return NO_WEIGHTS
-        is_asked = bool(config.eval.protocol or config.eval.fid.reference)
-        match config.eval.random_metrics:
+        if options.weights != RANDOM or options.protocol or options.fid.reference:
+            return ""
+        match options.random_metrics:
             case "all":
-                is_asked = True
-            case "scenes":
-                # There they cost little, and tell that the code of metrics runs.
-                is_asked = is_asked or self.real.are_scenes
-        return "" if is_asked or config.eval.weights != RANDOM else HIDDEN
+                return ""
+            # On scenes they cost little, and tell that the code of metrics runs.
+            case "scenes" if self.real.are_scenes:
+                return ""
+        return HIDDEN
 
     @property
     def _judged(self) -> int:
@@ -305,7 +306,7 @@ class PartMaker:
         config = self._config
         # Without filters: every image is captioned.
         centre = CentreReader(config.tokenizer.image_size)
-        real = self._open(self.real.spec, centre, needs_all=True)
+        real = self._open(centre, needs_all=True)
         sampler = {"sampler": self._sampler("caption")}
         # The digest of a protocol has what matters, and nothing more:
         data = {k: v for k, v in self._data().items() if k != "filters"}

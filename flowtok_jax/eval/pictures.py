@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from flowtok_jax.data.images import save_png as save_png  # for those who draw
-from flowtok_jax.data.images import to_uint8 as to_uint8
 from flowtok_jax.eval.lettering import (
     MAX_LINES,
     Lettering,

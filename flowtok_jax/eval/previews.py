@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Params
 from flowtok_jax.data import scenes
 from flowtok_jax.data.examples import Source
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.loader import open_evaluation
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes
@@ -66,7 +67,7 @@ class PreviewExamples(NamedTuple):
         if self.images is not None:
             return self
         images = np.asarray(flowtok.decode_image(self.tokens, self.captions))
-        return self._replace(images=pictures.to_uint8(images))
+        return self._replace(images=to_uint8(images))
 
 
 def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
@@ -82,7 +83,8 @@ def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
     most = min(len(source), 50 * count)
     drawn = range(most)
     if not isinstance(source, Shapes):
-        drawn = np.random.default_rng(seed).choice(len(source), most, replace=False)
+        rng = np.random.default_rng(seed)
+        drawn = rng.choice(len(source), most, replace=False).tolist()
     for index in drawn:
         record = source[index]
         if record["caption"] not in seen:
@@ -185,7 +187,7 @@ def _grids(
 ) -> Pictures:
     """Returns the picture of a preview; none where only captions came of captions."""
     if made.images is not None:
-        drawn = pictures.to_uint8(made.images)
+        drawn = to_uint8(made.images)
         if made.are_copies:
             rows = (grid_rows(x, 1)[0] for x in (examples.images, drawn))
             return {made.name: pictures.pairs(*rows)}
@@ -261,7 +263,7 @@ def _make_fid(
     metrics = FeatureMetrics(extract, real, count, suffix)
 
     def fid(made: Preview) -> Scalars:
-        found = metrics.see(pictures.to_uint8(made.images), range(count))
+        found = metrics.see(to_uint8(made.images), range(count))
         name = metrics.name("rfid" if made.are_copies else "fid", count)
         return {f"eval/{name}": metrics.fid(found["pool"])}
 

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from flowtok_jax.data.centre import CentreReader, Square
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.records import BadRecord, Records
-from flowtok_jax.eval import pictures
 from flowtok_jax.eval.evaluate import Arrays, Measured
 from flowtok_jax.eval.fid import squared_distances
 from flowtok_jax.eval.protocols import metric_suffix
@@ -196,7 +196,7 @@ class Retrieval:
             return self._flowtok.decode_image(tokens[np.minimum(rows, last)], texts)
 
         # Drawn images are judged as bytes, and so are copies.
-        return pictures.to_uint8(run_rows(start, len(tokens), self._rows))
+        return to_uint8(run_rows(start, len(tokens), self._rows))
 
     def _vectors(self, images: Squares) -> Vectors:
         """Returns images in both spaces."""

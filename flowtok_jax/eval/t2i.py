@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
@@ -80,7 +81,7 @@ class TextToImage(Part):
                 "expected sound weights, or --config.compute.dtype=float32"
             )
         # Networks judge what a PNG file would hold, as other evaluations do.
-        images = pictures.to_uint8(drawn)
+        images = to_uint8(drawn)
         arrays: Arrays = {}
         if not isinstance(self._features, str):
             arrays |= self._features.see(images, rows)

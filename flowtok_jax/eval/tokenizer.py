@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.eval import pictures, reconstruction
 from flowtok_jax.eval.evaluate import (
     SHOWN,
@@ -107,7 +108,7 @@ class Reconstruction(Part):
         if not isinstance(self._lpips, str):
             judged = numbers < self._judged
             arrays["lpips"] = self._lpips(decoded[judged], targets[judged])
-        images = pictures.to_uint8(decoded)
+        images = to_uint8(decoded)
         if not isinstance(self._features, str):
             arrays |= self._features.see(images, numbers)
         # A shown image takes two places: itself and its reconstruction.

@@ -33,6 +33,11 @@ class Arguments:
     named: str
     changes: list[str]
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The keys of --config that flags --config.KEY=VALUE change."""
+        return config_flags.get_override_values(self.flags["config"])
+
     def default_workdir(self) -> str:
         """Returns runs/NAME, the workdir of a config where --workdir gives none.
 
@@ -126,10 +131,6 @@ class Arguments:
             config.own.minutes = self.flags.minutes
         return config
 
-    def given(self) -> set[str]:
-        """Returns the keys of the config that the command line sets."""
-        return set(config_flags.get_override_values(self.flags["config"]))
-
     def weights_config(self) -> ConfigDict | None:
         """Returns the config to use trained weights with; None for the stored one.
 
@@ -155,9 +156,13 @@ class Arguments:
         Args:
             has_weights: whether the workdir is a place of weights too.
         """
-        overrides = config_flags.get_override_values(self.flags["config"])
-        config_files.drop_overridden(config, overrides)
+        config_files.drop_overridden(config, self.overrides)
         config_files.check_values(config)
+        if config.init_vocabulary and "clip.vocab_size" in self.overrides:
+            raise UserError(
+                "clip.vocab_size is given, and init_vocabulary, which decides it; "
+                "expected one of them"
+            )
         if not config.init_config:
             return
         starts_elsewhere = config.init_from and not self.flags.checkpoint
@@ -171,7 +176,7 @@ class Arguments:
                 "expected --checkpoint=DIR, a run's workdir (runs/demo) or a directory "
                 "of pretrained weights (weights/xl)"
             )
-        adopt(config, weights, overrides)
+        adopt(config, weights, self.overrides)
 
     def _changed_config(self) -> ConfigDict:
         """Returns the stored config, changed by flags --config.KEY=VALUE."""

@@ -47,9 +47,11 @@ def find_pictures(pattern: str) -> list[pathlib.Path]:
     found = list(map(pathlib.Path, find_paths(pattern)))
     if len(found) == 1 and found[0].is_dir():
         (folder,) = found
-        # By extension, as beside images there are captions and what systems leave.
+        # Beside images there are captions, and what systems leave, such as ._a.png.
         found = sorted(
-            p for p in folder.iterdir() if p.suffix[1:].lower() in EXTENSIONS
+            path
+            for path in folder.iterdir()
+            if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != "."
         )
     paths = [path for path in found if path.is_file()]
     if not paths:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.eval.ending import EVAL
 from flowtok_jax.eval.evaluate import PROTOCOL, run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
@@ -24,14 +25,12 @@ from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import join_processes
-from flowtok_jax.runtime.config import default_values
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, flatten
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights.place import Weights
 
-EVAL = "eval"
 JUDGED_DATA = ("scenes", "all", "none")  # choices of eval.random_metrics
 LEAST = {
     "samples": 2,
@@ -53,7 +52,6 @@ def run(arguments: Arguments) -> int:
             f"the config stored in {weights.place} has no keys of --mode=eval; give a "
             "config beside it: --config=configs/eval.py, or the one it was trained with"
         )
-    _add_new_keys(config)
     join_processes(arguments.flags)
     # Nothing has to be saved; among several processes JAX would keep it to itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -61,22 +59,6 @@ def run(arguments: Arguments) -> int:
     if note := random_tower_note(weights):
         logging.info(note)
     return 0
-
-
-def _add_new_keys(config: ConfigDict) -> None:
-    """Adds the keys of `eval` that a config stored by an older version lacks."""
-    known = flatten(config.to_dict())
-    for key, value in default_values().items():
-        *path, last = key.split(".")
-        if path[:1] != ["eval"] or key in known:
-            continue
-        section = config
-        with config.unlocked():
-            for part in path:
-                if part not in section:
-                    section[part] = ConfigDict()
-                section = section[part]
-            section[last] = value
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.modes.arguments import Arguments
@@ -108,22 +109,24 @@ def sample(
     Returns:
         The paths written, prompt by prompt, the grid last.
     """
-    paths = []
+    images = list(itertools.product(range(len(prompts)), seeds))
+    paths = {(i, s): folder / _file_name(i, prompts[i], s) for i, s in images}
+    in_grid = set(images[:SHOWN])
     shown = {}
     batch = flowtok.sample.batch_size
-    for rows in long_slices(len(prompts), batch * max(1, SLICE // len(seeds))):
-        drawn = flowtok.text_to_image(prompts[rows], seeds[0], rows.start, len(seeds))
-        numbers = range(rows.start, rows.start + len(prompts[rows]))
-        made = itertools.product(numbers, seeds)
-        for (i, seed), image in zip(made, pictures.to_uint8(drawn), strict=True):
-            paths.append(folder / _file_name(i, prompts[i], seed))
-            pictures.save_png(paths[-1], image)
-            if len(shown) < SHOWN:
-                shown[i, seed] = image
+    together = [seeds[k : k + SLICE] for k in range(0, len(seeds), SLICE)]
+    slices = long_slices(len(prompts), batch * max(1, SLICE // len(seeds)))
+    for rows, some in itertools.product(slices, together):
+        drawn = flowtok.text_to_image(prompts[rows], some[0], rows.start, len(some))
+        made = itertools.product(range(len(prompts))[rows], some)
+        for image, pixels in zip(made, to_uint8(drawn), strict=True):
+            pictures.save_png(paths[image], pixels)
+            if image in in_grid:
+                shown[image] = pixels
     if len(paths) > SHOWN:
         logging.info("%s shows the first %d of %d", GRID, SHOWN, len(paths))
     pictures.save_png(folder / GRID, _draw_grid(shown, prompts, len(seeds), footer))
-    return [*paths, folder / GRID]
+    return [*paths.values(), folder / GRID]
 
 
 def _draw_grid(

@@ -7,15 +7,22 @@ Finished stages are skipped; one that was interrupted goes on.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.loader import check_captions, make_vocabulary
+from flowtok_jax.array_types import Params
+from flowtok_jax.data.loader import (
+    check_captions,
+    make_new_vocabulary,
+    make_vocabulary,
+)
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval import ending, pictures
 from flowtok_jax.eval.previews import make_preview
-from flowtok_jax.models.build import init_networks, make_nets
+from flowtok_jax.models.build import Nets, init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.eval import check_options
 from flowtok_jax.modes.survey import fit_config
@@ -26,10 +33,10 @@ from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
-from flowtok_jax.tasks import abstract_groups, find_task
+from flowtok_jax.tasks import abstract_groups, find_task, init_group, networks_of
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.train import loop
-from flowtok_jax.train.check import check_run
+from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
 from flowtok_jax.weights.nets import load_metric_net
@@ -39,8 +46,17 @@ from flowtok_jax.weights.place import (
     load_groups,
     load_start,
     open_start,
+    open_weights,
     store_random_clip,
 )
+from flowtok_jax.weights.rows import (
+    ROWS,
+    describe_match,
+    match_tokens,
+    read_moved,
+    store_moved_clip,
+)
+from flowtok_jax.weights.sizes import adopt_sizes
 from flowtok_jax.weights.workdir import (
     CONFIG,
     PREEMPTED,
@@ -63,8 +79,10 @@ def run(arguments: Arguments) -> int:
     join_processes(arguments.flags)  # from here on process 0 alone speaks
     workdir = arguments.workdir()
     if config.own.size:
-        for line in fit_config(config, workdir, arguments.given()):
+        for line in fit_config(config, workdir, arguments.overrides):
             logging.info(line)
+    if config.init_from and not config.init_trained:
+        _adopt_used(config, workdir, arguments.overrides)
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:
@@ -82,6 +100,23 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+def _adopt_used(
+    config: ConfigDict, workdir: Place, overrides: Mapping[str, Any]
+) -> None:
+    """Takes the sizes of what the run uses and does not train from its start."""
+    start = open_weights(config.init_from)
+    trained = set(Weights(workdir).groups) if workdir.is_dir() else set()
+    trained.discard("clip")  # nobody trains it: the folder's own is a copy
+    used = set()
+    for stage in config.stages:
+        used |= set(find_task(stage).frozen.values()) - trained
+        trained.add(stage)
+    groups = sorted(used.intersection(start.groups))
+    networks = [name for group in groups for name in networks_of(group)]
+    adopt_sizes(config, start, networks, overrides)
+    logging.info("sizes of %s are those in %s", ", ".join(groups), start.place)
+
+
 def train_stages(config: ConfigDict, workdir: Place) -> None:
     """Trains every stage of the config that is not finished, then sums up.
 
@@ -93,21 +128,28 @@ def train_stages(config: ConfigDict, workdir: Place) -> None:
 
 
 def _train_stages(config: ConfigDict, workdir: Place) -> None:
-    stages = {stage: for_stage(config, stage) for stage in config.stages}
     opened = functools.cache(open_start)  # each place once, whatever stage names it
+    start = functools.partial(opened, config.init_from)
+    renewed = _renew_vocabulary(config, workdir, start)
+    stages = {stage: for_stage(config, stage) for stage in config.stages}
     check_run(stages, workdir, opened)  # mistakes show before anything is written
+    check_fit(stages, workdir, opened, renewed)
     if config.eval.after_training:
         check_options(config)
         ending.check_ending(config)
-    start = functools.partial(opened, config.init_from)
-    first_does(lambda: _open(config, workdir, start))
+    first_does(lambda: _open(config, workdir, start, renewed))
     # Made by process 0 above.
     vocabulary = read_vocabulary(
         workdir / VOCABULARY, config.latent.tokens, read_json(workdir / CONFIG)
     )
+    nets = make_nets(config)
+    init_clip = functools.partial(init_networks, nets, ("clip",))
+    if renewed is not None:
+        key = jax.random.key(config.text.seed)
+        fresh = jax.jit(functools.partial(init_clip, key))
+        store_moved_clip(workdir, start, nets, vocabulary, fresh)
     for line in describe_start(stages, workdir, len(vocabulary)):
         logging.info(line)
-    init_clip = functools.partial(init_networks, make_nets(config), ("clip",))
     # A tower that is never trained is stored too: weights trained on it depend on it.
     store_random_clip(config, workdir, start, init_clip)
     results = {}
@@ -130,16 +172,50 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
     _summarize(config, workdir, results)
 
 
-def _open(
+def _renew_vocabulary(
     config: ConfigDict, workdir: Place, start: Callable[[], Weights | None]
+) -> Vocabulary | None:
+    """Makes the vocabulary that replaces that of the weights, where the config asks for
+    one, and sizes the networks for it.
+
+    Raises:
+        UserError: where there are no weights to start from.
+    """
+    if not config.init_vocabulary:
+        return None
+    own = workdir / VOCABULARY
+    if own.is_file():
+        vocabulary = Vocabulary.read(own, config.latent.tokens)
+    elif (weights := start()) is None:
+        raise UserError(
+            f"init_vocabulary is {config.init_vocabulary!r}, and no weights are named "
+            "whose vocabulary it would replace; expected --checkpoint=DIR, or "
+            "--config.text.vocabulary in training from nothing"
+        )
+    else:
+        old = weights.vocabulary(config.latent.tokens)
+        vocabulary = make_new_vocabulary(config, old)
+        said = describe_match(old, match_tokens(old, vocabulary))
+        logging.info("words of %s: %s", config.init_vocabulary, said)
+    config.clip.vocab_size = len(vocabulary)
+    return vocabulary
+
+
+def _open(
+    config: ConfigDict,
+    workdir: Place,
+    start: Callable[[], Weights | None],
+    renewed: Vocabulary | None,
 ) -> None:
     """Makes the workdir this config's."""
 
     def find_vocabulary() -> Vocabulary:
-        vocabulary = inherit_vocabulary(config, start)
-        inherited = config.init_from if vocabulary else ""
-        vocabulary = vocabulary or make_vocabulary(config)
-        check_captions(for_stage(config, config.stages[0]), vocabulary, inherited)
+        inherited = None if renewed else inherit_vocabulary(config, start)
+        vocabulary = renewed or inherited or make_vocabulary(config)
+        stages = [for_stage(config, stage) for stage in config.stages]
+        # Once for each source, whatever stages train on it.
+        for own in {own.data.train: own for own in reversed(stages)}.values():
+            check_captions(own, vocabulary, config.init_from if inherited else "")
         return vocabulary
 
     try:
@@ -181,8 +257,31 @@ def _train_stage(
         vocabulary=vocabulary,
         evaluate=make_preview(config, task, vocabulary, make_mesh(**config.mesh)),
         preemption=preemption,
-        load_start=lambda: load_start(task.name, own, nets, begun_from),
+        load_start=lambda: _load_start(
+            config, task.name, own, nets, begun_from, vocabulary
+        ),
     )
+
+
+def _load_start(
+    config: ConfigDict,
+    group: str,
+    wanted: Mapping[str, Params],
+    nets: Nets,
+    start: Weights | None,
+    vocabulary: Vocabulary,
+) -> Params | None:
+    """Reads what training of a group starts from; None to start from nothing."""
+    if not config.init_trained:
+        logging.info("%s starts from nothing (init_trained=False)", group)
+        return None
+    is_moved = config.init_vocabulary and group in ROWS
+    if not is_moved or start is None or group not in start.groups:
+        return load_start(group, wanted, nets, start)
+    logging.info("%s starts from %s, with the run's vocabulary", group, start.place)
+    key = jax.random.key(config.train.seed)
+    init = functools.partial(init_group, nets, group, key)
+    return read_moved(start, group, wanted, nets, vocabulary, jax.jit(init))
 
 
 def _summarize(

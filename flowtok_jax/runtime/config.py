@@ -277,6 +277,26 @@ def default_values() -> dict[str, Any]:
     return flatten(json.loads(config_to_json(defined["get_config"]())))
 
 
+def add_new_keys(config: ConfigDict, *sections: str) -> None:
+    """Adds the keys of sections that a config stored by an older version lacks.
+
+    Args:
+        sections: those that the config does not have stay away.
+    """
+    known = flatten(config.to_dict())
+    for key, value in default_values().items():
+        *path, last = key.split(".")
+        if key in known or path[:1] not in [[s] for s in sections if s in config]:
+            continue
+        section = config
+        with config.unlocked():
+            for part in path:
+                if part not in section:
+                    section[part] = ConfigDict()
+                section = section[part]
+            section[last] = tuple(value) if isinstance(value, list) else value
+
+
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
     """Returns the config of one stage: its deltas put over the shared keys.
 

@@ -19,6 +19,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import flatten
 
 DEFAULT = HOME / "configs" / "default.py"
+ALIKE = 0.6  # least likeness of a key that may be meant
 
 
 def read_meanings(source: str) -> dict[str, str]:
@@ -148,8 +149,12 @@ def _choose(names: Sequence[str], asked: Sequence[str]) -> list[str]:
 def _unknown(text: str, names: Sequence[str]) -> UserError:
     """Makes the error of a name that no key has, with those nearest to it."""
     ends = {name: name.split(".")[-1] for name in names}
-    close = difflib.get_close_matches(text.split(".")[-1], ends.values(), n=1)
-    near = [name for name, end in ends.items() if end in close][:3]
+    last = text.split(".")[-1]
+    likeness = {
+        end: difflib.SequenceMatcher(None, end, last).ratio() for end in ends.values()
+    }
+    best = max(ALIKE, *likeness.values())
+    near = [name for name, end in ends.items() if likeness[end] == best][:3]
     sections = dict.fromkeys(name.split(".")[0] for name in names)
     return UserError(
         f"--help_config: no key is called {text!r}; expected one such as "

@@ -1,21 +1,25 @@
 """Checks before a run: numbers, devices, data, weights; all faults are said at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from flowtok_jax.data.loader import open_source, training_side
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks import find_task
+from flowtok_jax.tasks import abstract_group, find_task, networks_of
 from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
 from flowtok_jax.weights.nets import check_metric_net
 from flowtok_jax.weights.place import Weights, find_place
+from flowtok_jax.weights.sizes import find_differing
 
+SHOWN = 3  # sizes in a message
 PRETOKENIZE = (
     "if its images are not encoded yet: `python -m flowtok_jax.main "
     "--mode=pretokenize --config=configs/finetune.py --checkpoint=WEIGHTS "
@@ -68,6 +72,106 @@ def check_run(
             checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
         trained.append(stage)
     raise_together(checks, "the run cannot start")
+
+
+def check_fit(
+    stages: Mapping[str, ConfigDict],
+    workdir: Place,
+    start: Callable[[str], Weights | None],
+    vocabulary: Vocabulary | None,
+) -> None:
+    """Refuses weights to start from that are of other sizes or words than the run.
+
+    Args:
+        stages, start: as of `check_run`.
+        vocabulary: that of the run where it is not that of the weights.
+
+    Raises:
+        UserError: naming what differs, and what to do.
+    """
+    own = Weights(workdir).steps if workdir.is_dir() else {}
+    checks: dict[str, Callable[[], object]] = {}
+    trained = set(own) - {"clip"}
+    for stage, config in stages.items():
+        task = find_task(stage)
+        used = set(task.frozen.values()) - trained
+        if config.init_trained and stage not in own:
+            used.add(stage)
+        trained.add(stage)
+        if task.goes_on(config) and not config.init_trained:
+            checks[f"settings of {stage}"] = lambda s=stage: _refuse_nothing(s)
+        weights = start(config.init_from)
+        if own.get(stage, -1) >= config.train.num_steps or weights is None:
+            continue
+        for group in sorted(used.intersection(weights.groups)):
+            checks[group] = lambda g=group, c=config, s=stage, w=weights: _check_group(
+                g, c, s, w, vocabulary
+            )
+    raise_together(checks, "the weights do not fit this config")
+
+
+def _refuse_nothing(stage: str) -> None:
+    raise UserError(
+        f"stage {stage} goes on from trained weights, and init_trained is False; "
+        "expected --config.init_trained=True"
+    )
+
+
+def _check_group(
+    group: str,
+    config: ConfigDict,
+    stage: str,
+    weights: Weights,
+    vocabulary: Vocabulary | None,
+) -> None:
+    """Refuses weights of a group that a stage cannot use or start from."""
+    is_start = group == stage
+    if vocabulary is not None and group == "text_tokenizer" and not is_start:
+        there = weights.vocabulary(config.latent.tokens)
+        if there.sha256() != vocabulary.sha256():
+            raise UserError(
+                f"the text tokenizer in {weights.place} writes other words than those "
+                f"of init_vocabulary = {config.init_vocabulary}; expected it to be "
+                "trained before i2t, by --config.stages="
+                f"{','.join(('text_tokenizer', *config.stages))}"
+            )
+    if not weights.has_config:
+        return
+    networks = networks_of(group)
+    nets = make_nets(config)
+    differing = find_differing(config, weights, group, networks)
+    if vocabulary is not None:
+        differing.pop("clip.vocab_size", None)
+    there = abstract_group(weights.make_nets(), group) if differing else None
+    # Not each key has a shape; what no shape tells is checked by the weights.
+    if not differing or there == abstract_group(nets, group):
+        weights.check(group, dict.fromkeys(networks), nets, is_start=is_start)
+        return
+    listed = [f"{k} is {a} there, {b} here" for k, (a, b) in differing.items()]
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    raise UserError(
+        f"{group} in {weights.place} does not fit the config: "
+        f"{', '.join(listed[:SHOWN])}{more}; expected "
+        f"{_size_cure(config, stage, differing)}"
+    )
+
+
+def _size_cure(
+    config: ConfigDict, stage: str, differing: Mapping[str, tuple[Any, Any]]
+) -> str:
+    """Returns what to do about sizes that differ."""
+    cures = []
+    if len(differing) <= SHOWN:
+        flags = [f"--config.{key}={there}" for key, (there, _) in differing.items()]
+        cures.append(" ".join(flags))
+    if config.init_trained:
+        cures.append(
+            f"--config.init_trained=False to train {stage} from nothing in its own "
+            "sizes, with theirs for what it only uses"
+        )
+    if config.init_trained and not config.init_config:
+        cures.append("--config.init_config=True for all sizes of the weights")
+    return ", or ".join(cures or ["other weights"])
 
 
 def check_stage(

@@ -46,7 +46,8 @@ def describe_start(
     held_out = f"{100 * first.data.held_out:g} % of it, held out"
     looked_at = first.data.eval or (held_out if first.data.held_out else "the same")
     lines = [
-        f"run             {workdir}, {said}; {CONFIG} there has the whole config",
+        f"run             {workdir}, {said}",
+        f"config          {CONFIG} there; --print_config shows it",
         f"data            {first.data.train}; looked at: {looked_at}",
         f"images, texts   {first.tokenizer.image_size} px, {first.latent.tokens} "
         f"tokens; the vocabulary has {words}",

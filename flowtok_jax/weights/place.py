@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
@@ -61,6 +62,7 @@ class Weights:
         is_download: whether the place is the hub's cache, not where the user pointed.
         is_shipped: whether the place is a part of the package.
         has_vocabulary: whether a vocabulary lies beside the weights.
+        has_config: whether a config does.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Weights:
         has_arrays = any(name.endswith(".safetensors") for name in names)
         self.kind = PRETRAINED if has_arrays else RUN
         self.has_vocabulary = VOCABULARY in names
-        self._has_config = CONFIG in names
+        self.has_config = CONFIG in names
 
     @functools.cached_property
     def _stored(self) -> ConfigDict:
@@ -114,7 +116,7 @@ class Weights:
         Raises:
             UserError: where the config is that of another version.
         """
-        with _of_this_version(self):
+        with of_this_version(self):
             return make_nets(self._stored)
 
     def vocabulary(self, context: int) -> Vocabulary:
@@ -126,7 +128,7 @@ class Weights:
         path = self.place / VOCABULARY
         if not self.has_vocabulary:
             raise UserError(f"{path} does not exist; FlowTok needs it to read captions")
-        stored = self._stored if self._has_config else {}
+        stored = self._stored if self.has_config else {}
         return workdir.read_vocabulary(path, context, stored)
 
     def read(
@@ -169,15 +171,15 @@ class Weights:
         Raises:
             UserError: naming all the keys that differ.
         """
-        if not self._has_config:
+        if not self.has_config:
             return
         differing = {}
         for key in (key for name in wanted for key in UNSEEN.get(name, ())):
             # Training adapts to another image size or scale, but not to other heads.
             if is_start and not key.endswith(".heads"):
                 continue
-            there = _value(self._stored, key)
-            here = _value(nets, key)
+            there = find_value(self._stored, key)
+            here = find_value(nets, key)
             # Configs of versions that lacked the key say nothing.
             if there not in (None, here):
                 differing[key] = (there, here)
@@ -191,7 +193,7 @@ class Weights:
             )
 
 
-def _value(tree: Any, key: str) -> Any:
+def find_value(tree: Any, key: str) -> Any:
     """Returns a value of a config or of networks by its dotted key; None for none."""
     for name in key.split("."):
         is_mapping = isinstance(tree, Mapping | ConfigDict)
@@ -202,7 +204,7 @@ def _value(tree: Any, key: str) -> Any:
 
 
 @contextlib.contextmanager
-def _of_this_version(weights: Weights) -> Iterator[None]:
+def of_this_version(weights: Weights) -> Iterator[None]:
     """Turns what a config of other networks raises into a UserError."""
     try:
         yield
@@ -336,7 +338,8 @@ def store_random_clip(
         return
     inherited = start()
     if inherited is None or "clip" not in inherited.groups:
-        workdir.store_group(folder, "clip", init, config.text.seed)
+        drawn = jax.jit(init)(jax.random.key(config.text.seed))
+        workdir.store_group(folder, "clip", drawn)
 
 
 def load_start(
@@ -364,7 +367,7 @@ def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) ->
     """
     stored = weights.config
     stage = config.stages[0]
-    with _of_this_version(weights):
+    with of_this_version(weights):
         if "per_stage" in stored and stage in stored.per_stage:
             stored = for_stage(stored, stage)
         for section in OF_WEIGHTS:

@@ -16,11 +16,12 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Key, Params
+from flowtok_jax.array_types import Params
 from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.claims import check_claim
 from flowtok_jax.runtime.config import (
+    add_new_keys,
     config_from_json,
     config_to_json,
     default_values,
@@ -34,7 +35,7 @@ from flowtok_jax.runtime.files import (
     read_json,
     write_json,
 )
-from flowtok_jax.runtime.mesh import replicated
+from flowtok_jax.runtime.mesh import put, replicated
 from flowtok_jax.weights.safetensors import check_shapes
 
 CHECKPOINTS = "checkpoints"
@@ -50,6 +51,7 @@ FREE = (
     "stages",
     "init_from",
     "init_config",
+    "init_trained",
     "pretokenize",
     "mesh",
     "checkpoint",
@@ -76,14 +78,15 @@ FREE = (
 
 
 def read_config(workdir: Place) -> ConfigDict:
-    """Reads the config that a run stored.
+    """Reads the config that a run stored, with what newer versions read of data and
+    evaluation.
 
     Raises:
         UserError: where the folder is not a run's.
     """
     path = workdir / CONFIG
     try:
-        return config_from_json(read_bytes(path).decode())
+        config = config_from_json(read_bytes(path).decode())
     except StoreError:  # a ValueError too, and no fault of the file
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -93,6 +96,11 @@ def read_config(workdir: Place) -> ConfigDict:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
+    add_new_keys(config, "data")
+    # Before --mode=eval there was a section of this name with other keys.
+    if "eval" in config and "protocol" in config.eval:
+        add_new_keys(config, "eval")
+    return config
 
 
 def steps_of(workdir: Place, group: str) -> list[int]:
@@ -164,12 +172,14 @@ def _quiet_orbax() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def store_group(
-    workdir: Place, group: str, init: Callable[[Key], Params], seed: int
-) -> None:
-    """Draws the parameters of a group that is never trained, and stores them."""
+def store_group(workdir: Place, group: str, params: Params) -> None:
+    """Stores the parameters of a group that is never trained.
+
+    Args:
+        params: the same in every process of the run.
+    """
     everywhere = replicated(jax.make_mesh((jax.device_count(),), ("device",)))
-    params = jax.jit(init, out_shardings=everywhere)(jax.random.key(seed))
+    params = put(params, everywhere)
     with ocp.CheckpointManager(absolute(workdir / CHECKPOINTS / group)) as manager:
         manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(params)))
 

@@ -1,16 +1,20 @@
 """A share of a source held out of training, by a hash of each record's name."""
 
+import itertools
 import shutil
 
 import numpy as np
 import pytest
 
 from configs import demo
-from flowtok_jax.data import prepare
+from flowtok_jax.data import prepare, shards
+from flowtok_jax.data.arrayrecord import ArrayRecords
 from flowtok_jax.data.centre import open_images
+from flowtok_jax.data.folder import open_folder
 from flowtok_jax.data.loader import open_evaluation, open_training
-from flowtok_jax.data.records import Side
-from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.data.records import Record, Side
+from flowtok_jax.data.source_strings import parse_sources
+from flowtok_jax.data.sources import Shapes, make_records, make_source
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
 
@@ -55,16 +59,76 @@ def test_a_side_stays_where_the_folder_moves_and_grows(tmp_path):
 
 
 def test_tars_and_shards_of_a_folder_have_its_sides(tmp_path):
-    folder = write(tmp_path / "a", range(20))
+    folder = write(tmp_path / "a" / "b", range(20)).parent
     held_out = set(captions(f"folder:{folder}", HELD_OUT))
-    members = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
+    members = [
+        (f"b/{file.name}", file.read_bytes())
+        for file in sorted((folder / "b").iterdir())
+    ]
     made.write_tar(tmp_path / "x.tar", members)
     assert set(captions(f"tars:{tmp_path}/x.tar", HELD_OUT)) == held_out
     flags = [f"--source=folder:{folder}", f"--out={tmp_path}/shards"]
     assert prepare.main(flags) == 0
     shutil.rmtree(folder)
-    shards = f"arrayrecord:{tmp_path}/shards/*.arrayrecord"
-    assert set(captions(shards, HELD_OUT)) == held_out
+    once = f"arrayrecord:{tmp_path}/shards/*.arrayrecord"
+    assert set(captions(once, HELD_OUT)) == held_out
+    flags = [f"--source={once}", f"--out={tmp_path}/again"]
+    assert prepare.main(flags) == 0
+    again = f"arrayrecord:{tmp_path}/again/*.arrayrecord"
+    assert set(captions(again, HELD_OUT)) == held_out
+
+
+def test_names_with_dots_are_names_of_their_own(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"photo.{i}.png").write_bytes(made.encode(made.picture(8, 8, i)))
+        (folder / f"photo.{i}.txt").write_text(f"picture {i}")
+    records = open_folder(str(folder))
+    assert sorted(records.keys()) == sorted(f"photo.{i}" for i in range(20))
+    rows = [f'{{"file_name": "photo.{i}.png", "text": "one"}}\n' for i in range(20)]
+    (folder / "metadata.jsonl").write_text("".join(rows))
+    assert set(open_folder(str(folder)).keys()) == set(records.keys())
+
+
+def test_every_record_has_the_name_that_it_is_split_by(tmp_path):
+    folder = write(tmp_path / "é", range(3))
+    made.write_tar(
+        tmp_path / "x.tar", [(f.name, f.read_bytes()) for f in sorted(folder.iterdir())]
+    )
+    assert prepare.main([f"--source=folder:{folder}", f"--out={tmp_path}/shards"]) == 0
+    for spec in (
+        f"folder:{folder}",
+        f"tars:{tmp_path}/x.tar",
+        f"arrayrecord:{tmp_path}/shards/*.arrayrecord",
+        "shapes",
+    ):
+        (part,) = parse_sources(spec)
+        records = make_records(part, image_size=8, seed=0)
+        keys = list(itertools.islice(records.keys(), 3))
+        found = records.read_many(range(3))
+        assert [record.key or record.name for record in found] == keys
+        assert spec == "shapes" or keys == ["0", "1", "2"]
+
+
+def test_shards_are_read_once_for_their_names(tmp_path, monkeypatch):
+    folder = write(tmp_path / "a", range(5))
+    assert prepare.main([f"--source=folder:{folder}", f"--out={tmp_path}/shards"]) == 0
+    pattern = f"{tmp_path}/shards/*.arrayrecord"
+    first = list(ArrayRecords(pattern).keys())
+    monkeypatch.setattr(ArrayRecords, "read_many", None)
+    assert list(ArrayRecords(pattern).keys()) == first == list("01234")
+
+
+def test_shards_of_older_versions_have_sides_by_their_names(tmp_path):
+    names = [f"/photos/{i}.png" for i in range(20)]
+    image = made.encode(made.picture(8, 8))
+    old = (Record(name, captions=(name,), image=image) for name in names)
+    shards.write_arrayrecord(tmp_path / "old.arrayrecord", old)
+    spec = f"arrayrecord:{tmp_path}/old.arrayrecord"
+    sides = captions(spec, HELD_OUT), captions(spec, TRAINING)
+    assert min(map(len, sides)) > 0
+    assert sorted(sum(sides, [])) == sorted(names)
 
 
 def test_a_bad_record_is_replaced_by_one_of_its_side(tmp_path):

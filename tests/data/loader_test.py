@@ -252,7 +252,7 @@ class Waiting(Source):
 def test_images_of_a_batch_are_read_by_as_many_threads_as_asked_for(
     config, vocabulary, monkeypatch
 ):
-    monkeypatch.setattr(loader, "open_source", lambda *_: Waiting(4))
+    monkeypatch.setattr(loader, "open_source", lambda *_, **__: Waiting(4))
     config = config.copy_and_resolve_references()
     config.data.threads = 4
     assert len(batches(config, vocabulary, 0, 2)) == 2

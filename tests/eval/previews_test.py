@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.images import to_uint8
 from flowtok_jax.data.scenes import Object
 from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.eval import demo as demo_summary
 from flowtok_jax.eval import previews
 from flowtok_jax.eval.fid import frechet_distance
-from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh, put, replicated

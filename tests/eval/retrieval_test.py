@@ -172,10 +172,12 @@ def test_other_images_are_searched_too(tmp_path):
 
 def test_all_images_of_the_source_are_searched_up_to_the_limit(tmp_path):
     spec = write(tmp_path / "set", flat(*GREYS))
+    own = np.random.default_rng(0).choice(7, 2, replace=False)  # as they are drawn
+    assert own.tolist() == [5, 4]
     for most, of in ((1000, 7), (4, 4), (1, 2)):
         _, retrieval = make(spec, count=2, most=most)
-        found = measure(retrieval, flat(0, 79))
-        right = 1 if of == 2 else 1 / 2  # 80 is nearer, if it is there
+        found = measure(retrieval, flat(GREYS[5], GREYS[0] + 1))
+        right = 1 if of == 2 else 1 / 2  # the first is nearer, if it is there
         assert found.metrics[f"retrieval_top1_pixels_n2_of{of}"] == right
 
 

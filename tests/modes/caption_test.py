@@ -64,6 +64,7 @@ def test_the_images_of_a_folder_are_captioned_in_order(caption, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a caption")
     (tmp_path / "Thumbs.db").touch()
+    (tmp_path / "._a.png").touch()
     (tmp_path / "inside").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "inside" / "d.png")
     for pattern in (tmp_path, f"{tmp_path}/", f"{tmp_path}*"):

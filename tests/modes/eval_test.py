@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.records import Side
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols, reconstruction
 from flowtok_jax.eval.captions import word_scores
 from flowtok_jax.eval.fid import frechet_distance
-from flowtok_jax.eval.pictures import to_uint8
 from flowtok_jax.eval.previews import attribute_accuracy
 from flowtok_jax.eval.reference_file import read_reference
 from flowtok_jax.models.posterior import Posterior
@@ -385,21 +386,22 @@ def test_a_folder_is_measured_by_retrieval_and_words(cli, demo, flowtok, tmp_pat
     outcome = cli(*command(demo, tmp_path, **flags))
     assert outcome.status == 0, outcome.stderr
     found = results(tmp_path)
-    drawn = found["t2i"]["metrics"]
+    metrics = found["t2i"]["metrics"]
     for space in ("pixels", "latents"):
         for k in (1, 5):
             name = f"retrieval_top{k}_{space}"
-            assert 0 <= drawn[f"{name}_n5_of11"] <= 1
-            assert 0 <= drawn[f"{name}_reconstructed_n5_of11"] <= 1
-    assert drawn["retrieval_top1_chance_of11"] == pytest.approx(1 / 11)
+            assert 0 <= metrics[f"{name}_n5_of11"] <= 1
+            assert 0 <= metrics[f"{name}_reconstructed_n5_of11"] <= 1
+    assert metrics["retrieval_top1_chance_of11"] == pytest.approx(1 / 11)
     # Nobody asked for networks that were never trained.
     assert not any("random" in name for x in found.values() for name in x["metrics"])
     lacking = found["t2i"]["not_measured"] | found["tokenizer"]["not_measured"]
     for name in ("fid", "clip_score", "rfid", "lpips"):
         assert "networks never trained" in lacking[name]
-    images = [np.asarray(Image.open(p)) for p in sorted(tmp_path.glob("set/*.png"))]
-    captions = [f"a red circle number {i}" for i in range(5)]
-    texts = flowtok.image_to_text(np.stack(images[:5]).astype(np.float32) / 255)
+    assert found["t2i"]["protocol"]["drawn_by"] == 0
+    drawn = np.random.default_rng(0).choice(7, 5, replace=False)
+    captions = [f"a red circle number {i}" for i in drawn]
+    texts = flowtok.image_to_text([tmp_path / "set" / f"{i:02d}.png" for i in drawn])
     wanted = word_scores(texts, [[c] for c in captions])
     copies = word_scores(flowtok.reconstruct_text(captions), [[c] for c in captions])
     said = found["i2t"]["metrics"]
@@ -409,6 +411,20 @@ def test_a_folder_is_measured_by_retrieval_and_words(cli, demo, flowtok, tmp_pat
     # Of five words others share four.
     assert said["word_f1_chance_n5"] == pytest.approx(0.8)
     assert said["exact_match_chance_n5"] == 0
+
+
+def test_held_out_pictures_are_measured_and_searched_among_all(
+    cli, demo, tmp_path, quick
+):
+    spec = write_pictures(tmp_path / "set", 20)
+    flags = {"data.train": spec, "data.eval": "", "data.held_out": 0.3}
+    outcome = cli(*command(demo, tmp_path, **flags, **{"eval.parts": "t2i"}))
+    assert outcome.status == 0, outcome.stderr
+    found = results(tmp_path)["t2i"]
+    count = sum(Side(0.3, True).has(f"{i:02d}") for i in range(20))
+    assert found["protocol"]["samples"] == count < 20
+    assert found["protocol"]["held_out"] == 0.3
+    assert f"retrieval_top1_pixels_n{count}_of20" in found["metrics"]
 
 
 def test_a_folder_needs_no_networks_of_metrics(cli, demo, tmp_path, quick):
@@ -429,9 +445,11 @@ def test_a_config_of_an_older_version_is_evaluated(cli, demo, tmp_path, quick):
     config = json.loads((copy / "config.json").read_text())
     del config["eval"]["retrieval"]
     del config["eval"]["random_metrics"]
+    del config["data"]["held_out"]
     (copy / "config.json").write_text(json.dumps(config))
+    flags = {"eval.parts": "tokenizer", "eval.retrieval.side": 8, "data.held_out": 0.0}
     older, newer = (
-        command(x, tmp_path / "out", **{"eval.parts": "tokenizer"})
+        command(x, tmp_path / "out", **flags)
         for x in (run.Demo(copy, demo.outcome), demo)
     )
     outcome = cli(*older)

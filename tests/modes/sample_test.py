@@ -55,7 +55,10 @@ def test_many_prompts_are_drawn_in_slices_as_if_at_once(
         assert all_of_them.height > 1.5 * some.height
 
 
-def test_each_image_of_a_prompt_is_drawn_again_by_its_seed_alone(flowtok, tmp_path):
+def test_each_image_of_a_prompt_is_drawn_again_by_its_seed_alone(
+    flowtok, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sample, "SLICE", 2)  # seeds at a time, too
     prompts = ["a red circle", "b"]
     paths = sample.sample(flowtok, prompts, tmp_path / "all", range(5, 8))
     names = [

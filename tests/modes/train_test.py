@@ -5,10 +5,11 @@ import signal
 
 import pytest
 
-from flowtok_jax.modes.train import train_stages
+from flowtok_jax.modes.train import InterruptedRunError, train_stages
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import read_config
 from tests import run
+from tests.data import made
 from tests.train.log_test import read_events
 
 
@@ -25,12 +26,70 @@ def test_asked_to_end_while_a_stage_finishes_the_next_one_does_not_start(
 
     monkeypatch.setattr(loop, "train", train)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(loop.PreemptedError):
+    with pytest.raises(loop.PreemptedError) as raised:
         train_stages(read_config(demo.workdir), tmp_path)
+    assert not isinstance(raised.value, InterruptedRunError)
+    assert raised.value.args == ("text_tokenizer", 0, 32)
     assert started == ["tokenizer"]
     marker = json.loads((tmp_path / "preempted.json").read_text())
     assert marker == {"stage": "text_tokenizer", "step": 0}
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_at_the_end_of_the_last_stage_leaves_the_rest_for_later(
+    demo, tmp_path, monkeypatch
+):
+    def train(config, task, workdir, *, preemption, **others):
+        signal.raise_signal(signal.SIGINT)
+        return loop.StageResult(1.0, "0" * 64, {})
+
+    monkeypatch.setattr(loop, "train", train)
+    config = read_config(demo.workdir)
+    config.stages = ("text_tokenizer",)
+    with pytest.raises(InterruptedRunError) as raised:
+        train_stages(config, tmp_path)
+    assert raised.value.args == ("text_tokenizer", 32, 32)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_print_config_shows_all_of_it_and_trains_nothing(cli, tmp_path):
+    outcome = cli("--print_config", *run.command(tmp_path / "run"))
+    assert outcome.status == 0
+    assert "batch_size=8" in outcome.stdout
+    assert outcome.stdout.count("mlp_width=16") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_end_that_has_nothing_to_measure_is_refused_before_the_run(cli, tmp_path):
+    options = {"data.eval": "shapes*2", "data.train": "shapes"}
+    outcome = cli(*run.command(tmp_path / "run", "tokenizer", **options))
+    assert outcome.status == 2
+    assert "eval.after_training: data.eval=shapes*2 has" in outcome.complaint
+    assert not (tmp_path / "run").exists()
+
+
+FOLDER = {"data.held_out": 0.3, "data.eval": "", "eval.samples": 8}
+
+
+def test_a_run_on_a_folder_ends_in_numbers_of_pictures_held_out(cli, tmp_path):
+    folder = made.write_folder(tmp_path / "set", 40)
+    options = {"data.train": f"folder:{folder}", "text.max_unknown": 1, **FOLDER}
+    arguments = run.command(tmp_path / "run", **options)
+    outcome = cli(*arguments)
+    assert outcome.status == 0, outcome.stderr
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
+    assert found["pictures"] == 8
+    assert not found["seen"]
+    assert set(found["metrics"]) == {"t2i", "i2t", "tokenizer"}
+    assert any(n.startswith("retrieval_top1_pixels") for n in found["metrics"]["t2i"])
+    for name in ("text_to_image", "image_to_text", "reconstructions"):
+        assert (tmp_path / "run" / "samples" / f"{name}.png").is_file()
+    assert f"On 8 pictures of folder:{folder}:" in outcome.stdout
+    assert "are nearest to the picture" in outcome.stdout
+    assert "these numbers are of 8 pictures only" in outcome.stdout
+    assert f"    --images={folder}\n" in outcome.stdout
+    again = cli(*arguments)
+    assert again.stdout == outcome.stdout
 
 
 ADVERSARIAL = {

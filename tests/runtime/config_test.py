@@ -208,3 +208,18 @@ def test_a_config_below_home_is_found(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "mine.py").touch()
     assert config.find_config("~/mine.py:x") == f"{folder}/mine.py:x"
+
+
+def test_keys_that_an_older_version_lacks_are_added_with_their_defaults():
+    whole = config.config_from_json(config.config_to_json(default.get_config()))
+    older = whole.copy_and_resolve_references()
+    with older.unlocked():
+        del older.data.held_out, older.data.caption_keys, older.eval.retrieval
+        del older.train.seed, older.pretokenize
+    older.data.cache = "elsewhere"
+    config.add_new_keys(older, "data", "eval", "pretokenize")
+    assert older.eval == whole.eval
+    assert (older.data.held_out, older.data.cache) == (0.0, "elsewhere")
+    assert older.data.caption_keys == whole.data.caption_keys
+    assert "seed" not in older.train
+    assert "pretokenize" not in older

@@ -124,6 +124,72 @@ def test_of_several_processes_each_look_has_the_next_number_and_yes_stays_yes(
     assert looks == [1, 2, 3, 4, 5]
 
 
+BUSY = """
+import hashlib, sys, time
+from flowtok_jax.runtime.processes import Preemption
+with Preemption() as asked:
+    print("ready", flush=True)
+    {work}
+    while not asked.look():
+        time.sleep(0.01)
+    print("looked", asked.interrupted, flush=True)
+    time.sleep(60)
+"""
+# A minute in which Python runs no handler, as while a program compiles.
+NATIVE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
+
+
+def start_busy(work: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(work=work)],
+        cwd=run.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert "again: ends at once" in process.stderr.readline()
+    return process
+
+
+def test_a_first_interrupt_asks_to_end_and_a_second_one_ends():
+    process = start_busy("pass")
+    assert process.stdout.readline() == "looked True\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_two_interrupts_end_what_python_cannot_interrupt():
+    process = start_busy(NATIVE)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "interrupted; the same command goes on from here\n"
+
+
+def test_after_a_run_signals_are_handled_as_before(monkeypatch):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with processes.Preemption() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked.interrupted
+        assert asked.look()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_ignores_interrupts_goes_on_ignoring_them():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with processes.Preemption() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked.look()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class BucketError(StoreError):
     """A kind of failure that other processes know by its parent only."""
 

@@ -6,6 +6,7 @@ from configs import h, tokenizer
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.check import check_run
 from flowtok_jax.weights.place import open_start, open_weights
+from tests.data import made
 
 
 @pytest.fixture
@@ -89,6 +90,19 @@ def test_a_stage_may_start_from_weights_of_its_own(config, demo, tmp_path):
 def test_data_of_another_kind_is_refused(config, tmp_path, monkeypatch):
     config.update_from_flattened_dict({"mesh.fsdp": 8, "text.weights": "random"})
     source = type("Latents", (), {"content": "moments"})
-    monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_: source)
+    monkeypatch.setattr("flowtok_jax.train.check.open_source", lambda *_, **__: source)
     with pytest.raises(UserError, match="tokenizer needs image data.*has moments"):
         check_run({"tokenizer": config}, tmp_path, open_start)
+
+
+@pytest.mark.parametrize(("share", "what"), [(1e-9, "none"), (1 - 1e-9, "all")])
+def test_a_share_without_a_picture_on_each_side_is_refused(
+    config, tmp_path, share, what
+):
+    (tmp_path / "a.png").write_bytes(made.encode(made.picture(8, 8)))
+    (tmp_path / "a.txt").write_text("a picture")
+    spec = f"folder:{tmp_path}"
+    changes = {"mesh.fsdp": 8, "text.weights": "random", "data.train": spec}
+    config.update_from_flattened_dict({**changes, "data.held_out": share})
+    with pytest.raises(UserError, match=f"holds out {what} of the 1 records"):
+        check_run({"tokenizer": config}, tmp_path / "run", open_start)

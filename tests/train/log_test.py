@@ -8,10 +8,11 @@ import sys
 
 import jax
 import numpy as np
-import pytest
+from PIL import Image
 
+from flowtok_jax.runtime.errors import StoreError
 from flowtok_jax.train import log
-from flowtok_jax.train.log import Metrics, Progress
+from flowtok_jax.train.log import Metrics
 from tests import run
 
 
@@ -109,59 +110,32 @@ def test_a_process_that_does_not_write_touches_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def shown(**more):
-    return {"loss/total": 1.25, "perf/images_per_sec": 320.0} | more
+def test_previews_are_png_files_beside_tensorboard_and_are_said_once(tmp_path, caplog):
+    grid = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    with (
+        caplog.at_level(logging.INFO),
+        Metrics(tmp_path, "t2i", start_step=0, writes=True) as metrics,
+    ):
+        metrics.images(500, {"text_to_image": grid})
+        metrics.images(1000, {"text_to_image": grid})
+    folder = tmp_path / "previews" / "t2i"
+    names = ["step_000500_text_to_image.png", "step_001000_text_to_image.png"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    with Image.open(folder / names[0]) as picture:
+        assert (np.asarray(picture) == grid).all()
+    assert caplog.messages == [f"t2i: previews are in {folder}"]
 
 
-def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+def test_a_preview_that_a_store_refuses_ends_no_run(tmp_path, caplog, monkeypatch):
+    def refuse(*_):
+        raise StoreError("503")
 
-
-def test_a_collapsed_source_is_warned_of_once(caplog):
-    with caplog.at_level(logging.INFO), Progress("t2i", 0, 100, True) as bar:
-        bar.update(2, shown(**{"source/sigma": 0.6}))
-        assert warnings_of(caplog) == []
-        for step in (4, 6, 8):
-            bar.update(step, shown(**{"source/sigma": 0.123}))
-    (message,) = warnings_of(caplog)
-    assert "source/sigma is 0.12 at step 4" in message
-    assert "loss.t2i.kl_weight" in message
-
-
-def test_a_stage_without_source_never_warns(caplog):
-    with caplog.at_level(logging.INFO), Progress("i2t", 0, 4, True) as bar:
-        bar.update(4, shown())
-    assert warnings_of(caplog) == []
-
-
-def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(
-    caplog, monkeypatch
-):
-    now = 0.0
-    monkeypatch.setattr(log.time, "monotonic", lambda: now)
-    with caplog.at_level(logging.INFO), Progress("t2i", 0, 40, True) as bar:
-        for step in range(10, 50, 10):
-            now += 0.6 * log.LINE_SECONDS
-            bar.update(step, shown())
-    steps = [message.split()[1] for message in caplog.messages]
-    assert steps == ["20/40", "40/40"]
-    assert "loss 1.2500, 320 images/s" in caplog.messages[0]
-
-
-def test_a_process_that_shows_nothing_says_nothing(caplog):
-    with caplog.at_level(logging.INFO), Progress("t2i", 0, 4, False) as bar:
-        bar.update(4, shown())
-    assert caplog.messages == []
-
-
-@pytest.mark.parametrize("shows", [True, False])
-def test_a_terminal_gets_a_bar_instead_of_lines(caplog, capsys, monkeypatch, shows):
-    monkeypatch.setattr(log.sys.stderr, "isatty", lambda: True, raising=False)
-    with caplog.at_level(logging.INFO), Progress("t2i", 2, 4, shows) as bar:
-        bar.update(4, shown())
-    assert caplog.messages == []
-    text = capsys.readouterr().err
-    assert ("4/4" in text) == ("loss 1.2500, 320 images/s" in text) == shows
+    monkeypatch.setattr(log, "save_png", refuse)
+    with Metrics(tmp_path, "t2i", start_step=0, writes=True) as metrics:
+        metrics.images(2, {"grid": np.zeros((4, 6, 3), np.uint8)})
+        metrics.scalars(2, {"loss/total": 1.0})
+    assert "503; this preview is in TensorBoard only" in caplog.text
+    assert len(lines(tmp_path)) == 1
 
 
 def test_parameters_are_counted_by_network_and_listed_in_a_file(caplog, tmp_path):

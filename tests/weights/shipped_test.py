@@ -27,11 +27,15 @@ def test_shipped_weights_are_loaded_by_name_in_python(flowtok, asset):
     equal(FlowTok.from_pretrained("tiny").params, flowtok.params)
 
 
-def test_shipped_weights_draw_into_a_folder_of_runs_and_describe(cli, asset):
+def test_shipped_weights_draw_into_a_folder_of_runs_and_describe(
+    cli, asset, tmp_path, monkeypatch
+):
+    runs = tmp_path / "runs"
+    monkeypatch.setattr("flowtok_jax.modes.arguments.RUNS", runs)
     before = sorted(asset.parent.rglob("*"))
     outcome = cli("--mode=sample", "--checkpoint=tiny", "--prompts=a red circle")
     assert outcome.status == 0, outcome.stderr
-    folder = "runs/tiny-shipped/samples/0001"
+    folder = runs / "tiny-shipped" / "samples" / "0001"
     names = ["0000_a_red_circle_seed0.png", "grid.png"]
     assert outcome.stdout.splitlines() == [f"{folder}/{name}" for name in names]
     assert sorted(asset.parent.rglob("*")) == before
@@ -55,7 +59,7 @@ def test_what_has_the_name_and_no_weights_may_mean_two_things(asset, tmp_path, m
     expected = f"expected ./tiny for the one, {asset} for the others"
     assert str(said.value).endswith(expected)
     assert open_weights(asset).groups
-    with pytest.raises(UserError, match="is a file|no checkpoint in"):
+    with pytest.raises(UserError, match="is a file|no config.json in"):
         FlowTok.from_pretrained("./tiny")
 
 

@@ -1,0 +1,84 @@
+"""Sizes of networks, as trained weights have them and as a config has them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flowtok_jax.models.build import make_nets
+from flowtok_jax.runtime.config import for_stage
+from flowtok_jax.runtime.files import flatten
+from flowtok_jax.weights.place import Weights, find_value, of_this_version
+
+# The keys that the parameters of a network depend on: sections, and single keys of the
+# sections of others.
+SIZES = {
+    "clip": ("clip", "latent.tokens"),
+    "tokenizer": ("tokenizer", "latent", "clip.width"),
+    "projector": ("projector", "latent", "clip.width"),
+    "align_head": ("align_head", "latent", "clip.width"),
+    "dit": ("dit", "latent"),
+    "text_decoder": ("text_decoder", "latent", "clip.width", "clip.vocab_size"),
+}
+# Keys of these sections that fit any weights: training may change them.
+LOOSE = (
+    "clip.embedding_std",
+    "tokenizer.image_size",
+    "tokenizer.latent_scale",
+    "tokenizer.token_std",
+    "tokenizer.kernel_std",
+    "projector.dropout",
+    "text_decoder.dropout",
+)
+
+
+def adopt_sizes(
+    config: ConfigDict,
+    weights: Weights,
+    networks: Iterable[str],
+    overrides: Mapping[str, Any],
+) -> None:
+    """Puts the sizes of some networks, as weights have them, into a config.
+
+    Args:
+        networks: their names.
+        overrides: keys given on the command line, which win.
+
+    Raises:
+        UserError: where the weights have no config, or one of another version.
+    """
+    stored = weights.config
+    with of_this_version(weights):
+        for key in {key for name in networks for key in SIZES[name]}:
+            *path, last = key.split(".")
+            section = find_value(config, ".".join(path)) if path else config
+            if (size := find_value(stored, key)) is not None:
+                section[last] = size
+        config.update_from_flattened_dict(overrides)
+        make_nets(config)
+
+
+def find_differing(
+    config: ConfigDict, weights: Weights, group: str, networks: Iterable[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Finds the sizes of a group that weights and a config do not share.
+
+    Args:
+        networks: names of the group's networks.
+
+    Returns:
+        The values there and here, by their key.
+    """
+    stored = weights.config
+    if group in stored.get("per_stage", {}):
+        stored = for_stage(stored, group)
+    there = flatten(stored.to_dict())
+    here = flatten(config.to_dict())
+    wanted = tuple({key for name in networks for key in SIZES[name]})
+    differing = {}
+    for key, value in here.items():
+        is_size = key in wanted or key.startswith(tuple(f"{w}." for w in wanted))
+        # Configs of versions that lacked the key say nothing.
+        if is_size and key not in LOOSE and there.get(key, value) != value:
+            differing[key] = (there[key], value)
+    return differing
