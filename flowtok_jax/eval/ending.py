@@ -20,7 +20,7 @@ from flowtok_jax.data.loader import (
     SAID,
     caption_options,
     count_captions,
-    evaluation_side,
+    evaluated_source,
     open_evaluation,
 )
 from flowtok_jax.data.records import Records
@@ -81,19 +81,20 @@ def check_ending(config: ConfigDict) -> None:
 
 
 def _open_pictures(config: ConfigDict) -> Records:
+    spec, side = evaluated_source(config)
     return open_images(
-        config.data.eval or config.data.train,
+        spec,
         key="data.eval" if config.data.eval else "data.train",
         image_size=config.tokenizer.image_size,
         seed=config.train.seed,
         cache=config.data.cache,
         captions=caption_options(config),
-        side=evaluation_side(config),
+        side=side,
     )
 
 
 def _are_scenes(config: ConfigDict) -> bool:
-    return (config.data.eval or config.data.train).startswith("shapes")
+    return evaluated_source(config)[0].startswith("shapes")
 
 
 def is_measured(summary: Mapping[str, Any]) -> bool:
@@ -135,7 +136,7 @@ def measure_ending(
     values = {
         "data": maker.real.spec,
         "pictures": maker.real.count,
-        "seen": not config.data.eval and evaluation_side(config) is None,
+        "seen": not config.data.eval and evaluated_source(config)[1] is None,
         "metrics": {r["part"]: r["metrics"] for r in results},
         "not_measured": {r["part"]: r["not_measured"] for r in results},
     }
