@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from flowtok_jax.data.examples import Mixture, RecordSource, Source
-from flowtok_jax.data.loader import draw_captions, open_source, open_training
+from flowtok_jax.data.loader import draw_captions, open_source
 from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.perf import work
