@@ -61,10 +61,10 @@ def test_print_config_shows_all_of_it_and_trains_nothing(cli, tmp_path):
 
 
 def test_an_end_that_has_nothing_to_measure_is_refused_before_the_run(cli, tmp_path):
-    options = {"data.eval": "shapes*2", "data.train": "shapes"}
+    options = {"data.eval": "shapes@2", "data.train": "shapes"}
     outcome = cli(*run.command(tmp_path / "run", "tokenizer", **options))
     assert outcome.status == 2
-    assert "eval.after_training: data.eval=shapes*2 has" in outcome.complaint
+    assert "eval.after_training: data.eval=shapes@2 has" in outcome.complaint
     assert not (tmp_path / "run").exists()
 
 
