@@ -28,7 +28,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks.ablations import mean_and_spread, measure, numbers, say  # noqa: E402
 from configs import demo  # noqa: E402
-from flowtok_jax.data.images import to_uint8  # noqa: E402
+from flowtok_jax.data.inputs import to_uint8  # noqa: E402
 from flowtok_jax.data.loader import open_source  # noqa: E402
 from flowtok_jax.eval import pictures, previews  # noqa: E402
 from flowtok_jax.modes import eval as evaluation  # noqa: E402

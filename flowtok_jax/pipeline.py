@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image as Pillow
 
 from flowtok_jax.array_types import Image, Params
-from flowtok_jax.data.images import to_uint8
-from flowtok_jax.data.inputs import Picture, check_prompts, load_images
+from flowtok_jax.data.inputs import Picture, check_prompts, load_images, to_uint8
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior

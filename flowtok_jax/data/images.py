@@ -14,7 +14,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from flowtok_jax.data.png import strip_png
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, write_bytes
 
 # Formats that Pillow decodes by itself: EPS, for one, would run another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
@@ -132,18 +131,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     turn = UPRIGHT.get(orientation)
     return image if turn is None else image.transpose(turn)
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Rounds images in [0, 1], clamped, to bytes."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-
-
-def save_png(path: Place, image: np.ndarray) -> None:
-    """Writes an uint8 image [h, w, 3], whole or not at all."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="png")
-    write_bytes(path, file.getvalue())
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

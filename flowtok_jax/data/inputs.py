@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.images import resize_and_crop, to_rgb, to_uint8
+from flowtok_jax.data.images import resize_and_crop, to_rgb
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.runtime.errors import UserError, reason_of, short_repr
 from flowtok_jax.runtime.paths import expand_path
@@ -182,3 +182,8 @@ def load_images(images: object, side: int) -> np.ndarray:
             f"images[{i}] is {_shown(picture)}, which cannot be read: {reason}"
         )
     return np.stack(found)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Rounds images in [0, 1], clamped, to bytes."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)

@@ -137,7 +137,7 @@ def make_new_vocabulary(config: ConfigDict, old: Vocabulary) -> Vocabulary:
     if config.init_vocabulary != "captions":
         return _load_vocabulary("init_vocabulary", config.init_vocabulary, old.context)
     source = open_training(config)
-    captions = _draw_captions(source, config.text.vocabulary_captions)
+    captions = draw_captions(source, config.text.vocabulary_captions)
     # A tower that reads a start token before every caption goes on to find one there.
     has_start = old.start_id is not None
     return Vocabulary.train(captions, ANY_SIZE, old.context, has_start)

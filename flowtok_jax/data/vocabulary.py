@@ -44,7 +44,7 @@ CLIP_SHA256 = "ca43ac56fe977959af117fa9c700a0a2dd7eca2ed4bb5dd47cefee02b27bff36"
 
 
 class CaptionCounts(NamedTuple):
-    """What a vocabulary makes of captions.
+    """Counts of what a vocabulary makes of captions.
 
     Attributes:
         tokens: of all captions, whole.

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import (

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowtok_jax.data.images import save_png as save_png  # for those who draw
 from flowtok_jax.eval.lettering import (
     MAX_LINES,
     Lettering,
@@ -14,6 +13,7 @@ from flowtok_jax.eval.lettering import (
     draw_line,
     fit_text,
 )
+from flowtok_jax.runtime.files import save_png as save_png  # for those who draw
 
 SIDE = 128  # pixels of an image in a grid
 WIDE = 2048  # pixels of a row of images at full size

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Params
 from flowtok_jax.data import scenes
 from flowtok_jax.data.examples import Source
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.loader import open_evaluation
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.sources import Shapes

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from flowtok_jax.data.centre import CentreReader, Square
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.records import BadRecord, Records
 from flowtok_jax.eval.evaluate import Arrays, Measured
 from flowtok_jax.eval.fid import squared_distances

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.eval import pictures, reconstruction
 from flowtok_jax.eval.evaluate import (
     SHOWN,

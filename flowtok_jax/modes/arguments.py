@@ -1,4 +1,4 @@
-"""What a command line means: its config, its trained weights, its folder."""
+"""Meaning of a command line: its config, its trained weights, its folder."""
 
 import dataclasses
 import functools

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.modes.arguments import Arguments

@@ -1,4 +1,4 @@
-"""What a set of captioned pictures is like, and the sizes and steps that suit it.
+"""Survey of a set of captioned pictures, and the sizes and steps that suit it.
 
 configs/own.py asks for it by `own.size`. What is chosen is stored with the run: the
 same command goes on with the same sizes and steps, whatever the clock says then.
@@ -86,7 +86,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class StagePlan(NamedTuple):
-    """How long a stage of own.py trains.
+    """Length of a stage of own.py.
 
     Attributes:
         rows: of a step.
@@ -110,7 +110,7 @@ PLANS_OF_STAGES = {
 
 
 class Survey(NamedTuple):
-    """What was found in data.train.
+    """Counts and samples of data.train.
 
     Attributes:
         sides: (width, height) of some pictures, as they lie there.
@@ -226,7 +226,7 @@ def _share(pictures: int, config: ConfigDict) -> float:
 
 
 class StageCost(NamedTuple):
-    """What a step of a stage takes, measured here.
+    """Time and memory of a step of a stage, measured here.
 
     Attributes:
         compiling: seconds until its program was there.

@@ -19,14 +19,9 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.errors import UserError, short_repr
 from flowtok_jax.runtime.files import flatten
-from flowtok_jax.runtime.paths import expand_path
+from flowtok_jax.runtime.paths import HOME, expand_path
 
 SEEDS = 2**32  # seeds are 0, ..., SEEDS - 1: what a key of JAX holds without x64
-
-_PACKAGE = pathlib.Path(__file__).parents[1]
-_SHARE = _PACKAGE / "share"
-# A wheel carries the configs inside the package; a checkout has them beside it.
-HOME = _SHARE if _SHARE.is_dir() else _PACKAGE.parent
 
 
 def find_config(value: str) -> str:

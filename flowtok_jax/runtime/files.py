@@ -1,5 +1,5 @@
 """Paths of this machine and of gs://BUCKET/PATH: whole files and folders,
-digests, JSON.
+digests, JSON, PNG.
 
 Remote paths go through epath, which reads them with gcsfs. Orbax, which writes the
 checkpoints, knows no other store, so neither does this module.
@@ -8,6 +8,7 @@ checkpoints, knows no other store, so neither does this module.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -19,7 +20,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
 from etils import epath
+from PIL import Image
 
 from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
 from flowtok_jax.runtime.paths import expand_path
@@ -326,3 +329,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, part in value.items():
         flat |= flatten(part, f"{prefix}.{name}" if prefix else name)
     return flat
+
+
+def save_png(path: Place, image: np.ndarray) -> None:
+    """Writes an uint8 image [h, w, 3], whole or not at all."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    write_bytes(path, file.getvalue())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from flowtok_jax.runtime.errors import UserError, reason_of
 from flowtok_jax.runtime.files import Place, to_place
-from flowtok_jax.runtime.shipped import list_shipped
+from flowtok_jax.runtime.paths import list_shipped
 
 
 def find_directory(

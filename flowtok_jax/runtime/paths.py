@@ -1,11 +1,24 @@
-"""Paths as people write them: with `~`, as file:// URLs, in another spelling."""
+"""Paths as people write them: with `~`, as file:// URLs, in another spelling; and what
+lies with the package: configs, and weights by name.
+"""
 
+import logging
 import os
+import pathlib
 import re
 import unicodedata
 import urllib.parse
 
 from flowtok_jax.runtime.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_SHARE = _PACKAGE / "share"
+# A wheel carries configs and weights inside the package; a checkout has them beside
+# it.
+HOME = _SHARE if _SHARE.is_dir() else _PACKAGE.parent
+# Weights that ship with the package: assets/NAME in a checkout.
+ASSETS = HOME / "assets"
+MARK = "config.json"  # of a directory of weights; assets/ also has pictures
 
 
 def expand_path(text: str) -> str:
@@ -88,3 +101,30 @@ def _from_home(text: str) -> str:
             f"home, or ./{text} for that very name"
         )
     return path
+
+
+def list_shipped() -> list[str]:
+    """Returns the names of all weights that ship with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{MARK}"))
+
+
+def find_shipped(name: str) -> pathlib.Path | None:
+    """Returns the directory of shipped weights; None where a name is not of any, or of
+    a folder of weights in the working directory, which goes before and is said.
+
+    Raises:
+        UserError: where something else has the name here, so that either may be meant.
+    """
+    if name not in list_shipped():
+        return None
+    shipped = ASSETS / name
+    here = pathlib.Path(name)
+    if not here.exists() or here.samefile(shipped):
+        return shipped
+    if (here / MARK).exists() or (here / "checkpoints").exists():
+        logging.info("%s: the folder here, not the weights %s", name, shipped)
+        return None
+    raise UserError(
+        f"{name} is a path here without weights, and the name of weights that ship "
+        f"with FlowTok; expected ./{name} for the one, {shipped} for the others"
+    )

@@ -18,11 +18,17 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.data.images import save_png
 from flowtok_jax.data.records import REASONS, RejectCounter
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.errors import StoreError, UserError
-from flowtok_jax.runtime.files import Place, is_remote, reaching, write_bytes, writing
+from flowtok_jax.runtime.files import (
+    Place,
+    is_remote,
+    reaching,
+    save_png,
+    write_bytes,
+    writing,
+)
 from flowtok_jax.train.progress import Progress, SourceWatch
 
 METRICS = "metrics.jsonl"

@@ -20,7 +20,7 @@ from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
-from flowtok_jax.runtime.shipped import find_shipped
+from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 

@@ -311,12 +311,6 @@ def test_opening_reads_no_pixels():
     assert reason(data) in ("truncated_image", "broken_image")
 
 
-def test_floats_are_clamped_and_rounded_to_bytes():
-    values = np.array([-1.0, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 7.0])
-    assert images.to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
-    assert images.to_uint8(values).dtype == np.uint8
-
-
 def test_formats_match_their_names():
     for extension in images.EXTENSIONS:
         kind = Image.registered_extensions()[f".{extension}"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data.centre import CentreReader, file_record
-from flowtok_jax.data.inputs import check_prompts, load_images
+from flowtok_jax.data.inputs import check_prompts, load_images, to_uint8
 from flowtok_jax.runtime.errors import UserError
 
 SIDE = 8
@@ -198,3 +198,9 @@ def test_what_are_no_images_are_refused_in_one_line(images, message):
         load_images(images, SIDE)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
+
+
+def test_floats_are_clamped_and_rounded_to_bytes():
+    values = np.array([-1.0, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 7.0])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_uint8(values).dtype == np.uint8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.scenes import Object
 from flowtok_jax.data.sources import Shapes, make_source
 from flowtok_jax.eval import demo as demo_summary

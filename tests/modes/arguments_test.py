@@ -14,7 +14,13 @@ from tests import run
 
 
 def arguments(named="", config=None, changes=(), **flags) -> Arguments:
-    values = {"workdir": None, "checkpoint": None, "config": config, **flags}
+    values = {
+        "workdir": None,
+        "checkpoint": None,
+        "minutes": None,
+        "config": config,
+        **flags,
+    }
     return Arguments(types.SimpleNamespace(**values), named, list(changes))
 
 

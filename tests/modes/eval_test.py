@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.images import to_uint8
+from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.records import Side
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import protocols, reconstruction

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.runtime import shipped
+from flowtok_jax.runtime import paths
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.place import open_weights
 from tests.weights.pretrained_test import equal
@@ -15,7 +15,7 @@ from tests.weights.pretrained_test import equal
 @pytest.fixture
 def asset(saved, tmp_path, monkeypatch):
     """The weights called tiny, as if they shipped; an empty working directory."""
-    monkeypatch.setattr(shipped, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(paths, "ASSETS", tmp_path / "assets")
     found = shutil.copytree(saved, tmp_path / "assets" / "tiny")
     (tmp_path / "assets" / "text_to_image.png").touch()
     (tmp_path / "here").mkdir()
