@@ -45,6 +45,16 @@ if jax.__version_info__ < (0, 11):  # a later jaxlib may lack the flag, and abor
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that a test calls in this process sets up logging of its own."""
+    # Later than the import hook that checks types.
+    from tests.run import own_logging  # noqa: PLC0415
+
+    with own_logging():
+        yield
+
+
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
     # jaxlib 0.12 makes the profiler's types at their first use; where Python 3.12 and

@@ -16,16 +16,9 @@ from flowtok_jax.convert.goldens import Goldens
 from flowtok_jax.convert.groups import convert, networks, read_sizes
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
-from tests.run import own_logging
 
 FORWARD = "flowtok_tiny.forward"
 TINY = [name for name in tiny.GOLDEN["files"] if "tiny" in name]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    with own_logging():
-        yield
 
 
 def compare(capsys, folder, *arguments):

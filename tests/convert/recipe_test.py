@@ -9,15 +9,8 @@ from flowtok_jax.convert import recipe
 from flowtok_jax.convert.goldens import Check, Goldens, ParityReport
 from tests import tiny
 from tests.convert.parity_test import compare, rewrite
-from tests.run import own_logging
 
 OTHER = tiny.GOLDENS / "titok"  # judges of other sizes too
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    with own_logging():
-        yield
 
 
 @pytest.fixture

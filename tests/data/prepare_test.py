@@ -8,14 +8,11 @@ from flowtok_jax.data import captions, prepare, shards
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.sources import make_source
 from tests.data import made
-from tests.run import own_logging
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before():
+def each_message_is_new():
     captions.log_once.cache_clear()
-    with own_logging():
-        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pytest
 from flowtok_jax.eval import score
 from flowtok_jax.eval.score import read_references, read_results
 from flowtok_jax.runtime.errors import UserError
-from tests.run import own_logging
 
 
 def write(path, content) -> str:
@@ -85,12 +84,6 @@ def test_files_that_are_not_there_or_no_json(tmp_path):
         (tmp_path / "broken.json").write_text("{")
         with pytest.raises(UserError, match="is not JSON"):
             read(str(tmp_path / "broken.json"))
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    with own_logging():
-        yield
 
 
 @pytest.fixture
