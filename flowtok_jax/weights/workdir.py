@@ -96,10 +96,9 @@ def read_config(workdir: Place) -> ConfigDict:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
-    add_new_keys(config, "data")
     # Before --mode=eval there was a section of this name with other keys.
-    if "eval" in config and "protocol" in config.eval:
-        add_new_keys(config, "eval")
+    measures = ["eval"] if "eval" in config and "protocol" in config.eval else []
+    add_new_keys(config, "data", *measures)
     return config
 
 
