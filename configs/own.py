@@ -6,7 +6,7 @@
         --config.data.train=folder:photos --minutes=60
 
 Trains tokenizer, text tokenizer, text to image and image to text from nothing. First
-it looks at the data, and says in ten lines what is there, which sizes and steps it
+it looks at the data, and says in a dozen lines what is there, which sizes and steps it
 chose (modes/survey.py) and how long they take. `small` is for two CPU cores and 64 px,
 `medium` for one accelerator and 128 px, `large` for several and 256 px; without a name
 the device and the number of pictures decide. --minutes divides a time over the stages.
@@ -34,6 +34,7 @@ def get_config(size: str = AUTO) -> ConfigDict:
     config = default.get_config()
     config.stages = ("tokenizer", "text_tokenizer", "t2i", "i2t")
     config.own.size = size
+    config.init_trained = False  # of --checkpoint the text tower alone is used
     config.data.held_out = 0.02
     config.data.threads = 4
     config.text.update({"weights": "random", "vocabulary": "captions"})

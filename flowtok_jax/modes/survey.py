@@ -36,6 +36,7 @@ HELD_OUT_LEAST = 16  # pictures; fewer say little
 HELD_OUT_MOST = 0.2  # share
 OTHER_SHARE = 0.1  # of the minutes: previews, checkpoints, numbers at the end
 LEAST_STEPS = 20
+SHOWN = 62  # characters of a caption; with its name 80 columns hold them
 
 # What `own.size` sets. Steps: small was trained on emoji, the others are guesses that
 # keep the proportions of the released networks.
@@ -133,13 +134,17 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
         given: keys of the command line, which are never changed.
 
     Returns:
-        Ten lines for the user, or one where the run goes on.
+        A dozen lines for the user, or one where the run goes on.
     """
+    begun = time.monotonic()
+    given = set(given)
+    if config.init_from:  # its text tower reads the captions, in its own sizes
+        given |= {"latent.tokens", *(f"clip.{key}" for key in config.clip)}
+        _set(config, {"text.weights": ""}, given)
     if (workdir / CONFIG).is_file():
         stored = flatten(read_json(workdir / CONFIG))
         _set(config, {k: stored[k] for k in _chosen_keys(config, stored)}, given)
         return [f"going on with the sizes and steps that {workdir / CONFIG} has"]
-    begun = time.monotonic()
     if config.own.minutes and jax.process_count() > 1:
         raise UserError(
             "--minutes is for one process, each would measure other steps; expected "
@@ -326,8 +331,10 @@ def _describe(
             "pixels"
         )
     yield _line("pictures", text)
-    shown = [textwrap.shorten(c, 60) for c in dict.fromkeys(found.captions)][:3]
-    yield _line("captions", "; ".join(map(repr, shown)))
+    for name, caption in zip(
+        ("captions", "", ""), dict.fromkeys(found.captions), strict=False
+    ):
+        yield _line(name, textwrap.shorten(caption, SHOWN))
     cut = (found.lengths > config.latent.tokens).mean()
     yield _line(
         "words",

@@ -78,11 +78,11 @@ def run(arguments: Arguments) -> int:
     config = arguments.training_config()
     join_processes(arguments.flags)  # from here on process 0 alone speaks
     workdir = arguments.workdir()
+    if config.init_from and not config.init_trained:
+        _adopt_used(config, workdir, arguments.overrides)
     if config.own.size:
         for line in fit_config(config, workdir, arguments.overrides):
             logging.info(line)
-    if config.init_from and not config.init_trained:
-        _adopt_used(config, workdir, arguments.overrides)
     try:
         train_stages(config, workdir)
     except loop.PreemptedError as error:

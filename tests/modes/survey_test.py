@@ -72,7 +72,8 @@ def test_sizes_steps_and_words_follow_from_the_data(folder, measured, tmp_path):
     for stage, plan in survey.PLANS_OF_STAGES.items():
         train = for_stage(config, stage).train
         assert (train.num_steps, train.batch_size) == (plan.least, plan.rows)
-    assert len(lines) == 10
+    assert len(lines) == 12
+    assert max(map(len, lines[:-1])) <= 80  # the last has a path
     text = "\n".join(lines)
     for said in ("30, about 6 held out", "40 x 61 to 69 x 90", "33; 4 to 44 tokens"):
         assert said in text
@@ -100,6 +101,19 @@ def test_keys_of_the_command_line_are_never_chosen(folder, measured, tmp_path):
     assert config.data.held_out == 0.5
     assert for_stage(config, "i2t").train.num_steps == 7
     assert for_stage(config, "i2t").train.batch_size == 64
+
+
+def test_the_text_tower_of_weights_keeps_its_sizes(folder, measured, tmp_path):
+    config = make_config(folder)
+    config.init_from = "weights/clip"
+    config.clip.width = 640
+    config.clip.vocab_size = 49408
+    config.latent.tokens = 77
+    lines = survey.fit_config(config, tmp_path / "run", given=())
+    assert (config.clip.width, config.clip.vocab_size) == (640, 49408)
+    assert config.latent.tokens == 77
+    assert config.text.weights == ""
+    assert "text tower      that of weights/clip, 640 x 12" in lines
 
 
 def test_minutes_are_divided_over_the_stages(folder, measured, tmp_path):
