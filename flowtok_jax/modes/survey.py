@@ -344,8 +344,12 @@ def _describe(
     yield _line(
         "chosen",
         f"{config.own.size}: {config.tokenizer.image_size} px, {config.latent.tokens} "
-        f"tokens, tokenizer {_size(config.tokenizer.encoder)} + "
-        f"{_size(config.tokenizer.decoder)}, flow {_size(config.dit)}",
+        f"tokens, a vocabulary of {config.clip.vocab_size:,} at most",
+    )
+    sides = (config.tokenizer.encoder, config.tokenizer.decoder)
+    yield _line(
+        "width x blocks",
+        f"tokenizer {' + '.join(map(_size, sides))}, flow {_size(config.dit)}",
     )
     if config.text.weights == "random":
         tower = "CLIP's architecture at random, never trained"

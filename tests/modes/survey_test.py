@@ -72,7 +72,7 @@ def test_sizes_steps_and_words_follow_from_the_data(folder, measured, tmp_path):
     for stage, plan in survey.PLANS_OF_STAGES.items():
         train = for_stage(config, stage).train
         assert (train.num_steps, train.batch_size) == (plan.least, plan.rows)
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert max(map(len, lines[:-1])) <= 80  # the last has a path
     text = "\n".join(lines)
     for said in ("30, about 6 held out", "40 x 61 to 69 x 90", "33; 4 to 44 tokens"):
