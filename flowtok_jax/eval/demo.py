@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data import scenes
 from flowtok_jax.data.inputs import to_uint8
+from flowtok_jax.data.loader import evaluated_source
 from flowtok_jax.data.sources import make_source
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import (
@@ -42,7 +43,7 @@ def summarize_demo(
     """
     needed = {group for way in DIRECTIONS.values() for group in way.groups}
     is_whole = needed - {TEXT_TOWER} <= set(trained)
-    if not (is_whole and config.data.eval.startswith("shapes")):
+    if not (is_whole and evaluated_source(config)[0].startswith("shapes")):
         return {}, {}
     mesh = make_mesh(**config.mesh)
     flowtok = FlowTok.from_weights(Weights(workdir), config, mesh)

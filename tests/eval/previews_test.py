@@ -1,8 +1,10 @@
 import logging
+import pathlib
 
 import numpy as np
 import pytest
 
+from configs import demo
 from flowtok_jax.data import scenes
 from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.data.scenes import Object
@@ -256,3 +258,25 @@ def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, fl
     config.log.update({"preview_fid": False, "preview_lpips": True})
     with pytest.raises(UserError, match="names no metric weights; expected a dir"):
         previews.make_preview(config, TASKS["tokenizer"], flowtok.vocabulary, mesh)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated", "is_measured"),
+    [
+        ("shapes", "", True),
+        ("shapes", "shapes:held_out", True),
+        ("folder:x", "", False),
+    ],
+)
+def test_a_run_on_scenes_is_measured_wherever_they_are_named(
+    monkeypatch, train, evaluated, is_measured
+):
+    config = demo.get_config()
+    config.data.update({"train": train, "eval": evaluated})
+    monkeypatch.setattr(demo_summary.FlowTok, "from_weights", lambda *a: None)
+    monkeypatch.setattr(
+        demo_summary, "summarize_scenes", lambda *a, **options: ({"found": 1}, {})
+    )
+    trained = set(config.stages)
+    found, _ = demo_summary.summarize_demo(config, pathlib.Path("run"), trained)
+    assert found == ({"found": 1} if is_measured else {})
