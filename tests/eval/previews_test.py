@@ -1,5 +1,4 @@
 import logging
-import pathlib
 
 import numpy as np
 import pytest
@@ -269,7 +268,7 @@ def test_a_preview_without_weights_of_metrics_says_where_they_come_from(demo, fl
     ],
 )
 def test_a_run_on_scenes_is_measured_wherever_they_are_named(
-    monkeypatch, train, evaluated, is_measured
+    tmp_path, monkeypatch, train, evaluated, is_measured
 ):
     config = demo.get_config()
     config.data.update({"train": train, "eval": evaluated})
@@ -278,5 +277,5 @@ def test_a_run_on_scenes_is_measured_wherever_they_are_named(
         demo_summary, "summarize_scenes", lambda *a, **options: ({"found": 1}, {})
     )
     trained = set(config.stages)
-    found, _ = demo_summary.summarize_demo(config, pathlib.Path("run"), trained)
+    found, _ = demo_summary.summarize_demo(config, tmp_path, trained)
     assert found == ({"found": 1} if is_measured else {})
