@@ -458,9 +458,13 @@ def test_the_command_for_own_images_prepares_them(tmp_path, monkeypatch, capsys)
     assert stdout.splitlines()[-1] == f'{{"records": 2, {rejected}}}'
     assert (tmp_path / "data/photos/manifest.json").is_file()
     # What the page shows of the table.
-    (shown,) = blocks(page, "")
+    shown, surveyed = blocks(page, "")
     for name in re.findall(r"^(\w[^\d\n]+?)(?:\s{2,}|$)", shown, re.MULTILINE):
         assert name in stderr
+    # And of the lines that configs/own.py begins with.
+    says = (ROOT / "flowtok_jax" / "modes" / "survey.py").read_text()
+    names = filter(None, (line[:16].strip() for line in surveyed.splitlines()))
+    assert all(f'"{name}"' in says for name in names)
 
 
 @pytest.mark.skipif(
