@@ -5,6 +5,7 @@ same command goes on with the same sizes and steps, whatever the clock says then
 """
 
 import io
+import itertools
 import textwrap
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +18,7 @@ from PIL import Image
 
 from flowtok_jax.data.examples import Mixture, RecordSource, Source
 from flowtok_jax.data.loader import draw_captions, open_source
+from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from flowtok_jax.models import dit, tokenizer
 from flowtok_jax.perf import work
@@ -27,7 +29,7 @@ from flowtok_jax.weights.workdir import CONFIG
 
 AUTO = "auto"
 CAPTIONS_READ = 20_000
-PICTURES_READ = 64
+PICTURES_READ = 256
 MANY_PICTURES = 100_000  # from here on `large`, on an accelerator
 CONTEXTS = (16, 32, 64, 96, 128)  # tokens of text and image; CLIP's 77 is near the mean
 LONGEST = 1024  # tokens of a caption that are counted
@@ -178,25 +180,42 @@ def look_at_data(config: ConfigDict) -> Survey:
     captions = draw_captions(source, CAPTIONS_READ)
     vocabulary = Vocabulary.train(captions, MOST_WORDS, LONGEST)
     lengths = (vocabulary.encode(captions, warns=False) != PAD_ID).sum(1)
-    sides = list(_read_sides(source))
+    sides = _read_sides(source)
+    broken = [name for name in sides if isinstance(name, str)]
+    if len(broken) > config.data.max_rejected * len(sides):
+        raise UserError(
+            f"{len(broken)} of {len(sides)} pictures looked at cannot be used (first "
+            f"{broken[0]}); at most {config.data.max_rejected:g} of them may be: mend "
+            "the data (python -m flowtok_jax.data.prepare lists all), or allow more "
+            "with --config.data.max_rejected=0.5"
+        )
+    sides = [side for side in sides if not isinstance(side, str)]
     words = len(vocabulary) - len(SPECIAL_TOKENS)
     return Survey(len(source), sides, captions, words, lengths)
 
 
-def _read_sides(source: Source) -> Iterator[tuple[int, int]]:
+def _read_sides(source: Source) -> list[tuple[int, int] | str]:
+    """Reads (width, height) of pictures from all over a source, without decoding them.
+
+    Returns:
+        Of a record that cannot be used its name instead; nothing of latents and scenes.
+    """
     if isinstance(source, Mixture):
-        for part in source.parts:
-            yield from _read_sides(part)
-    if isinstance(source, RecordSource):
-        rows = np.linspace(0, len(source) - 1, min(PICTURES_READ, len(source)))
-        for record in source.records.read_many(rows.astype(int).tolist()):
-            if getattr(record, "image", None) is None:  # broken, or latents
-                continue
+        return list(itertools.chain(*map(_read_sides, source.parts)))
+    if not isinstance(source, RecordSource):
+        return []
+    rows = np.linspace(0, len(source) - 1, min(PICTURES_READ, len(source)))
+    found: list[tuple[int, int] | str] = []
+    for record in source.records.read_many(rows.astype(int).tolist()):
+        if isinstance(record, BadRecord):
+            found.append(record.name)
+        elif record.image is not None:
             try:
                 with Image.open(io.BytesIO(record.image)) as image:
-                    yield image.size
+                    found.append(image.size)
             except (OSError, ValueError, Image.DecompressionBombError):
-                pass  # rejected and counted when it is its turn
+                found.append(record.name)
+    return found
 
 
 def _choose_size(pictures: int) -> str:

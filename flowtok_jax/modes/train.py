@@ -273,7 +273,8 @@ def _load_start(
 ) -> Params | None:
     """Reads what training of a group starts from; None to start from nothing."""
     if not config.init_trained:
-        logging.info("%s starts from nothing (init_trained=False)", group)
+        if start is not None:
+            logging.info("%s starts from nothing (init_trained=False)", group)
         return None
     is_moved = config.init_vocabulary and group in ROWS
     if not is_moved or start is None or group not in start.groups:
@@ -292,7 +293,8 @@ def _summarize(
     stored = read_json(path) if path.is_file() else {}
     summary = merge_summary(stored, results)
     is_new = summary["params_sha256"] != stored.get("params_sha256")
-    values, grids = {}, {}
+    values = {}
+    grids = {}
     if config.eval.after_training and (is_new or not ending.is_measured(stored)):
         with Progress("evaluation", 1, is_first()) as progress:
             progress.doing("measuring, and drawing examples")

@@ -158,6 +158,17 @@ def test_without_data_one_line_says_what_to_give():
         survey.look_at_data(own.get_config())
 
 
+def test_a_folder_of_broken_pictures_is_refused_at_once(folder):
+    for i in range(10):
+        (folder / f"пес {i}.png").write_bytes(b"no picture")
+    said = "10 of 30 pictures looked at cannot be used .*пес 0.*max_rejected"
+    with pytest.raises(UserError, match=said):
+        survey.look_at_data(make_config(folder))
+    config = make_config(folder)
+    config.data.max_rejected = 0.5
+    assert len(survey.look_at_data(config).sides) == PICTURES - 10
+
+
 def test_scenes_have_no_sizes():
     config = own.get_config()
     config.data.train = "shapes"
