@@ -117,6 +117,7 @@ class Survey(NamedTuple):
 
     Attributes:
         sides: (width, height) of some pictures, as they lie there.
+        broken: records that cannot be used, beside these.
         captions: some, of one picture each.
         words: different ones in these captions.
         lengths: tokens of each caption, its end too.
@@ -124,6 +125,7 @@ class Survey(NamedTuple):
 
     pictures: int
     sides: list[tuple[int, int]]
+    broken: int
     captions: list[str]
     words: int
     lengths: np.ndarray
@@ -191,7 +193,7 @@ def look_at_data(config: ConfigDict) -> Survey:
         )
     sides = [side for side in sides if not isinstance(side, str)]
     words = len(vocabulary) - len(SPECIAL_TOKENS)
-    return Survey(len(source), sides, captions, words, lengths)
+    return Survey(len(source), sides, len(broken), captions, words, lengths)
 
 
 def _read_sides(source: Source) -> list[tuple[int, int] | str]:
@@ -349,6 +351,8 @@ def _describe(
             f"; {widths.min()} x {heights.min()} to {widths.max()} x {heights.max()} "
             "pixels"
         )
+    if found.broken:
+        text += f"; {found.broken} of {len(found.sides) + found.broken} broken"
     yield _line("pictures", text)
     for name, caption in zip(
         ("captions", "", ""), dict.fromkeys(found.captions), strict=False

@@ -166,7 +166,8 @@ def test_a_folder_of_broken_pictures_is_refused_at_once(folder):
         survey.look_at_data(make_config(folder))
     config = make_config(folder)
     config.data.max_rejected = 0.5
-    assert len(survey.look_at_data(config).sides) == PICTURES - 10
+    found = survey.look_at_data(config)
+    assert (len(found.sides), found.broken) == (PICTURES - 10, 10)
 
 
 def test_scenes_have_no_sizes():
