@@ -20,7 +20,8 @@ The text tower is CLIP's architecture at random initialisation, never trained, u
 from ml_collections import ConfigDict
 
 from configs import default
-from flowtok_jax.modes.survey import AUTO, SIZES
+from flowtok_jax.models.sizes import SIZES
+from flowtok_jax.modes.survey import AUTO
 from flowtok_jax.runtime.errors import UserError
 
 

@@ -20,7 +20,7 @@ from flowtok_jax.data.examples import Mixture, RecordSource, Source
 from flowtok_jax.data.loader import draw_captions, open_source
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
-from flowtok_jax.models import dit, tokenizer
+from flowtok_jax.models.sizes import SIZES
 from flowtok_jax.perf import work
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
@@ -40,53 +40,6 @@ OTHER_SHARE = 0.1  # of the minutes: previews, checkpoints, numbers at the end
 LEAST_STEPS = 20
 SHOWN = 62  # characters of a caption; with its name 80 columns hold them
 
-# What `own.size` sets. Steps: small was trained on emoji, the others are guesses that
-# keep the proportions of the released networks.
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "clip": {"width": 128, "depth": 3, "heads": 4},
-        "tokenizer": {
-            "image_size": 64,
-            "patch": 8,
-            "encoder": {"width": 160, "depth": 4, "heads": 4},
-            "decoder": {"width": 160, "depth": 4, "heads": 4},
-        },
-        "projector": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
-        "text_decoder": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
-        "align_head": {"width": 128},
-        "dit": {"width": 256, "depth": 6, "heads": 4},
-        "schedule": {"lr": 3e-3},
-    },
-    "medium": {
-        "clip": {"width": 256, "depth": 6, "heads": 8},
-        "tokenizer": {
-            "image_size": 128,
-            "patch": 8,
-            "encoder": {"width": 384, "depth": 8, "heads": 6},
-            "decoder": {"width": 384, "depth": 8, "heads": 6},
-        },
-        "projector": {"depth": 4, "heads": 8, "mlp_width": 512, "dropout": 0.1},
-        "text_decoder": {"depth": 4, "heads": 8, "mlp_width": 512, "dropout": 0.1},
-        "align_head": {"width": 256},
-        "dit": dit.SIZES["s"],
-        "schedule": {"lr": 2e-3},
-    },
-    "large": {
-        "clip": {"width": 512, "depth": 8, "heads": 8},
-        "tokenizer": {
-            "image_size": 256,
-            "patch": 16,
-            "encoder": tokenizer.SIZES["base"],
-            "decoder": tokenizer.SIZES["base"],
-        },
-        "projector": {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1},
-        "text_decoder": {"depth": 6, "heads": 8, "mlp_width": 1024, "dropout": 0.1},
-        "align_head": {"width": 512},
-        "dit": dit.SIZES["b"],
-        "schedule": {"lr": 1e-3},
-    },
-}
-
 
 class StagePlan(NamedTuple):
     """Length of a stage of own.py.
@@ -105,9 +58,9 @@ class StagePlan(NamedTuple):
 
 
 PLANS_OF_STAGES = {
-    "tokenizer": StagePlan(32, 40, 2000, 200_000, 0.5),
-    "text_tokenizer": StagePlan(64, 10, 400, 20_000, 0.03),
-    "t2i": StagePlan(64, 60, 3000, 400_000, 0.35),
+    "tokenizer": StagePlan(32, 40, 2000, 200_000, 0.48),
+    "text_tokenizer": StagePlan(64, 10, 400, 20_000, 0.06),
+    "t2i": StagePlan(64, 60, 3000, 400_000, 0.34),
     "i2t": StagePlan(64, 30, 1500, 200_000, 0.12),
 }
 
@@ -342,18 +295,7 @@ def _describe(
     config: ConfigDict, found: Survey, costs: Mapping[str, StageCost], workdir: Place
 ) -> Iterator[str]:
     """Yields what was found and chosen, a line each."""
-    held_out = round(config.data.held_out * found.pictures)
-    looked_at = config.data.eval or f"about {held_out:,} held out"
-    text = f"{found.pictures:,}, {looked_at}"
-    if found.sides:
-        widths, heights = (np.array(side) for side in zip(*found.sides, strict=True))
-        text += (
-            f"; {widths.min()} x {heights.min()} to {widths.max()} x {heights.max()} "
-            "pixels"
-        )
-    if found.broken:
-        text += f"; {found.broken} of {len(found.sides) + found.broken} broken"
-    yield _line("pictures", text)
+    yield _line("pictures", _describe_pictures(config, found))
     for name, caption in zip(
         ("captions", "", ""), dict.fromkeys(found.captions), strict=False
     ):
@@ -390,6 +332,21 @@ def _describe(
             f"{cost.gib:.2f} GiB",
         )
     yield _line("together", f"about {total:.0f} minutes; everything in {workdir}")
+
+
+def _describe_pictures(config: ConfigDict, found: Survey) -> str:
+    held_out = round(config.data.held_out * found.pictures)
+    looked_at = config.data.eval or f"about {held_out:,} held out"
+    text = f"{found.pictures:,}, {looked_at}"
+    if found.sides:
+        widths, heights = (np.array(side) for side in zip(*found.sides, strict=True))
+        text += (
+            f"; {widths.min()} x {heights.min()} to {widths.max()} x {heights.max()} "
+            "pixels"
+        )
+    if found.broken:
+        text += f"; {found.broken} of {len(found.sides) + found.broken} broken"
+    return text
 
 
 def _size(net: ConfigDict) -> str:

@@ -126,7 +126,7 @@ def test_minutes_are_divided_over_the_stages(folder, measured, tmp_path):
     ]
     room = 0.9 * (3600 - len(seconds) * COST.compiling)
     assert room * 0.98 < sum(seconds) <= room
-    assert seconds[0] / sum(seconds) == pytest.approx(0.5, abs=0.01)
+    assert seconds[0] / sum(seconds) == pytest.approx(0.48, abs=0.01)
 
 
 def test_too_few_minutes_are_refused(folder, measured, tmp_path):
