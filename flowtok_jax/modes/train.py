@@ -299,7 +299,10 @@ def _summarize(
         with Progress("evaluation", 1, is_first()) as progress:
             progress.doing("measuring, and drawing examples")
             trained = summary["params_sha256"]
-            values, grids = ending.measure_ending(config, workdir, trained)
+            try:
+                values, grids = ending.measure_ending(config, workdir, trained)
+            except UserError as error:  # a broken picture, say: what is trained stays
+                logging.warning("trained, and not measured: %s", error)
     if is_first():
         for name, grid in grids.items():
             pictures.save_png(workdir / SAMPLES / f"{name}.png", grid)

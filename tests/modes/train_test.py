@@ -5,7 +5,10 @@ import signal
 
 import pytest
 
+from configs import demo as demo_config
+from flowtok_jax.modes import train as train_mode
 from flowtok_jax.modes.train import InterruptedRunError, train_stages
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train import loop
 from flowtok_jax.weights.workdir import read_config
 from tests import run
@@ -151,3 +154,18 @@ def test_a_judge_without_weights_is_missed_before_the_run(cli, tmp_path):
     assert outcome.status == 2
     assert "--lpips=vgg16-397923af.pth,vgg.pth" in outcome.complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_run_whose_pictures_cannot_be_measured_says_so(
+    tmp_path, monkeypatch, caplog, capsys
+):
+    def measure(*arguments):
+        raise UserError("image 2 of folder:photos cannot be used")
+
+    monkeypatch.setattr(train_mode.ending, "measure_ending", measure)
+    config = demo_config.get_config()
+    (tmp_path / "summary.json").write_text(json.dumps({"params_sha256": {"t2i": "a"}}))
+    (tmp_path / "config.json").write_text("{}")
+    train_mode._summarize(config, tmp_path, {})
+    assert "not measured: image 2 of folder:photos" in caplog.text
+    assert "--mode=sample" in capsys.readouterr().out
