@@ -296,7 +296,7 @@ class Vocabulary:
 
     @property
     def has_words(self) -> bool:
-        """Whether its tokens are words, and not byte pairs, which spell every word."""
+        """True where tokens are words, and not byte pairs, which spell every word."""
         return self.unknown_id is not None
 
     @property

@@ -60,7 +60,7 @@ class Score(NamedTuple):
 
     @property
     def is_weak(self) -> bool:
-        """Whether less than half of what is possible was learned."""
+        """True where less than half of what is possible was learned."""
         return self.value - self.chance < FAR * (self.ceiling - self.chance)
 
 

@@ -31,7 +31,7 @@ AUTO = "auto"
 CAPTIONS_READ = 20_000
 PICTURES_READ = 256
 MANY_PICTURES = 100_000  # from here on `large`, on an accelerator
-CONTEXTS = (16, 32, 64, 96, 128)  # tokens of text and image; CLIP's 77 is near the mean
+CONTEXTS = (32, 64, 96, 128)  # tokens of text and image; CLIP's 77 is near the mean
 LONGEST = 1024  # tokens of a caption that are counted
 MOST_WORDS = 32_768
 HELD_OUT_LEAST = 16  # pictures; fewer say little
@@ -182,7 +182,7 @@ def _choose_size(pictures: int) -> str:
 def _choose_for_captions(found: Survey) -> Mapping[str, Any]:
     """Chooses the context and the vocabulary: of 200 captions one may be cut."""
     longest = np.quantile(found.lengths, 0.995)
-    fitting = [c for c in CONTEXTS if c >= max(longest, 32)]
+    fitting = [c for c in CONTEXTS if c >= longest]
     return {
         "latent.tokens": (fitting or CONTEXTS[-1:])[0],
         # Even rows of the embedding; training may see a few words more.
