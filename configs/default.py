@@ -124,6 +124,10 @@ def _add_compute(config: ConfigDict) -> None:
             # full      inputs of the blocks only: a third more work
             "remat": "none",
             "attention": "xla",  # by xla, or cudnn: on GPUs, at even lengths
+            # Shape in which dense layers see activations: batch, [b m d]; rows,
+            # [b*m d], with blocks unrolled: for CPUs, where it takes two thirds of the
+            # time (docs/speed.md).
+            "layout": "batch",
         }
     )
     # Grid of devices: copies of the parameters, parts of them, parts of a layer. One
@@ -253,6 +257,10 @@ def _add_data(config: ConfigDict) -> None:
             "cache": placeholder(str),
             # Share of the records read that may be broken before the run stops.
             "max_rejected": 0.05,
+            # Whether t2i and i2t train on latents that the run makes of data.train
+            # once, in workdir/latents, and do not encode the images of each step; not
+            # where images are cropped or flipped at random.
+            "encode_first": False,
             "transform": {
                 "crop": "center",  # place of the square: center or random
                 "flip": False,  # mirrors half of the images, whatever captions say

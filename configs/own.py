@@ -37,7 +37,7 @@ def get_config(size: str = AUTO) -> ConfigDict:
     config.own.size = size
     config.init_trained = False  # of --checkpoint the text tower alone is used
     config.data.held_out = 0.02
-    config.data.threads = 4
+    config.data.update({"threads": 4, "encode_first": True})
     config.text.update({"weights": "random", "vocabulary": "captions"})
     config.text.vocabulary_captions = 100_000
     config.clip.embedding_std = 1.0

@@ -40,13 +40,14 @@ ARGUMENTS = {
     "finetune": ("", "t2i", "i2t"),
     "own": ("", "small", "medium", "large"),
     "eval": ("",),
+    "emoji": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
 }
 CASES = [(f, a) for f, arguments in ARGUMENTS.items() for a in arguments]
 SHARED = ("t2i", "__init__")  # files that are no configs
 
 # section -> what takes its keys as arguments, and which of those come from elsewhere
-MODULE = {"dtype", "remat", "parent", "name"}
+MODULE = {"dtype", "remat", "layout", "parent", "name"}
 LATENT = {"tokens", "channels", "attention"} | MODULE
 SPLATTED = {
     "clip": (ClipText, {"context"} | MODULE),

@@ -76,6 +76,46 @@ def test_a_folder_is_encoded_trained_on_both_ways_and_sampled(
     assert len(outcome.stdout.splitlines()) == 10
 
 
+def test_a_run_that_encodes_first_is_that_on_latents_made_by_hand(
+    cli, demo, photos, tmp_path
+):
+    spec, made_by_hand = f"folder:{photos}", tmp_path / "latents"
+    held_out = {"data.held_out": 0.2}
+    encode = command(demo.workdir, made_by_hand, spec)
+    assert cli("--mode=pretokenize", *encode).status == 0
+    latents = f"latents:{made_by_hand}/*.arrayrecord"
+    train = command(demo.workdir, tmp_path / "by_hand", latents, **held_out)
+    assert cli(*train).status == 0
+    workdir = tmp_path / "mine [1]"  # a name that a glob would read otherwise
+    first = {"data.encode_first": True, **held_out}
+    for stage in ("t2i", "i2t"):
+        outcome = cli(*command(demo.workdir, workdir, spec, stage, **first))
+        assert outcome.status == 0, outcome.stderr
+        assert "64 images as latents in" in outcome.stderr
+    assert len(list((workdir / "latents").iterdir())) == 1  # both stages train on it
+    found, wanted = (run.digest(tmp_path / n, "t2i") for n in ("mine [1]", "by_hand"))
+    assert found == wanted
+    assert read_config(workdir).data.train == spec
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"data.transform.flip": True}, "crops or flips them at random"),
+        ({"data.transform.crop": "random"}, "crops or flips them at random"),
+    ],
+)
+def test_images_that_are_transformed_at_random_are_encoded_at_each_step(
+    cli, demo, photos, tmp_path, overrides, said
+):
+    overrides = {"data.encode_first": True, **overrides}
+    workdir = tmp_path / "mine"
+    outcome = cli(*command(demo.workdir, workdir, f"folder:{photos}", **overrides))
+    assert outcome.status == 0, outcome.stderr
+    assert f"images are encoded at each step: data.transform {said}" in outcome.stderr
+    assert not (workdir / "latents").exists()
+
+
 def test_what_belongs_to_the_weights_is_taken_from_them(cli, demo, photos, tmp_path):
     workdir = tmp_path / "mine"
     given = {"sample.scale": 3.5, "loss.t2i.kl_weight": 0.25}

@@ -28,7 +28,9 @@ def config(**sections: dict) -> ConfigDict:
     transformer = dict(width=32, depth=2, heads=4)
     tiny = ConfigDict(
         dict(
-            compute=dict(dtype="float32", remat="none", attention="xla"),
+            compute=dict(
+                dtype="float32", remat="none", attention="xla", layout="batch"
+            ),
             latent=dict(tokens=6, channels=4),
             clip=dict(**transformer, vocab_size=50, embedding_std=1.0),
             tokenizer=dict(

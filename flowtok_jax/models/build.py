@@ -40,7 +40,7 @@ def make_nets(config: ConfigDict) -> Nets:
     tokens = config.latent.tokens
     channels = config.latent.channels
     latent = dict(tokens=tokens, channels=channels)
-    dtype = dict(dtype=jnp.dtype(config.compute.dtype))
+    dtype = dict(dtype=jnp.dtype(config.compute.dtype), layout=config.compute.layout)
     text = dict(**dtype, remat=config.compute.remat)
     big = dict(**text, attention=config.compute.attention)
     tokenizer = config.tokenizer.to_dict()

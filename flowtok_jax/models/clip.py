@@ -38,13 +38,15 @@ class ClipBlock(nn.Module):
     heads: int
     dtype: DTypeLike = jnp.float32
     causal: bool = True
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
         x = pin_rows(x)
         norm = dict(epsilon=1e-5, dtype=jnp.float32)
-        attend = Attention(self.heads, self.dtype, causal=self.causal, name="attention")
-        mlp = Mlp(4 * x.shape[-1], quick_gelu, self.dtype, name="mlp")
+        shared = dict(dtype=self.dtype, layout=self.layout)
+        attend = Attention(self.heads, causal=self.causal, name="attention", **shared)
+        mlp = Mlp(4 * x.shape[-1], quick_gelu, name="mlp", **shared)
         x = x + attend(nn.LayerNorm(name="norm1", **norm)(x).astype(self.dtype))
         x = x + mlp(nn.LayerNorm(name="norm2", **norm)(x).astype(self.dtype))
         return x, None
@@ -64,6 +66,7 @@ class ClipText(nn.Module):
     context: int = 77
     embedding_std: float = 0.02
     dtype: DTypeLike = jnp.float32
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, caption_ids: CaptionIds) -> TextFeatures:
@@ -77,8 +80,8 @@ class ClipText(nn.Module):
             (self.context, self.width),
         )
         x = embed(caption_ids) + positions.astype(self.dtype)[None]
-        blocks = scan_blocks(ClipBlock, self.depth, "none")
-        x, _ = blocks(self.heads, self.dtype, name="blocks")(x)
+        blocks = scan_blocks(ClipBlock, self.depth, "none", layout=self.layout)
+        x, _ = blocks(self.heads, self.dtype, layout=self.layout, name="blocks")(x)
         return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(x)
 
 

@@ -25,6 +25,7 @@ from flowtok_jax.models.layers import (
     Attention,
     Mlp,
     TimeEmbedding,
+    dot_general,
     gelu_tanh,
     modulate,
     pin_rows,
@@ -94,6 +95,7 @@ class DiTBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"
     is_modulated: bool = False
+    layout: str = "batch"
 
     @nn.compact
     def __call__(
@@ -108,9 +110,14 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(parts, 6, -1)
         norm = _LayerNorm(self.dtype)
         attend = Attention(
-            self.heads, self.dtype, implementation=self.attention, name="attention"
+            self.heads,
+            self.dtype,
+            implementation=self.attention,
+            layout=self.layout,
+            name="attention",
         )
-        mlp = Mlp(self.mlp_ratio * width, gelu_tanh, self.dtype, name="mlp")
+        hidden = self.mlp_ratio * width
+        mlp = Mlp(hidden, gelu_tanh, self.dtype, layout=self.layout, name="mlp")
         x = x + gate_a[:, None] * attend(modulate(norm(x), shift_a, scale_a))  # (2)
         x = x + gate_m[:, None] * mlp(modulate(norm(x), shift_m, scale_m))  # (3)
         return x, None  # (carry, output a block) of nn.scan
@@ -122,6 +129,7 @@ class FinalLayer(nn.Module):
     channels: int
     dtype: DTypeLike = jnp.float32
     is_modulated: bool = False
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], k: Float[Array, "#b k"]) -> Tokens:
@@ -135,6 +143,7 @@ class FinalLayer(nn.Module):
             self.channels,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,  # the first velocity is exactly 0
+            dot_general=dot_general(self.layout),
             name="out",
         )
         return out(x)
@@ -156,6 +165,7 @@ class DiT(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(
@@ -165,6 +175,7 @@ class DiT(nn.Module):
             self.width,
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
+            dot_general=dot_general(self.layout),
             name="embed",
         )(z_t)
         x = (
@@ -181,11 +192,18 @@ class DiT(nn.Module):
             of_blocks = of_final = k + _indicator(self.width, self.dtype)(rows)  # (1)
         # The scan gives each block its own modulation, or all the same condition.
         in_axes = 0 if known else nn.broadcast
-        blocks = scan_blocks(DiTBlock, self.depth, self.remat, in_axes)(
-            self.heads, self.mlp_ratio, self.dtype, self.attention, known, name="blocks"
+        blocks = scan_blocks(DiTBlock, self.depth, self.remat, in_axes, self.layout)(
+            self.heads,
+            self.mlp_ratio,
+            self.dtype,
+            self.attention,
+            known,
+            self.layout,
+            name="blocks",
         )
         x, _ = blocks(x, of_blocks)
-        x = FinalLayer(self.channels, self.dtype, known, name="final")(x, of_final)
+        final = FinalLayer(self.channels, self.dtype, known, self.layout, name="final")
+        x = final(x, of_final)
         return x.astype(jnp.float32)
 
 

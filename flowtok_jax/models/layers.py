@@ -31,6 +31,7 @@ Initializer = jax.nn.initializers.Initializer
 Heads = Float[Array, "b m h k"]
 Maps = Float[Array, "b _ _ _"]  # [b h w c] of a convolutional network
 ATTENTION = ("xla", "cudnn")
+LAYOUTS = ("batch", "rows")
 
 # Summands of the residual stream, and the modulation that scales them.
 _RESIDUAL = ("modulation", "proj", "fc2", "w3")
@@ -45,6 +46,30 @@ REMAT = {
     "residual": _RESIDUAL,
     "full": (),
 }
+
+
+def dot_general(layout: str) -> Callable[..., Array] | None:
+    """Returns the product of activations and kernel in a layout; None is Flax's own.
+
+    With `rows` a dense layer sees [b*m d] in place of [b m d]. XLA's CPU backend writes
+    transposes of three axes into slow loops, and not those of two; a TPU would copy
+    rows whose number is not a multiple of 8.
+
+    Raises:
+        UserError: for another layout than one of LAYOUTS.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"compute.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}"
+        )
+    return _dot_rows if layout == "rows" else None
+
+
+def _dot_rows(x: Array, kernel: Float[Array, "d f"], dims: Any, **kwargs) -> Array:
+    """Multiplies the last axis of x with a kernel, as a product of two matrices."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **kwargs)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def torch_uniform(fan_in: int) -> Initializer:
@@ -126,6 +151,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     deterministic: bool = True
     implementation: str = "xla"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(
@@ -145,7 +171,10 @@ class Attention(nn.Module):
                 f"{ATTENTION}"
             )
         dense = dict(
-            dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dot_general=dot_general(self.layout),
         )
         qkv = checkpoint_name(nn.Dense(3 * width, name="qkv", **dense)(x), "qkv")
         # Fused channels are ordered (q k v), heads, k, as in timm and the release.
@@ -156,12 +185,25 @@ class Attention(nn.Module):
             k = apply_rope(k, *rope)
         if self.dropout and not self.deterministic:
             out = self._attend_dropping(q, k, v)
+        elif self.layout == "rows":
+            out = self._attend_heads(q, k, v)
         else:
             out = jax.nn.dot_product_attention(
                 q, k, v, is_causal=self.causal, implementation=self.implementation
             )
         out = checkpoint_name(out.reshape(x.shape), "attention")  # [b m d]
         return checkpoint_name(nn.Dense(width, name="proj", **dense)(out), "proj")
+
+    def _attend_heads(self, q: Heads, k: Heads, v: Heads) -> Heads:
+        """Attends by two batched products, a matrix for each head of each row."""
+        b, m, h, d = q.shape
+        q, k, v = (x.swapaxes(1, 2).reshape(b * h, m, d) for x in (q, k, v))
+        weights = jax.lax.batch_matmul(q * d**-0.5, k.swapaxes(1, 2)).astype("float32")
+        if self.causal:
+            seen = jnp.tri(m, dtype=bool)[None]
+            weights = jnp.where(seen, weights, jnp.finfo(weights.dtype).min)
+        out = jax.lax.batch_matmul(jax.nn.softmax(weights).astype(v.dtype), v)
+        return out.reshape(b, h, m, d).swapaxes(1, 2)
 
     def _attend_dropping(self, q: Heads, k: Heads, v: Heads) -> Heads:
         """Attends with dropout on the weights."""
@@ -187,11 +229,15 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.zeros
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         dense = dict(
-            dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dot_general=dot_general(self.layout),
         )
         hidden = checkpoint_name(nn.Dense(self.hidden, name="fc1", **dense)(x), "fc1")
         out = nn.Dense(x.shape[-1], name="fc2", **dense)(self.activation(hidden))
@@ -208,12 +254,17 @@ class SwiGLU(nn.Module):
 
     dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         width = x.shape[-1]
         hidden = swiglu_width(width)
-        dense = dict(dtype=self.dtype, kernel_init=self.kernel_init)
+        dense = dict(
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            dot_general=dot_general(self.layout),
+        )
         both = checkpoint_name(nn.Dense(2 * hidden, name="w12", **dense)(x), "w12")
         gate, value = jnp.split(both, 2, -1)
         out = nn.Dense(width, name="w3", **dense)(nn.silu(gate) * value)
@@ -263,9 +314,16 @@ def pin_rows(x: Array) -> Array:
 
 
 def scan_blocks(
-    block: type[nn.Module], depth: int, remat: str, in_axes: Any = nn.broadcast
+    block: type[nn.Module],
+    depth: int,
+    remat: str,
+    in_axes: Any = nn.broadcast,
+    layout: str = "batch",
 ) -> type[nn.Module]:
     """Returns `depth` blocks as one scanned module with stacked parameters.
+
+    In the layout `rows` the scan is unrolled, as its loop copies on CPUs what blocks
+    keep for the backward pass.
 
     Args:
         block: maps (x, *others) to (x, None).
@@ -289,4 +347,5 @@ def scan_blocks(
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=depth,
+        unroll=depth if layout == "rows" else 1,
     )

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from flowtok_jax.array_types import Logits, TextFeatures, Tokens
 from flowtok_jax.models.layers import (
     Attention,
+    dot_general,
     pin_rows,
     scan_blocks,
     torch_dense,
@@ -54,6 +55,7 @@ class PostNormBlock(nn.Module):
     dropout: float
     dtype: DTypeLike = jnp.float32
     deterministic: bool = True
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n e"]) -> tuple[Float[Array, "b n e"], None]:
@@ -67,12 +69,14 @@ class PostNormBlock(nn.Module):
             bias_init=torch_uniform(width),
             dropout=self.dropout,
             deterministic=self.deterministic,
+            layout=self.layout,
             name="attention",
         )
+        dense = dict(dtype=self.dtype, dot_general=dot_general(self.layout))
         x = UnbiasedLayerNorm(name="norm1")(x + drop(attend(x)))
-        hidden = torch_dense(self.mlp_width, width, dtype=self.dtype, name="fc1")(x)
+        hidden = torch_dense(self.mlp_width, width, name="fc1", **dense)(x)
         hidden = drop(nn.relu(checkpoint_name(hidden, "fc1")))
-        out = torch_dense(width, self.mlp_width, dtype=self.dtype, name="fc2")(hidden)
+        out = torch_dense(width, self.mlp_width, name="fc2", **dense)(hidden)
         out = checkpoint_name(out, "fc2")
         # (carry, output a block) of nn.scan
         return UnbiasedLayerNorm(name="norm2")(x + drop(out)), None
@@ -91,22 +95,25 @@ class TextProjector(nn.Module):
     channels: int = 16
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(
         self, text_feats: TextFeatures, deterministic: bool = True
     ) -> Posterior:
-        blocks = scan_blocks(PostNormBlock, self.depth, self.remat)
+        blocks = scan_blocks(PostNormBlock, self.depth, self.remat, layout=self.layout)
         x, _ = blocks(
             self.heads,
             self.mlp_width,
             self.dropout,
             self.dtype,
             deterministic,
+            self.layout,
             name="blocks",
         )(text_feats.astype(self.dtype))
         width = text_feats.shape[-1]
-        x = torch_dense(2 * self.channels, width, dtype=self.dtype, name="out")(x)
+        dense = dict(dtype=self.dtype, dot_general=dot_general(self.layout))
+        x = torch_dense(2 * self.channels, width, name="out", **dense)(x)
         return Posterior.from_moments(x)  # [b n 2c] to two [b n c]
 
 
@@ -121,6 +128,7 @@ class AlignHead(nn.Module):
     target: str = "mlp"
     channels: int = 16
     dtype: DTypeLike = jnp.float32
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, text_feats: TextFeatures) -> tuple[Tokens, Float[Array, ""]]:
@@ -134,7 +142,7 @@ class AlignHead(nn.Module):
             raise UserError(
                 f"align_head.target is {self.target!r}; expected one of {ALIGN_TARGETS}"
             )
-        dense = dict(dtype=self.dtype)
+        dense = dict(dtype=self.dtype, dot_general=dot_general(self.layout))
         x = nn.silu(torch_dense(self.width, e, name="fc1", **dense)(text_feats))
         x = nn.silu(torch_dense(self.width, self.width, name="fc2", **dense)(x))
         x = torch_dense(self.channels, self.width, name="fc3", **dense)(x)
@@ -152,18 +160,20 @@ class TextDecoder(nn.Module):
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, z_txt: Tokens, deterministic: bool = True) -> Logits:
-        dense = dict(dtype=self.dtype)
+        dense = dict(dtype=self.dtype, dot_general=dot_general(self.layout))
         x = torch_dense(self.width, z_txt.shape[-1], name="embed", **dense)(z_txt)
-        blocks = scan_blocks(PostNormBlock, self.depth, self.remat)
+        blocks = scan_blocks(PostNormBlock, self.depth, self.remat, layout=self.layout)
         x, _ = blocks(
             self.heads,
             self.mlp_width,
             self.dropout,
             self.dtype,
             deterministic,
+            self.layout,
             name="blocks",
         )(x)
         x = torch_dense(self.vocab_size, self.width, name="out", **dense)(x)

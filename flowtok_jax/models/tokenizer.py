@@ -19,6 +19,7 @@ from flowtok_jax.array_types import Image, Moments, TextFeatures, Tokens
 from flowtok_jax.models.layers import (
     Attention,
     SwiGLU,
+    dot_general,
     pin_rows,
     rope_tables,
     scan_blocks,
@@ -33,11 +34,14 @@ SIZES = {
 }
 
 
-def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:
+def _dense(
+    features: int, std: float, dtype: DTypeLike, layout: str, name: str
+) -> nn.Dense:
     """Makes a dense layer with TA-TiTok's truncated normal init."""
     # Source: TA-TiTok's release, `modeling/modules/blocks.py`.
     init = nn.initializers.truncated_normal(std)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+    dot = dot_general(layout)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, dot_general=dot, name=name)
 
 
 def patchify(image: Image, patch: int) -> Float[Array, "b m f"]:
@@ -66,6 +70,7 @@ class TokenizerBlock(nn.Module):
     kernel_std: float
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(
@@ -81,9 +86,10 @@ class TokenizerBlock(nn.Module):
             self.dtype,
             init,
             implementation=self.attention,
+            layout=self.layout,
             name="attention",
         )
-        mlp = SwiGLU(self.dtype, init, name="mlp")
+        mlp = SwiGLU(self.dtype, init, self.layout, name="mlp")
         x = x + attend(nn.LayerNorm(name="norm1", **norm)(x).astype(self.dtype), rope)
         x = x + mlp(nn.LayerNorm(name="norm2", **norm)(x).astype(self.dtype))
         return x, None
@@ -100,6 +106,7 @@ class _Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    layout: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
@@ -107,10 +114,17 @@ class _Transformer(nn.Module):
         # Image places come first in the sequence, because rotary positions turn the
         # first g*g places.
         rope = tuple(map(jnp.asarray, rope_tables(self.grid, self.width // self.heads)))
-        blocks = scan_blocks(TokenizerBlock, self.depth, self.remat)
-        x, _ = blocks(
-            self.heads, self.kernel_std, self.dtype, self.attention, name="blocks"
-        )(norm(x).astype(self.dtype), rope)
+        blocks = scan_blocks(
+            TokenizerBlock, self.depth, self.remat, layout=self.layout
+        )(
+            self.heads,
+            self.kernel_std,
+            self.dtype,
+            self.attention,
+            self.layout,
+            name="blocks",
+        )
+        x, _ = blocks(norm(x).astype(self.dtype), rope)
         return x
 
 
@@ -129,6 +143,7 @@ class _Side(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    layout: str = "batch"
 
     def transform(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         """Applies the Transformer to the sequence [image places, other tokens]."""
@@ -141,6 +156,7 @@ class _Side(nn.Module):
             self.dtype,
             self.remat,
             self.attention,
+            self.layout,
             name="transformer",
         )
         return transformer(x)
@@ -153,7 +169,7 @@ class Encoder(_Side):
     def __call__(
         self, image: Image, hidden: Bool[Array, "b p"] | None = None
     ) -> Moments:
-        dense = dict(std=self.kernel_std, dtype=self.dtype)
+        dense = dict(std=self.kernel_std, dtype=self.dtype, layout=self.layout)
         patches = patchify(image, self.patch)  # [b g*g p*p*3]
         # Equals the release's convolution of stride p.
         patches = _dense(self.width, name="patch_embed", **dense)(patches)
@@ -176,7 +192,7 @@ class Decoder(_Side):
 
     @nn.compact
     def __call__(self, tokens: Tokens, text_feats: TextFeatures) -> Image:
-        dense = dict(std=self.kernel_std, dtype=self.dtype)
+        dense = dict(std=self.kernel_std, dtype=self.dtype, layout=self.layout)
         init = nn.initializers.normal(self.token_std)
         shape = (self.tokens, self.width)
         mask = self.param("mask_token", init, (self.width,)).astype(self.dtype)
@@ -214,6 +230,7 @@ class Tokenizer(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    layout: str = "batch"
 
     def setup(self):
         if self.image_size % self.patch:
@@ -231,6 +248,7 @@ class Tokenizer(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             attention=self.attention,
+            layout=self.layout,
         )
         self._encoder = Encoder(**self.encoder, **shared, name="encoder")
         self._decoder = Decoder(**self.decoder, **shared, name="decoder")

@@ -21,10 +21,12 @@ from flowtok_jax.data.loader import draw_captions, open_source
 from flowtok_jax.data.records import BadRecord
 from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from flowtok_jax.models.sizes import SIZES
+from flowtok_jax.modes.pretokenize import why_from_pixels
 from flowtok_jax.perf import work
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, flatten, read_json
+from flowtok_jax.tasks import TASKS
 from flowtok_jax.weights.workdir import CONFIG
 
 AUTO = "auto"
@@ -98,6 +100,8 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
     if config.init_from:  # its text tower reads the captions, in its own sizes
         given |= {"latent.tokens", *(f"clip.{key}" for key in config.clip)}
         _set(config, {"text.weights": ""}, given)
+    if why_from_pixels(config, workdir):
+        _set(config, {"data.encode_first": False}, given)
     if (workdir / CONFIG).is_file():
         stored = flatten(read_json(workdir / CONFIG))
         _set(config, {k: stored[k] for k in _chosen_keys(config, stored)}, given)
@@ -194,6 +198,7 @@ def _choose_for_device() -> Mapping[str, Any]:
     on_cpu = jax.default_backend() == "cpu"
     return {
         "compute.dtype": "float32" if on_cpu else "bfloat16",
+        "compute.layout": "rows" if on_cpu else "batch",
         "train.steps_per_call": 10,
     }
 
@@ -256,6 +261,10 @@ def _measure(config: ConfigDict, stage: str) -> StageCost:
     """Times the training step of one stage on numbers made up."""
     own = for_stage(config, stage)
     own.stages = (stage,)
+    if own.data.encode_first and "encoder" in TASKS[stage].passes:
+        own.data.train = (
+            "latents:*.arrayrecord"  # shapes and dtypes are all that counts
+        )
     step = work.training_work(
         own, own.train.batch_size, jax.devices(), work.WeightMaker(None)
     )
@@ -284,7 +293,8 @@ def _set(config: ConfigDict, values: Mapping[str, Any], given: Collection[str]) 
 def _chosen_keys(config: ConfigDict, stored: Mapping[str, Any]) -> Iterator[str]:
     """Yields the keys that `fit_config` sets."""
     chosen = flatten(SIZES["small"]).keys()
-    chosen |= {"own.size", "latent.tokens", "clip.vocab_size", "compute.dtype"}
+    chosen |= {"own.size", "latent.tokens", "clip.vocab_size"}
+    chosen |= {"compute.dtype", "compute.layout"}
     chosen |= {"train.steps_per_call", "data.held_out"}
     for stage in config.stages:
         chosen |= {f"per_stage.{stage}.train.{k}" for k in ("num_steps", "batch_size")}

@@ -25,6 +25,7 @@ from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import Nets, init_networks, make_nets
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.eval import check_options
+from flowtok_jax.modes.pretokenize import encode_first
 from flowtok_jax.modes.survey import fit_config
 from flowtok_jax.runtime.cli import join_processes, say, typed_command
 from flowtok_jax.runtime.config import for_stage
@@ -248,8 +249,12 @@ def _train_stage(
     frozen = {role: groups[group] for role, group in task.frozen.items()}
     for name in task.judges(config):
         frozen[name] = load_metric_net(name, config.eval.weights).params
+    trained_on = config
+    if config.data.encode_first and "encoder" in task.passes:
+        tokenizer = groups["tokenizer"]
+        trained_on = encode_first(config, workdir, nets, tokenizer)
     return loop.train(
-        config,
+        trained_on,
         task,
         workdir,
         nets=nets,

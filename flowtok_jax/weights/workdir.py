@@ -73,6 +73,7 @@ FREE = (
     "train.accumulate",
     "train.steps_per_call",
     "compute.remat",
+    "compute.layout",
     VOCABULARY_SHA256,
 )
 

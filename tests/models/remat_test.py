@@ -22,9 +22,9 @@ ROWS, TOKENS, WIDTH, DEPTH = 4, 6, 32, 2
 DROPOUT = dict(deterministic=False, rngs={"dropout": jax.random.key(3)})
 
 
-def loss_of(name: str, remat: str, dtype: str = "float32"):
+def loss_of(name: str, remat: str, dtype: str = "float32", layout: str = "batch"):
     """A scalar of a tiny network, as a function of its parameters."""
-    nets = tiny.nets(compute=dict(dtype=dtype, remat=remat, attention="xla"))
+    nets = tiny.nets(compute=dict(dtype=dtype, remat=remat, layout=layout))
     data, rng = tiny.batch(ROWS), np.random.default_rng(1)
     tokens = tiny.normal(rng, ROWS, TOKENS, 4)
     inputs = {

@@ -1,0 +1,44 @@
+"""Emoji from their names, and their names from emoji: the weights in assets/emoji.
+
+    pip install 'flowtok_jax[emoji]'
+    python examples/emoji/prepare.py --out=data/emoji --size=64
+    python -m flowtok_jax.main --config=configs/emoji.py --workdir=runs/emoji
+
+configs/own.py with what measuring on this set chose (docs/emoji.md): no caption has
+more than 16 tokens, so there are 16, of 32 channels each, and the same numbers an image
+at half the work of 32 of 16.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default, own
+from flowtok_jax.models.sizes import SIZES
+
+
+def get_config(stage: str = "") -> ConfigDict:
+    """Returns the config of the shipped emoji, or of one of its stages."""
+    config = own.get_config("small")
+    config.own.size = ""  # nothing is chosen by looking at the data
+    for section, sizes in SIZES["small"].items():
+        config[section].update(sizes)
+    config.data.update({"train": "folder:data/emoji/train", "held_out": 0.0})
+    config.data.eval = "folder:data/emoji/held_out"
+    config.latent.update({"tokens": 16, "channels": 32})
+    config.clip.vocab_size = 2048
+    side = {"width": 192, "depth": 4, "heads": 4}
+    config.tokenizer.update({"encoder": side, "decoder": side})
+    config.compute.update({"dtype": "float32", "layout": "rows"})
+    config.train.update({"batch_size": 64, "steps_per_call": 10})
+    config.checkpoint.every = 500
+    config.log.preview_every = 1000
+    config.eval.samples = 400  # all that is held out
+    config.eval.retrieval.gallery = config.data.train
+    config.per_stage = ConfigDict(
+        {
+            "tokenizer": {"train": {"num_steps": 6500, "batch_size": 32}},
+            "text_tokenizer": {"train": {"num_steps": 600}},
+            "t2i": {"train": {"num_steps": 8000}},
+            "i2t": {"train": {"num_steps": 3000}},
+        }
+    )
+    return default.only(config, stage)
