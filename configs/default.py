@@ -67,6 +67,9 @@ def _add_networks(config: ConfigDict) -> None:
             "heads": 12,
             "vocab_size": 49408,
             "embedding_std": 0.02,  # initial spread, with text.weights=random
+            # Whether t2i trains a tower of its own along, from fresh weights; all else
+            # sees the frozen one.
+            "trained_along": False,
         }
     )
     config.text = ConfigDict(

@@ -13,8 +13,10 @@ the device and the number of pictures decide. --minutes divides a time over the 
 A key given on the command line is never chosen otherwise. One picture in 50, of few
 pictures more, is held out of training, and the numbers at the end are of these.
 
-The text tower is CLIP's architecture at random initialisation, never trained, unless
---checkpoint names weights that hold a trained one.
+The text tower is CLIP's where --checkpoint names weights that hold one, as
+`python -m flowtok_jax.convert --clip=openai/clip-vit-large-patch14-336` writes them.
+Otherwise it has CLIP's architecture: both tokenizers read captions by one at random,
+and text to image trains one of its own along.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +42,7 @@ def get_config(size: str = AUTO) -> ConfigDict:
     config.data.update({"threads": 4, "encode_first": True})
     config.text.update({"weights": "random", "vocabulary": "captions"})
     config.text.vocabulary_captions = 100_000
-    config.clip.embedding_std = 1.0
+    config.clip.update({"embedding_std": 1.0, "trained_along": True})
     config.tokenizer.update({"token_std": 0.5, "kernel_std": 0.1, "latent_scale": 0.5})
     config.compute.remat = "none"
     config.train.update({"ema_decay": 0.999, "ema_warms_up": True})

@@ -135,8 +135,10 @@ class Programs(NamedTuple):
     nets: Nets
     text_scale: float = 1.0
 
-    def _features(self, params: Params, ids: CaptionIds) -> TextFeatures:
-        return self.nets.clip.apply({"params": params["clip"]["clip"]}, ids)
+    def _features(
+        self, params: Params, ids: CaptionIds, group: str = "clip"
+    ) -> TextFeatures:
+        return self.nets.clip.apply({"params": params[group]["clip"]}, ids)
 
     def _project(
         self, params: Params, group: str, text_feats: TextFeatures
@@ -146,7 +148,15 @@ class Programs(NamedTuple):
 
     def project(self, params: Params, ids: CaptionIds) -> Posterior:
         """Encodes captions as the posterior of text to image's source."""
-        return self._project(params, "t2i", self._features(params, ids))
+        return self._project_shared(params, ids, self._features(params, ids))
+
+    def _project_shared(
+        self, params: Params, ids: CaptionIds, text_feats: TextFeatures
+    ) -> Posterior:
+        """Encodes captions, whose features by the frozen tower are there already."""
+        if "clip" in params["t2i"]:
+            text_feats = self._features(params, ids, "t2i")
+        return self._project(params, "t2i", text_feats)
 
     def encode(self, params: Params, images: Image) -> Posterior:
         """Encodes images as the posterior of their raw tokens."""
@@ -195,7 +205,7 @@ class Programs(NamedTuple):
     ) -> Image:
         """Draws images of captions; key and row number decide the noise."""
         text_feats = self._features(params, ids)
-        posterior = self._project(params, "t2i", text_feats)
+        posterior = self._project_shared(params, ids, text_feats)
         z_txt = _start(posterior, key, rows, options.source)
         z_img = _flow(self.nets, params["t2i"]["dit"], z_txt, options)
         # The flow runs on scaled tokens, the decoder takes raw ones.

@@ -14,9 +14,9 @@ from tests import tiny
 STEPS = 5
 
 
-def lowered(dtype: str, **options):
+def lowered(dtype: str, *, clip: dict | None = None, **options):
     """text_to_image of the tiny networks: its jaxpr, and what it computes."""
-    nets = tiny.nets(compute=dict(dtype=dtype))
+    nets = tiny.nets(compute=dict(dtype=dtype), clip=clip or {})
     groups = ("clip", "t2i", "tokenizer")
     params = {g: tiny.random_params(nets, g) for g in groups}
     options = SampleOptions(num_steps=STEPS, source="mean", **options)
@@ -79,3 +79,21 @@ def test_the_images_are_those_of_a_sampler_that_computes_all_at_each_step(
     got = jax.jit(function)(*arguments)
     np.testing.assert_allclose(got, plain(1.0), atol=1e-4)
     assert tiny.relative_error(got, plain(0.0)) > 1e-2
+
+
+def test_a_tower_of_its_own_makes_the_source_and_the_frozen_one_guides_the_decoder():
+    clip = {"trained_along": True}
+    nets, params, function, arguments = lowered("float32", clip=clip)
+    ids = arguments[1]
+
+    def sources(params):
+        return Programs(nets).project(params, ids).mean
+
+    moved = tiny.random_like(params["clip"]["clip"], 7)
+    own = params | {"t2i": params["t2i"] | {"clip": moved}}
+    shared = params | {"clip": {"clip": moved}}
+    assert np.abs(sources(own) - sources(params)).max() > 1e-3
+    np.testing.assert_array_equal(sources(shared), sources(params))
+    images = [function(p, *arguments[1:]) for p in (params, own, shared)]
+    assert np.abs(images[1] - images[0]).max() > 1e-4
+    assert np.abs(images[2] - images[0]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""CLIP's towers, always frozen (Radford et al. 2021, section 2.4).
+"""CLIP's towers (Radford et al. 2021, section 2.4), as a rule frozen.
 
 The text tower is a pre-norm Transformer with a causal mask, learned positions and
 quick-GELU. The flow uses its features of all tokens after the final LayerNorm, without
@@ -56,7 +56,8 @@ class ClipText(nn.Module):
     """Text tower; the default sizes are those of ViT-L/14-336.
 
     `embedding_std` (halved for positions) matters only if the tower stays at its random
-    initialisation.
+    initialisation. Where it is `trained_along`, t2i has a tower of its own beside the
+    frozen one, and trains it.
     """
 
     width: int = 768
@@ -65,6 +66,7 @@ class ClipText(nn.Module):
     vocab_size: int = 49408
     context: int = 77
     embedding_std: float = 0.02
+    trained_along: bool = False
     dtype: DTypeLike = jnp.float32
     layout: str = "batch"
 

@@ -98,8 +98,9 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
     begun = time.monotonic()
     given = set(given)
     if config.init_from:  # its text tower reads the captions, in its own sizes
-        given |= {"latent.tokens", *(f"clip.{key}" for key in config.clip)}
-        _set(config, {"text.weights": ""}, given)
+        sizes = set(config.clip) - {"trained_along"}
+        given |= {"latent.tokens", *(f"clip.{key}" for key in sizes)}
+        _set(config, {"text.weights": "", "clip.trained_along": False}, given)
     if why_from_pixels(config, workdir):
         _set(config, {"data.encode_first": False}, given)
     if (workdir / CONFIG).is_file():
@@ -327,9 +328,11 @@ def _describe(
         f"tokenizer {' + '.join(map(_size, sides))}, flow {_size(config.dit)}",
     )
     if config.text.weights == "random":
-        tower = "CLIP's architecture at random, never trained"
+        tower = "CLIP's architecture at random"
     else:
         tower = f"that of {config.init_from}"
+    if config.clip.trained_along:
+        tower += "; t2i trains its own along"
     yield _line("text tower", f"{tower}, {_size(config.clip)}")
     total = 0.0
     for stage, cost in costs.items():

@@ -113,7 +113,8 @@ def _adopt_used(
         used |= set(find_task(stage).frozen.values()) - trained
         trained.add(stage)
     groups = sorted(used.intersection(start.groups))
-    networks = [name for group in groups for name in networks_of(group)]
+    nets = start.make_nets()
+    networks = [name for group in groups for name in networks_of(group, nets)]
     adopt_sizes(config, start, networks, overrides)
     logging.info("sizes of %s are those in %s", ", ".join(groups), start.place)
 

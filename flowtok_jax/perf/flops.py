@@ -197,10 +197,12 @@ def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> St
         has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
-    frozen = [name for name in task.passes if not (has_moments and name == "encoder")]
+    trained = task.networks_in(nets)
+    done = {*trained, "encoder"} if has_moments else {*trained}
+    frozen = [name for name in task.passes if name not in done]
     model = sum(part.total for name in frozen for part in costs[name])
     again = 0
-    for name in task.networks:
+    for name in trained:
         for part in costs[name]:
             model += 3 * part.total
             again += part.recomputed(getattr(getattr(nets, name), "remat", "none"))

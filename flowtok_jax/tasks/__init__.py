@@ -30,14 +30,15 @@ def find_task(stage: str) -> Task:
     return TASKS[stage]
 
 
-def networks_of(group: str) -> tuple[str, ...]:
+def networks_of(group: str, nets: Nets) -> tuple[str, ...]:
     """Returns the names of the networks whose parameters form a group.
 
     Raises:
         UserError: for a group that no task trains, and that is not the text tower.
     """
-    # Nobody trains the text tower: it comes with its weights, or stays random.
-    groups = {"clip": ("clip",)} | {t.name: t.networks for t in TASKS.values()}
+    # The tower of this group comes with its weights, or stays random.
+    groups = {"clip": ("clip",)}
+    groups |= {task.name: task.networks_in(nets) for task in TASKS.values()}
     if group not in groups:
         raise UserError(f"no group {group!r}; known are {', '.join(groups)}")
     return groups[group]
@@ -45,7 +46,7 @@ def networks_of(group: str) -> tuple[str, ...]:
 
 def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
     """Draws fresh float32 parameters of the networks of a group."""
-    return init_networks(nets, networks_of(group), key)
+    return init_networks(nets, networks_of(group, nets), key)
 
 
 def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
@@ -55,7 +56,7 @@ def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
 
 def abstract_groups(nets: Nets, groups: Iterable[str]) -> dict[str, dict[str, Params]]:
     """Computes shapes of several groups' parameters, of each network only once."""
-    networks = {group: networks_of(group) for group in groups}
+    networks = {group: networks_of(group, nets) for group in groups}
     names = tuple(sorted({name for group in networks.values() for name in group}))
     shapes = jax.eval_shape(lambda: init_networks(nets, names, jax.random.key(0)))
     return {g: {name: shapes[name] for name in n} for g, n in networks.items()}

@@ -88,6 +88,7 @@ class Task(NamedTuple):
         make_trainer: builds the state and the step; None for one optimiser.
         judges: names of the frozen networks of eval.weights that the loss needs, each
             also its role.
+        trains_tower: whether it trains a text tower too where clip.trained_along asks.
         goes_on: whether training has to start from weights of the task's own group.
     """
 
@@ -103,7 +104,13 @@ class Task(NamedTuple):
     direction: str | None = None
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+    trains_tower: bool = False
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
+
+    def networks_in(self, nets: Nets) -> tuple[str, ...]:
+        """Returns the networks of the group, a text tower of its own among them."""
+        has_tower = self.trains_tower and nets.clip.trained_along
+        return (*self.networks, "clip") if has_tower else self.networks
 
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
@@ -115,10 +122,9 @@ def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
     return tuple(name for name in asked if asked[name])
 
 
-def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
-    """Computes the frozen tower's features of the batch's captions."""
-    params = {"params": frozen["clip"]["clip"]}
-    return nets.clip.apply(params, batch["caption_ids"])
+def text_features(nets: Nets, group: Params, batch: Batch) -> TextFeatures:
+    """Computes the features of the batch's captions by the tower of a group."""
+    return nets.clip.apply({"params": group["clip"]}, batch["caption_ids"])
 
 
 def to_floats(image: Array) -> Image:

@@ -2,7 +2,7 @@
 
     L = L_flow + align_weight * L_align + kl_weight * L_kl                          (1)
 
-(FlowTok section 3.3.)
+(FlowTok section 3.3.) With clip.trained_along the text tower is trained along too.
 """
 
 from typing import Any
@@ -52,12 +52,14 @@ def t2i_loss(
     keys = dict(zip(names, jax.random.split(key, 4), strict=True))
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
-    text_feats = text_features(nets, frozen, batch)
+    tower = trained if "clip" in trained else frozen["clip"]
+    text_feats = text_features(nets, tower, batch)
     source = project(nets, trained["projector"], text_feats, keys["projector"])
     z_txt = source.sample(keys["source"])
     head = {"params": trained["align_head"]}
     # The head sees features before the projector: a target the source cannot move.
-    target, tau = nets.align_head.apply(head, text_feats)
+    still = jax.lax.stop_gradient(text_feats)
+    target, tau = nets.align_head.apply(head, still)
     # Alignment couples the rows of a batch, so it is never computed in parts.
     if align == "contrastive":
         alignment = losses.contrastive_alignment(z_txt, target, tau, align_groups)
@@ -88,5 +90,6 @@ TASK = Task(
     preview=_preview,
     draws=True,
     passes=("clip", "encoder"),
+    trains_tower=True,
     direction="text_to_image",
 )

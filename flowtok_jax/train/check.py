@@ -137,8 +137,8 @@ def _check_group(
             )
     if not weights.has_config:
         return
-    networks = networks_of(group)
     nets = make_nets(config)
+    networks = networks_of(group, nets)
     differing = find_differing(config, weights, group, networks)
     if vocabulary is not None:
         differing.pop("clip.vocab_size", None)

@@ -35,7 +35,7 @@ from flowtok_jax.weights.safetensors import (
 from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
 
 # Fields of networks that `make_nets` fills from other sections of a config.
-SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention")
+SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention", "layout")
 STORED = ("float32", "float16")  # types that files may have
 _SHARED = {"text_decoder": (*SHARED, "vocab_size", "width")}
 
@@ -47,6 +47,7 @@ def describe_nets(nets: Nets) -> dict[str, Any]:
         "compute": {
             "dtype": jnp.dtype(nets.dit.dtype).name,
             "remat": nets.dit.remat,
+            "layout": nets.dit.layout,
             "attention": nets.dit.attention,
         },
     }

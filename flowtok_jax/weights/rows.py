@@ -9,7 +9,7 @@ of a token are, as `match_tokens` finds them,
     fresh ones, as at the start of training                                       (3)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,11 +27,17 @@ WORD_END = "</w>"  # of byte pairs that end a word
 # group -> its parameters with a row for each token -> the axis of these rows
 ROWS = {
     "clip": {"clip/embed/embedding": 0},
+    "t2i": {"clip/embed/embedding": 0},  # of its own tower, if it has one
     "text_tokenizer": {"text_decoder/out/kernel": 1, "text_decoder/out/bias": 0},
 }
 
 # For each id of a new vocabulary the ids of the old one whose rows it gets the mean of.
 Match = Sequence[tuple[int, ...]]
+
+
+def _rows_in(group: str, paths: Collection[str]) -> dict[str, int]:
+    """Returns the entry of ROWS, without the paths that a group does not have."""
+    return {path: axis for path, axis in ROWS[group].items() if path in paths}
 
 
 def match_tokens(old: Vocabulary, new: Vocabulary) -> Match:
@@ -86,7 +92,7 @@ def move_rows(group: str, old: Params, fresh: Params, match: Match) -> Params:
     """
     moved = flatten_dict(old, sep="/")
     drawn = flatten_dict(fresh, sep="/")
-    for path, axis in ROWS[group].items():
+    for path, axis in _rows_in(group, moved).items():
         source = np.moveaxis(np.asarray(moved[path]), axis, 0)
         rows = np.moveaxis(np.array(drawn[path]), axis, 0)
         for new_id, ids in enumerate(match):
@@ -118,7 +124,7 @@ def read_moved(
     """
     match = match_tokens(weights.vocabulary(vocabulary.context), vocabulary)
     stored = flatten_dict(wanted, sep="/")
-    for path, axis in ROWS[group].items():
+    for path, axis in _rows_in(group, stored).items():
         shape = list(stored[path].shape)
         shape[axis] = weights.config.clip.vocab_size
         stored[path] = jax.ShapeDtypeStruct(tuple(shape), stored[path].dtype)

@@ -9,6 +9,7 @@ from PIL import Image
 from configs import own
 from flowtok_jax.data.vocabulary import SPECIAL_TOKENS
 from flowtok_jax.modes import survey
+from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.config import config_to_json, for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import flatten
@@ -113,7 +114,20 @@ def test_the_text_tower_of_weights_keeps_its_sizes(folder, measured, tmp_path):
     assert (config.clip.width, config.clip.vocab_size) == (640, 49408)
     assert config.latent.tokens == 77
     assert config.text.weights == ""
+    assert not config.clip.trained_along
     assert "text tower      that of weights/clip, 640 x 12" in lines
+
+
+def test_without_a_tower_text_to_image_trains_one_along(folder, measured, tmp_path):
+    config = make_config(folder)
+    lines = survey.fit_config(config, tmp_path / "run", given=())
+    assert config.clip.trained_along
+    said = "CLIP's architecture at random; t2i trains its own along, 128 x 3"
+    assert f"text tower      {said}" in lines
+    config.clip.trained_along = False  # as on the command line
+    given = {"clip.trained_along"}
+    lines = survey.fit_config(config, tmp_path / "run", given)
+    assert "text tower      CLIP's architecture at random, 128 x 3" in lines
 
 
 def test_minutes_are_divided_over_the_stages(folder, measured, tmp_path):
@@ -218,3 +232,11 @@ def test_a_folder_becomes_a_model_by_one_command(folder, tmp_path):
     assert stored["own"]["size"] == "small"
     assert stored["clip"]["vocab_size"] == 64
     assert (workdir / "summary.json").is_file()
+    assert len(list((workdir / "latents").iterdir())) == 1
+    # The trained tower is part of what draws, and is written with it.
+    flowtok = FlowTok.from_pretrained(workdir)
+    flowtok.save_pretrained(tmp_path / "saved")
+    saved = FlowTok.from_pretrained(tmp_path / "saved")
+    assert set(saved.params["t2i"]) == {"projector", "align_head", "dit", "clip"}
+    images = [model.text_to_image(["пес sleeps"]) for model in (flowtok, saved)]
+    np.testing.assert_array_equal(*images)

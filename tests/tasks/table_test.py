@@ -31,7 +31,7 @@ def test_parameter_count_of_text_to_image(size):
 def test_a_group_holds_its_networks_in_float32(group):
     nets = tiny.nets(compute=dict(dtype="bfloat16"))
     params = abstract_group(nets, group)
-    assert sorted(params) == sorted(networks_of(group))
+    assert sorted(params) == sorted(networks_of(group, tiny.nets()))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -40,11 +40,11 @@ def test_a_task_stands_under_its_name_and_needs_groups_that_there_are():
         assert find_task(name) is task
         assert task.name == name
         for group in task.frozen.values():
-            assert networks_of(group)
+            assert networks_of(group, tiny.nets())
 
 
 def test_what_is_in_no_table_is_refused_with_the_choices():
     with pytest.raises(UserError, match="stages has 'draw'; expected some of .*t2i"):
         find_task("draw")
     with pytest.raises(UserError, match="no group 'draw'; known are clip, "):
-        networks_of("draw")
+        networks_of("draw", tiny.nets())
