@@ -251,7 +251,8 @@ def _add_data(config: ConfigDict) -> None:
             "prefetch": 4,  # batches loaded ahead
             # Directory for indices of tars; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),
-            # Share of the records read that may be broken before the run stops.
+            # Share of the records read that may be broken; beyond it a run stops, and
+            # evaluation is refused.
             "max_rejected": 0.05,
             "transform": {
                 "crop": "center",  # place of the square: center or random
