@@ -258,7 +258,8 @@ def _add_data(config: ConfigDict) -> None:
             "prefetch": 4,  # batches loaded ahead
             # Directory for indices of tars; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),
-            # Share of the records read that may be broken before the run stops.
+            # Share of the records read that may be broken; beyond it a run stops, and
+            # evaluation is refused.
             "max_rejected": 0.05,
             # Whether t2i and i2t train on latents that the run makes of data.train
             # once, in workdir/latents, and do not encode the images of each step; not

@@ -165,12 +165,13 @@ class Joined(Records):
 class Chosen(Records):
     """Some records of a data set.
 
-    Args:
+    Attributes:
+        whole: the data set.
         indices: numbers of the records there.
     """
 
     def __init__(self, records: Records, indices: np.ndarray):
-        self._records = records
+        self.whole = records
         self.indices = indices
         self.passed_over = records.passed_over
 
@@ -178,15 +179,15 @@ class Chosen(Records):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
-        return self._records[int(self.indices[index])]
+        return self.whole[int(self.indices[index])]
 
     def keys(self) -> Iterable[str]:
         """Returns each record's name within the data set."""
-        return map(list(self._records.keys()).__getitem__, self.indices.tolist())
+        return map(list(self.whole.keys()).__getitem__, self.indices.tolist())
 
     def read_many(self, indices: Sequence[int]) -> list[Record | BadRecord]:
         """Reads many records as the data set does."""
-        return self._records.read_many(self.indices[np.asarray(indices, int)].tolist())
+        return self.whole.read_many(self.indices[np.asarray(indices, int)].tolist())
 
 
 class Side(NamedTuple):

@@ -136,6 +136,7 @@ def measure_ending(
     values = {
         "data": maker.real.spec,
         "pictures": maker.real.count,
+        "rejected": maker.real.rejected,
         "seen": not config.data.eval and evaluated_source(config)[1] is None,
         "metrics": {r["part"]: r["metrics"] for r in results},
         "not_measured": {r["part"]: r["not_measured"] for r in results},
@@ -332,7 +333,9 @@ def describe_ending(
         scores = RunScores.of(summary)
         spec = evaluation.get("data", "scenes held out of training")
         count = evaluation.get("pictures", summary.get("samples"))
-        lines += ["", f"On {count} pictures of {spec}:"]
+        rejected = sum(evaluation.get("rejected", {}).values())
+        without = f", without {rejected} that cannot be used" if rejected else ""
+        lines += ["", f"On {count} pictures of {spec}{without}:"]
         for text in _score_lines(scores):
             lines += wrap_text(text, "  - ")
         weak = find_weak(config, scores) + _find_limits(config, scores, evaluation)

@@ -10,7 +10,6 @@ NAME ends in a digest of the protocol, so that another protocol is another NAME.
 """
 
 import abc
-import collections
 import importlib.metadata
 import io
 import json
@@ -25,7 +24,6 @@ import numpy as np
 import rich.console
 import rich.table
 
-from flowtok_jax.data.records import BadRecord
 from flowtok_jax.eval import pictures
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.claims import claim
@@ -40,7 +38,6 @@ from flowtok_jax.runtime.files import (
 
 PROTOCOL = "protocol.json"
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "pillow")
-NAMED = 5  # records left out that are named
 SHOWN = 16  # samples that the picture shows
 COLUMNS = 8  # samples in a row of the picture
 NO_WEIGHTS = (
@@ -89,7 +86,7 @@ class Part(abc.ABC):
     def compute(self, rows: range) -> Arrays:
         """Computes arrays of the samples with these numbers; every process calls it.
 
-        `shown` has up to SHOWN images for the picture, `rejected` what was left out.
+        `shown` has up to SHOWN images for the picture.
         """
 
     @abc.abstractmethod
@@ -99,11 +96,6 @@ class Part(abc.ABC):
     @abc.abstractmethod
     def picture(self, arrays: Arrays) -> np.ndarray:
         """Draws some of the samples."""
-
-
-def rejected_array(bad: Sequence[BadRecord]) -> np.ndarray:
-    """Returns the records that were left out as texts: reason, tab, name."""
-    return np.array([f"{record.reason}\t{record.name}" for record in bad], np.str_)
 
 
 class Chunks:
@@ -204,7 +196,6 @@ def run_part(part: Part, folder: Place, size: int) -> dict[str, Any]:
         arrays = chunks.read_all()
         found = part.measure(arrays)
         result.update(_describe(part, found))
-        result["rejected"] = _count(arrays.get("rejected", np.array([], np.str_)))
         times = {"compute": middle - begun, "measure": time.monotonic() - middle}
         seconds = {key: round(value, 1) for key, value in times.items()}
         result["seconds"] = {**seconds, "computed_samples": computed}
@@ -240,17 +231,8 @@ def _compute(part: Part, chunks: Chunks) -> int:
     return computed
 
 
-def _count(rejected: np.ndarray) -> dict[str, int]:
-    """Counts the records left out for each reason, and names the first ones."""
-    lines = rejected.tolist()
-    for line in lines[:NAMED]:
-        logging.warning("left out: %s", line.replace("\t", " "))
-    reasons = collections.Counter(line.split("\t")[0] for line in lines)
-    return dict(sorted(reasons.items()))
-
-
 def _describe(part: Part, found: Measured) -> dict[str, Any]:
-    """Returns the content of the JSON file, but for records left out and times."""
+    """Returns the content of the JSON file, but for times."""
     result = {
         "name": name_of(part),
         "part": part.name,
@@ -258,6 +240,7 @@ def _describe(part: Part, found: Measured) -> dict[str, Any]:
         "not_measured": found.not_measured,
         "protocol": part.protocol,
         "details": found.details,
+        "rejected": part.protocol.get("left_out", {}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     # As it will be read: tuples become lists, keys texts.

@@ -38,7 +38,7 @@ def caption_images(
     An image's noise depends on the seed and on its number, not on the images with it.
     """
     pixels = np.stack([item.image for item in items]).astype(np.float32) / 255
-    # `real` leaves nothing out: row i of this batch has the number first + i.
+    # Images are numbered without gaps: row i of this batch has the number first + i.
     captions = flowtok.image_to_text(pixels, seed, items[0].number)
     return [
         {
@@ -94,11 +94,7 @@ def _score_words(
 
 
 class ImageToText(Part):
-    """One caption an image; see Part.
-
-    Args:
-        real: images of which none may be left out.
-    """
+    """One caption an image; see Part."""
 
     name = "i2t"
     groups = ("tokenizer", "i2t", "text_tokenizer")
@@ -121,7 +117,7 @@ class ImageToText(Part):
 
     def compute(self, rows: range) -> Arrays:
         """Captions the images of these rows, and keeps their references."""
-        items, _ = self._real.read(rows)
+        items = self._real.read(rows)
         found = caption_images(self._flowtok, self._real, items, seed=self._seed)
         side = items[0].image.shape[0]
         shown = [item.image for item in items if item.number < SHOWN]

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader, open_images
 from flowtok_jax.data.loader import caption_options, evaluated_source
-from flowtok_jax.data.records import Joined
+from flowtok_jax.data.records import UNWANTED, Joined
+from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.transforms import Filters
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval.evaluate import NO_WEIGHTS, Part, short_digest
@@ -44,6 +45,8 @@ HIDDEN = (
     "--config.eval.random_metrics=all to measure by these all the same"
 )
 PARTS = {part.name: part for part in (TextToImage, ImageToText, Reconstruction)}
+# Reasons that a config gives, by data.filters or data.transform.max_pixels.
+FILTERED = {*UNWANTED, "missing_metadata", "too_large"}
 
 
 class PartMaker:
@@ -78,14 +81,14 @@ class PartMaker:
         """The images of data.eval."""
         config = self._config
         found = self._open(self._centre)
-        if found.count < config.eval.samples:
-            counts = found.count, config.eval.samples
+        if found.drawn < config.eval.samples:
+            counts = found.drawn, config.eval.samples
             logging.warning(
                 "%s has %d images, fewer than the %d asked for", found.spec, *counts
             )
         return found
 
-    def _open(self, centre: CentreReader, **options) -> RealImages:
+    def _open(self, centre: CentreReader) -> RealImages:
         config = self._config
         spec, side = evaluated_source(config)
         if not spec:
@@ -102,7 +105,7 @@ class PartMaker:
             captions=caption_options(config),
             side=side,
             drawn_by=config.eval.seed,
-            **options,
+            max_rejected=config.data.max_rejected,
         )
 
     @functools.cached_property
@@ -171,7 +174,7 @@ class PartMaker:
         real = self.real
         extract = self._extract
         count = min(self._judged, real.count)
-        made = {**self._data(), "images": count, "resize": extract.resize}
+        made = {**self._data(real), "images": count, "resize": extract.resize}
         made["inception"] = extract.net_sha256
         path = self._folder / f"reference_{short_digest(made)}.npz"
         # All processes decide alike, though only the first one may see its own disk.
@@ -201,12 +204,12 @@ class PartMaker:
             functools.partial(metric_suffix, protocol),
         )
 
-    def _data(self) -> dict[str, Any]:
+    def _data(self, real: RealImages) -> dict[str, Any]:
         config = self._config
         return {
-            "data": self.real.spec,
-            **self.real.choice,
-            "samples": self.real.count,
+            "data": real.spec,
+            **real.choice,
+            "samples": real.count,
             "image_size": config.tokenizer.image_size,
             "data_seed": config.train.seed,  # of generated scenes
             "filters": config.data.filters.to_dict(),
@@ -245,14 +248,13 @@ class PartMaker:
             prompts = read_prompts(name, config.eval.captions, config.eval.samples)
             origin: dict[str, Any] = {"protocol": name}
         else:
-            numbered = self.real.prompts()
-            prompts = list(numbered.values())
-            origin = self._data()
+            prompts = self.real.prompts
+            origin = self._data(self.real)
             # An oracle reads off generated scenes whether the caption was drawn.
             if self.real.are_scenes:
                 shown = [self.real.scene(i) for i in range(len(prompts))]
             elif config.eval.retrieval.side:
-                retrieval = self._retrieval(list(numbered))
+                retrieval = self._retrieval()
         features = self._features(name, len(prompts))
         origin |= {"samples": len(prompts), "captions_sha256": json_sha256(prompts)}
         sampler = {"sampler": self._sampler("sample")}
@@ -268,8 +270,8 @@ class PartMaker:
             retrieval=retrieval,
         )
 
-    def _retrieval(self, numbers: list[int]) -> Retrieval:
-        """Makes the retrieval of images whose own ones have these numbers."""
+    def _retrieval(self) -> Retrieval:
+        """Makes the retrieval of images drawn from the captions of data.eval."""
         config = self._config
         gallery = config.eval.retrieval.gallery
         named = {"data.eval": self.real.spec, "eval.retrieval.gallery": gallery}
@@ -291,25 +293,40 @@ class PartMaker:
             self._centre,
             most=config.eval.retrieval.images,
             threads=config.data.threads,
+            max_rejected=config.data.max_rejected,
         )
         return Retrieval(
             self._flowtok,
             images,
-            numbers,
             side=config.eval.retrieval.side,
             rows=config.sample.batch_size,
             spec=gallery,
         )
 
     def _i2t(self) -> Part:
-        """Makes image to text, of the images of data.eval."""
+        """Makes image to text, of the images of data.eval, whatever filters say.
+
+        Of a published split none may be left out: its numbers are of all its images.
+        """
         config = self._config
-        # Without filters: every image is captioned.
-        centre = CentreReader(config.tokenizer.image_size)
-        real = self._open(centre, needs_all=True)
+        real = self.real
+        kinds = [part.kind for part in parse_sources(real.spec)]
+        if len(kinds) > 1:
+            raise UserError(
+                f"captions are measured on one source of images; got {real.spec!r}: "
+                "give one such as karpathy:dataset_coco.json:images:test"
+            )
+        if FILTERED & set(real.rejected):
+            real = self._open(CentreReader(config.tokenizer.image_size))
+        if real.left_out and kinds == ["karpathy"]:
+            raise UserError(
+                f"{real.spec}: {real.left_out}; expected all of a published split, "
+                "whose captions are scored as a whole: mend them, or leave i2t out of "
+                "--config.eval.parts"
+            )
         sampler = {"sampler": self._sampler("caption")}
         # The digest of a protocol has what matters, and nothing more:
-        data = {k: v for k, v in self._data().items() if k != "filters"}
+        data = {k: v for k, v in self._data(real).items() if k != "filters"}
         scale = {"text_scale": config.loss.i2t.text_scale}
         return ImageToText(
             self._flowtok,
@@ -327,7 +344,7 @@ class PartMaker:
         return Reconstruction(
             self._flowtok,
             self.real,
-            protocol=self._data() | self._weights(Reconstruction),
+            protocol=self._data(self.real) | self._weights(Reconstruction),
             features=self._features("", self.real.count),
             lpips=lpips,
             judged=self._judged,

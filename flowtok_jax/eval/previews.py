@@ -18,8 +18,9 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data import scenes
 from flowtok_jax.data.examples import Source
 from flowtok_jax.data.inputs import to_uint8
-from flowtok_jax.data.loader import open_evaluation
+from flowtok_jax.data.loader import evaluated_source, open_evaluation
 from flowtok_jax.data.oracle import read_scene
+from flowtok_jax.data.records import RejectCounter
 from flowtok_jax.data.sources import Shapes
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
@@ -70,23 +71,39 @@ class PreviewExamples(NamedTuple):
         return self._replace(images=to_uint8(images))
 
 
-def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
+def _draw(source: Source, count: int, seed: int) -> Sequence[int]:
+    """Draws the records among which `count` with captions all different are found."""
+    # Small sources repeat captions: looking further than 50 times is of no use.
+    most = min(len(source), 50 * count)
+    if isinstance(source, Shapes):
+        return range(most)
+    rng = np.random.default_rng(seed)
+    return rng.choice(len(source), most, replace=False).tolist()
+
+
+def load_examples(
+    source: Source, count: int, seed: int = 0, rejects: RejectCounter | None = None
+) -> PreviewExamples:
     """Loads `count` records of a source with captions all different.
 
     They are drawn by the seed, of generated scenes the first ones, which are random
-    already. Warns where the source has fewer.
+    already. Warns where the source has fewer, and of records that cannot be used, whose
+    place others take as in training.
+
+    Args:
+        rejects: counts these; None: a counter that stops nothing.
+
+    Raises:
+        UserError: if the counter stops.
     """
+    rejects = rejects or RejectCounter(1.0)
     records = []
     indices = []
     seen = set()
-    # Small sources repeat captions: looking further than 50 times is of no use.
-    most = min(len(source), 50 * count)
-    drawn = range(most)
-    if not isinstance(source, Shapes):
-        rng = np.random.default_rng(seed)
-        drawn = rng.choice(len(source), most, replace=False).tolist()
-    for index in drawn:
+    for index in _draw(source, count, seed):
         record = source[index]
+        # The record of this index alone: it may have more than one substitute.
+        rejects.add(record["rejected"][:1], not record["rejected"])
         if record["caption"] not in seen:
             seen.add(record["caption"])
             records.append(record)
@@ -99,6 +116,9 @@ def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
             len(records),
             count,
         )
+    if rejects.counts:
+        counts = sum(rejects.counts.values()), rejects.read, rejects.describe()
+        logging.warning("previews: %d of %d records left out (%s)", *counts)
     images = tokens = None
     if source.content == "image":
         images = np.stack([r["image"] for r in records])
@@ -111,6 +131,22 @@ def load_examples(source: Source, count: int, seed: int = 0) -> PreviewExamples:
         [r["caption"] for r in records],
         [source.scene(i) for i in indices] if isinstance(source, Shapes) else None,
     )
+
+
+def load_preview_examples(config: ConfigDict) -> PreviewExamples:
+    """Loads the examples that a run's previews are of.
+
+    Raises:
+        UserError: if a larger share of them is broken than data.max_rejected.
+    """
+    source = open_evaluation(config)
+    rejects = RejectCounter(config.data.max_rejected, known=0)
+    # The few records of a whole source have a share of their own; those held out are
+    # judged with the others of data.train, in training.
+    if evaluated_source(config)[1] is None:
+        rejects.patience = min(rejects.patience, len(source))
+    count = config.log.preview_samples
+    return load_examples(source, count, config.eval.seed, rejects)
 
 
 def attribute_accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> float:
@@ -134,8 +170,7 @@ def make_preview(
 
     The names of sampled scalars say how many samples they rest on.
     """
-    count = config.log.preview_samples
-    examples = load_examples(open_evaluation(config), count, config.eval.seed)
+    examples = load_preview_examples(config)
     # Without parameters, which each preview hands over; compiled programs stay.
     flowtok = FlowTok.from_config(config, {}, vocabulary, mesh)
     measures = make_net_metrics(config, task, examples, mesh)

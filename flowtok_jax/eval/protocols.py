@@ -5,7 +5,8 @@
 
 Captions come in the order of a hash of their ids, so that the draw depends neither on
 the order of the file nor on a random generator's version, and fewer samples are the
-first ones of the whole draw.
+first ones of the whole draw. A protocol leaves nothing out, whatever data.max_rejected
+says: a row that cannot be read is refused, as the published numbers are of all of them.
 """
 
 import hashlib

@@ -5,9 +5,11 @@
 
 IMAGES is a folder (all images in it, at any depth), a quoted glob, or a source of
 training data (`tars:GLOB`, `karpathy:...`; see flowtok_jax/data/source_strings.py).
-Images that cannot be read are counted by reason. The last line of stdout is one JSON
-object: `images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status:
-0; 2 for a mistake of the user's, with one line; 130 where interrupted. The file has
+Images that cannot be read are left out and counted by reason; where they are more than
+the share --max_rejected nothing is written. Statistics that published numbers rest on
+are of all images: --max_rejected=0. The last line of stdout is one JSON object:
+`images`, `rejected` (reason -> count) and `sha256` of the numbers. Exit status: 0; 2
+for a mistake of the user's, with one line; 130 where interrupted. The file has
 
     mu, sigma        mean and covariance, as in the files of pytorch-fid and clean-fid
     n                number of images
@@ -26,7 +28,7 @@ import pathlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -119,6 +121,13 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--features", action="store_true", help="keep them: KID, precision and recall")
     add("--by_folder", action="store_true", help="also of each folder in IMAGES")
     add("--limit", type=int, default=0, metavar="N", help="the first N images only")
+    add(
+        "--max_rejected",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of the images that may be broken",
+    )
     add("--batch", type=int, default=32, help="images of a device at a time")
     add("--threads", type=int, default=8, help="that decode and resize")
     cli.add_cluster_arguments(parser)
@@ -201,9 +210,15 @@ def _check(flags: argparse.Namespace) -> None:
             "--resize=legacy needs images of one size; expected --size=256, say, at "
             "which samples are compared"
         )
-    for name, least in (("batch", 1), ("threads", 1), ("limit", 0), ("size", 0)):
+    for name, least in (
+        ("batch", 1),
+        ("threads", 1),
+        ("limit", 0),
+        ("size", 0),
+        ("max_rejected", 0),
+    ):
         value = getattr(flags, name)
-        if value < least:
+        if not value >= least:  # so is NaN refused
             raise UserError(f"--{name} is {value}; expected at least {least}")
 
 
@@ -212,6 +227,17 @@ def _check_out(out: Place) -> None:
     if not is_remote(out) and out.is_dir():
         raise UserError(f"--out={out} is a directory; expected a file, FILE.npz")
     check_writable(out)
+
+
+def _check_share(rejected: Mapping[str, int], images: int, most: float) -> None:
+    """Refuses images of which too many are broken; the counts are of all processes."""
+    broken = sum(rejected.values())
+    if broken > most * (broken + images):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+        raise UserError(
+            f"{broken} of {broken + images} images are broken ({reasons}); at most "
+            f"{most:g} of them may be: mend them, or allow more with --max_rejected"
+        )
 
 
 def make(flags: argparse.Namespace) -> dict:
@@ -245,6 +271,7 @@ def make(flags: argparse.Namespace) -> dict:
     rejected = reader.counts()
     if reader.rejects.counts:
         logging.warning("left out: %s", reader.rejects.describe())
+    _check_share(rejected, reference.whole.count, flags.max_rejected)
     processes.first_does(lambda: write_reference(out, reference))
     said = {"images": reference.whole.count, "rejected": rejected}
     return {**said, "sha256": reference.digest()}

@@ -13,6 +13,7 @@ k / |G|; the ceiling is the real image itself, through the tokenizer and back.
 
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,19 +24,19 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from flowtok_jax.data.centre import CentreReader, Square
 from flowtok_jax.data.inputs import to_uint8
-from flowtok_jax.data.records import BadRecord, Records
+from flowtok_jax.data.records import BadRecord, Records, RejectCounter
 from flowtok_jax.eval.evaluate import Arrays, Measured
 from flowtok_jax.eval.fid import squared_distances
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.batches import map_ahead, run_rows
 
 TOPS = (1, 5)
 SPACES = ("pixels", "latents")
 TOGETHER = 256  # images or queries in memory at a time
 COPIED = "_reconstructed"  # of the tokenizer's own copies
-NO_REAL = "no image that was drawn has a real one that can be read"
 
 Squares = UInt8[np.ndarray, "b s s 3"]
 Vectors = dict[str, Float32[np.ndarray, "b d"]]  # by space
@@ -89,10 +90,12 @@ class Gallery(NamedTuple):
     Attributes:
         numbers: SHA-256 of an image's pixels -> its row.
         vectors: by space, a row each.
+        rejected: counts of records that are not among them, by reason.
     """
 
     numbers: dict[bytes, int]
     vectors: Vectors
+    rejected: dict[str, int]
 
     @staticmethod
     def digest(image: Square) -> bytes:
@@ -104,9 +107,11 @@ class GalleryImages(NamedTuple):
     """The images of a gallery: the evaluated ones, then those of other records.
 
     Attributes:
-        others: records; those of evaluated images may be among them.
+        others: records; those of evaluated images may be among them. Those that cannot
+            be used are left out and counted.
         most: number of distinct images; evaluated ones beyond it are taken as well.
         threads: that read images.
+        max_rejected: share of the other records that may be broken.
     """
 
     real: RealImages
@@ -114,36 +119,56 @@ class GalleryImages(NamedTuple):
     centre: CentreReader
     most: int
     threads: int
+    max_rejected: float
 
-    def _other(self, number: int) -> Square | None:
+    def _other(self, number: int) -> Square | BadRecord:
         try:
             return self.centre(self.others[number])
-        except BadRecord:
-            return None
+        except BadRecord as bad:
+            return bad
 
     def read(
-        self, read: Callable[[int], Square | None], numbers: Sequence[int]
-    ) -> Iterator[Square | None]:
-        """Reads images on threads, some ahead; None of those that cannot be used."""
+        self, read: Callable[[int], Square | BadRecord], numbers: Sequence[int]
+    ) -> Iterator[Square | BadRecord]:
+        """Reads images on threads, some ahead."""
         with ThreadPoolExecutor(self.threads) as pool:
             ahead = 2 * self.threads
             for _, image in map_ahead(pool, read, numbers, ahead):
                 yield image
 
-    def distinct(self) -> Iterator[tuple[bytes, Square]]:
-        """Yields each image once, with its digest."""
+    def make_counter(self) -> RejectCounter:
+        """Makes a counter for `distinct`; a share of few records is of all of them."""
+        patience = min(RejectCounter.patience, len(self.others))
+        return RejectCounter(self.max_rejected, patience=patience, known=0)
+
+    def distinct(self, rejects: RejectCounter) -> Iterator[tuple[bytes, Square]]:
+        """Yields each image once, with its digest.
+
+        Args:
+            rejects: counts the other records at the end, those that cannot be used too.
+
+        Raises:
+            UserError: if a larger share of these is broken than may be.
+        """
         seen = set()
-        for read, count, most in (
-            (self.real.pixels, self.real.count, self.real.count),
-            (self._other, len(self.others), self.most),
-        ):
-            for image in self.read(read, range(count)):
-                if len(seen) >= most:
-                    break
-                if image is None or (digest := Gallery.digest(image)) in seen:
-                    continue
+        for image in self.read(self.real.pixels, range(self.real.count)):
+            if (digest := Gallery.digest(image)) not in seen:
                 seen.add(digest)
                 yield digest, image
+        good = 0
+        bad = []
+        for image in self.read(self._other, range(len(self.others))):
+            if len(seen) >= self.most:
+                break
+            if isinstance(image, BadRecord):
+                bad.append((image.reason, image.name))
+                continue
+            good += 1
+            if (digest := Gallery.digest(image)) not in seen:
+                seen.add(digest)
+                yield digest, image
+        # All at once: the share does not depend on where the broken ones lie.
+        rejects.add(bad, good)
 
 
 class Retrieval:
@@ -153,7 +178,6 @@ class Retrieval:
 
     Args:
         images: of the gallery, which is read when the first image is looked at.
-        numbers: number of each drawn image's own among the real ones.
         side: cells a side of `averaged`.
         rows: images that the tokenizer takes at a time.
         spec: source of the gallery beside the evaluated one.
@@ -163,7 +187,6 @@ class Retrieval:
         self,
         flowtok: FlowTok,
         images: GalleryImages,
-        numbers: Sequence[int],
         *,
         side: int,
         rows: int,
@@ -171,7 +194,6 @@ class Retrieval:
     ):
         self._flowtok = flowtok
         self._images = images
-        self._numbers = numbers
         self._side = side
         self._rows = rows
         self.protocol: dict[str, Any] = {"side": side, "gallery": spec}
@@ -215,7 +237,8 @@ class Retrieval:
                 found.append(self._vectors(np.stack(waiting)))
                 waiting.clear()
 
-        for digest, image in self._images.distinct():
+        rejects = self._images.make_counter()
+        for digest, image in self._images.distinct(rejects):
             numbers[digest] = len(numbers)
             waiting.append(image)
             # Vectors are kept, images are not.
@@ -223,29 +246,27 @@ class Retrieval:
                 flush()
         flush()
         logging.info("retrieval: among %d different images", len(numbers))
-        joined = {s: np.concatenate([v[s] for v in found]) for s in SPACES if found}
-        return Gallery(numbers, joined)
+        if rejects.counts and processes.is_first():
+            counts = sum(rejects.counts.values()), rejects.read, rejects.describe()
+            logging.warning("retrieval: %d of %d records left out (%s)", *counts)
+        joined = {s: np.concatenate([v[s] for v in found]) for s in SPACES}
+        return Gallery(numbers, joined, rejects.summary()["rejected"])
 
     def see(self, drawn: Squares, captions: Sequence[str], rows: range) -> Arrays:
-        """Counts the real images nearer than the own one, of drawn images and copies.
+        """Counts the real images nearer than the own one, for drawn images and copies.
 
-        Left out are images whose own one cannot be read.
+        The own one of a drawn image is the evaluated image of its number.
         """
-        numbers = [self._numbers[row] for row in rows]
-        read = self._images.read(self._images.real.pixels, numbers)
-        pairs = [(i, image) for i, image in enumerate(read) if image is not None]
-        arrays = {"retrieval/size": np.array([len(self._gallery.numbers)])}
-        if not pairs:
-            empty = np.zeros(0, np.int64)
-            names = [f"retrieval/{s}{end}" for end in ("", COPIED) for s in SPACES]
-            return arrays | dict.fromkeys(names, empty)
-        kept = [i for i, _ in pairs]
-        real = np.stack([image for _, image in pairs])
-        own = np.array([self._gallery.numbers[Gallery.digest(x)] for x in real])
-        copies = self._decode(self._encode(real), [captions[i] for i in kept])
-        for end, images in (("", drawn[kept]), (COPIED, copies)):
+        gallery = self._gallery
+        real = np.stack(list(self._images.read(self._images.real.pixels, rows)))
+        own = np.array([gallery.numbers[Gallery.digest(x)] for x in real])
+        arrays = {"retrieval/size": np.array([len(gallery.numbers)])}
+        # Chunks are all that a run that goes on measures by.
+        arrays["retrieval/rejected"] = np.array([json.dumps(gallery.rejected)])
+        copies = self._decode(self._encode(real), captions)
+        for end, images in (("", drawn), (COPIED, copies)):
             for space, vectors in self._vectors(images).items():
-                nearer = count_nearer(vectors, self._gallery.vectors[space], own)
+                nearer = count_nearer(vectors, gallery.vectors[space], own)
                 arrays[f"retrieval/{space}{end}"] = nearer
         return arrays
 
@@ -253,8 +274,6 @@ class Retrieval:
         """Computes the shares that are right, with chance and the tokenizer's own."""
         size = int(arrays["retrieval/size"][0])
         count = len(arrays["retrieval/pixels"])
-        if not count:
-            return Measured({}, {"retrieval": NO_REAL})
         among = f"_of{size}"
         suffix = f"{metric_suffix('', count)}{among}"
         metrics = {}
@@ -265,4 +284,5 @@ class Retrieval:
                     name = f"retrieval_top{k}_{space}{end}{suffix}"
                     metrics[name] = float(right.mean())
             metrics[f"retrieval_top{k}_chance{among}"] = min(1.0, k / size)
-        return Measured(metrics)
+        rejected = json.loads(arrays["retrieval/rejected"][0])
+        return Measured(metrics, {}, {"retrieval_rejected": rejected})

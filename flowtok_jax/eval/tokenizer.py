@@ -7,13 +7,7 @@ import numpy as np
 
 from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.eval import pictures, reconstruction
-from flowtok_jax.eval.evaluate import (
-    SHOWN,
-    Arrays,
-    Measured,
-    Part,
-    rejected_array,
-)
+from flowtok_jax.eval.evaluate import SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.protocols import metric_suffix
 from flowtok_jax.eval.real import RealImages
@@ -94,7 +88,7 @@ class Reconstruction(Part):
 
     def compute(self, rows: range) -> Arrays:
         """Encodes and decodes the images of these rows."""
-        items, bad = self._real.read(rows)
+        items = self._real.read(rows)
         numbers = np.array([item.number for item in items])
         real = np.stack([item.image for item in items])
         targets = real.astype(np.float32) / 255
@@ -104,7 +98,6 @@ class Reconstruction(Part):
         sums = latents._asdict().items()
         # With an axis in front, along which chunks are joined.
         arrays |= {f"latents/{name}": np.asarray(x)[None] for name, x in sums}
-        arrays["rejected"] = rejected_array(bad)
         if not isinstance(self._lpips, str):
             judged = numbers < self._judged
             arrays["lpips"] = self._lpips(decoded[judged], targets[judged])

@@ -37,12 +37,12 @@ def karpathy(tmp_path):
 
 
 def open_images(spec, size=32, count=1000) -> RealImages:
-    options = dict(count=count, seed=0, threads=2, needs_all=True)
+    options = dict(count=count, seed=0, threads=2, max_rejected=0.0)
     return RealImages(spec, CentreReader(size), **options)
 
 
 def item(source, number) -> RealImage:
-    (found,), _ = source.read(range(number, number + 1))
+    (found,) = source.read(range(number, number + 1))
     return found
 
 
@@ -51,7 +51,7 @@ class Reader(FlowTok):
 
     def __init__(self, source):
         self.known = {}
-        for image in source.read(range(source.count))[0]:
+        for image in source.read(range(source.count)):
             pixel = (image.image[0, 0] / 255).astype(np.float32)
             self.known[tuple(pixel.round(4))] = source.references(image)[0]
         self.rows = []
@@ -65,7 +65,7 @@ class Reader(FlowTok):
 def caption_all(flowtok, source, chunk, **options) -> list[dict]:
     found = []
     for start in range(0, source.count, chunk):
-        items, _ = source.read(range(start, min(start + chunk, source.count)))
+        items = source.read(range(start, min(start + chunk, source.count)))
         found += caption_images(flowtok, source, items, **options)
     return found
 
@@ -135,22 +135,14 @@ def test_ids_are_indices_where_the_source_has_none(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(made.jpeg(i))
         (tmp_path / f"{i}.txt").write_text(f"picture {i}")
     source = open_images(f"folder:{tmp_path}")
-    items, _ = source.read(range(2))
+    items = source.read(range(2))
     assert [image_id(x.record.metadata, x.number) for x in items] == [0, 1]
     assert source.references(items[1]) == ["picture 1"]
 
 
-def test_what_cannot_be_measured_is_said_in_one_line(karpathy, tmp_path):
-    with pytest.raises(UserError, match="one source of images; got"):
-        open_images("shapes,shapes")
+def test_what_cannot_be_measured_is_said_in_one_line():
     with pytest.raises(UserError, match="has latents or weights"):
         open_images("latents:x/*.tar")
-    (tmp_path / "images" / "val2014" / "4.jpg").write_bytes(b"no image")
-    source = open_images(karpathy[1])
-    with pytest.raises(
-        UserError, match=r"image 2 of karpathy.*\(not_an_image: .*4.jpg"
-    ):
-        source.read(range(1, 4))
     same = [{"image_id": 5, "caption": "a", "references": ["a"]}] * 2
     with pytest.raises(UserError, match="image 5 occurs twice"):
         score_hypotheses(same)

@@ -22,55 +22,27 @@ def write(folder, count=6):
 
 def open_real(spec, count=6, **options):
     centre = CentreReader(20)
-    return RealImages(spec, centre, count=count, seed=0, threads=2, **options)
+    given = dict(seed=0, threads=2, max_rejected=0.3) | options
+    return RealImages(spec, centre, count=count, **given)
 
 
 def test_images_are_the_centre_whatever_training_does(tmp_path):
     real = open_real(f"folder:{write(tmp_path / 'set')}")
-    items, bad = real.read(range(2, 5))
+    items = real.read(range(2, 5))
     assert [item.number for item in items] == [2, 3, 4]
-    assert not bad
+    assert (real.rejected, real.left_out) == ({}, "")
     for item in items:
         np.testing.assert_array_equal(item.image, real.pixels(item.number))
         assert item.image[:, 2:-2].min() > 250
         assert item.record.captions == (f"picture {item.number}",)
-    prompts = real.prompts()
-    assert {i: p.caption for i, p in prompts.items()} == {
-        i: f"picture {i}" for i in range(6)
-    }
+    assert [p.caption for p in real.prompts] == [f"picture {i}" for i in range(6)]
     assert not real.are_scenes
-
-
-def test_what_cannot_be_used_is_left_out_and_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("flowtok_jax.eval.real.BLOCK", 4)
-    folder = write(tmp_path / "set")
-    (folder / "1.png").write_bytes(b"no image")
-    (folder / "3.txt").write_text(" ")
-    real = open_real(f"folder:{folder}")
-    items, bad = real.read(range(6))
-    assert [item.number for item in items] == [0, 2, 4, 5]
-    assert [(x.reason, x.name[-1]) for x in bad] == [
-        ("not_an_image", "1"),
-        ("empty_caption", "3"),
-    ]
-    assert real.pixels(1) is None
-    prompts = real.prompts()
-    assert {i: p.caption[-1] for i, p in prompts.items()} == {
-        i: f"{i}" for i in (0, 1, 2, 4, 5)
-    }
-    assert "1 of 6 records have no caption" in caplog.text
-    for number in (0, 1, 2, 4):
-        (folder / f"{number}.txt").unlink()
-    with pytest.raises(UserError, match="1 of 6 records have a caption; expected"):
-        real.prompts()
-    with pytest.raises(UserError, match="none of the records 1 to 1 can be used, .*1"):
-        real.read(range(1, 2))
 
 
 def test_scenes_are_known_to_be_what_they_show():
     real = open_real("shapes:held_out", 9)
     assert real.are_scenes
-    assert (real.count, len(real.prompts())) == (9, 9)
+    assert (real.count, len(real.prompts)) == (9, 9)
     assert real.scene(3)
 
 
@@ -84,7 +56,7 @@ def test_fewer_than_all_are_drawn_by_seed_over_the_whole_source(tmp_path):
 
     def drawn(count, seed):
         real = open_real(spec, count, drawn_by=seed)
-        items, _ = real.read(range(count))
+        items = real.read(range(count))
         return [item.record.captions[0] for item in items]
 
     first = [f"picture {i}" for i in range(4)]

@@ -86,6 +86,11 @@ def test_broken_images_are_counted_and_left_out(make, tmp_path):
     (tmp_path / "set" / "notes.txt").write_text("no image by its name")
     flags = f"--images={tmp_path}/set/*", f"--out={out}", "--weights=DIR"
     status, said, stderr = make(*flags)
+    assert (status, said) == (2, None)
+    assert "2 of 30 images are broken (empty_file 1, truncated_image 1)" in stderr
+    assert "at most 0.05 of them may be: mend them, or allow more with --max" in stderr
+    assert not out.exists()
+    status, said, stderr = make(*flags, "--max_rejected=0.07")
     assert status == 0
     assert said["rejected"] == {"empty_file": 1, "truncated_image": 1}
     assert f"empty_file 1, first {tmp_path}/set/004.png" in stderr
@@ -146,7 +151,7 @@ def test_images_of_every_size_mode_and_name_count(make, tmp_path):
     (folder / "round").symlink_to(folder)
     (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     flags = f"--images={tmp_path}/album", f"--out={out}", "--weights=DIR"
-    status, again, stderr = make(*flags)
+    status, again, stderr = make(*flags, "--max_rejected=0.1")
     assert again == {**said, "rejected": {"unsupported_image": 1}}
     assert "photo.heic (HEIC)" in stderr
     (folder / "round").unlink()
@@ -256,6 +261,7 @@ def test_two_processes_make_the_statistics_of_one(make, tmp_path):
     (tmp_path / "set" / "002.png").write_bytes(b"")  # of process 0
     (tmp_path / "set" / "015.png").write_bytes(b"")  # of process 1
     flags = [f"--images={tmp_path}/set", "--weights=DIR", "--features", "--batch=2"]
+    flags.append("--max_rejected=0.1")
     _, wanted, _ = make(*flags, f"--out={tmp_path}/one.npz")
     found = start(2, *flags, f"--out={tmp_path}/two.npz")
     outputs = [process.communicate(timeout=300) for process in found]

@@ -14,6 +14,7 @@ from flowtok_jax.eval.retrieval import (
 )
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.errors import UserError
 
 SIDE = 8
 GREYS = (0, 40, 80, 120, 160, 200, 240)
@@ -108,13 +109,13 @@ def write(folder, images):
 
 def make(spec, *more, count=100, most=1000, loss=0.0):
     centre = CentreReader(SIDE)
-    real = RealImages(spec, centre, count=count, seed=0, threads=2)
+    limits = dict(threads=2, max_rejected=0.3)
+    real = RealImages(spec, centre, count=count, seed=0, **limits)
     options = dict(key="gallery", image_size=SIDE, seed=0)
     others = open_images(",".join((spec, *more)), **options)
-    images = GalleryImages(real, others, centre, most=most, threads=2)
-    numbers = list(real.prompts())
+    images = GalleryImages(real, others, centre, most=most, **limits)
     flowtok = Grey(loss)
-    return flowtok, Retrieval(flowtok, images, numbers, side=2, rows=3, spec="")
+    return flowtok, Retrieval(flowtok, images, side=2, rows=3, spec="")
 
 
 def measure(retrieval, drawn):
@@ -181,24 +182,32 @@ def test_all_images_of_the_source_are_searched_up_to_the_limit(tmp_path):
         assert found.metrics[f"retrieval_top1_pixels_n2_of{of}"] == right
 
 
-def test_images_without_an_own_one_are_left_out(tmp_path):
+def test_broken_records_are_neither_drawn_nor_searched_and_counted(tmp_path, caplog):
     spec = write(tmp_path / "set", flat(*GREYS))
+    more = write(tmp_path / "more", flat(90, 100, 250))
     (tmp_path / "set" / "2.png").write_bytes(b"no image")
-    _, retrieval = make(spec)
-    found = measure(retrieval, flat(0, 40, 200, 120, 160, 200, 240))
-    assert found.metrics["retrieval_top1_pixels_n6_of6"] == 1
-    arrays = retrieval.see(flat(0), ["a caption"], range(2, 3))
-    assert retrieval.measure(arrays).metrics == {}
-    assert (
-        "no image that was drawn" in retrieval.measure(arrays).not_measured["retrieval"]
-    )
+    (tmp_path / "more" / "1.png").write_bytes(b"")
+    _, retrieval = make(spec, more)
+    # The third is the fourth picture's: numbers have no gap.
+    arrays = retrieval.see(flat(0, 40, 120), ["a caption"] * 3, range(3))
+    rest = retrieval.see(flat(160, 200, 240), ["a caption"] * 3, range(3, 6))
+    joined = {key: np.concatenate([x, rest[key]]) for key, x in arrays.items()}
+    found = retrieval.measure(joined)
+    assert found.metrics["retrieval_top1_pixels_n6_of8"] == 1
+    rejected = {"empty_file": 1, "not_an_image": 1}
+    assert found.details == {"retrieval_rejected": rejected}
+    assert "retrieval: 2 of 10 records left out (not_an_image 1, first" in caplog.text
 
 
-def test_of_a_source_without_a_sound_image_nothing_is_measured(tmp_path):
-    spec = write(tmp_path / "set", flat(0, 40))
-    for i in range(2):
-        (tmp_path / "set" / f"{i}.png").write_bytes(b"no image")
-    _, retrieval = make(spec)
-    found = measure(retrieval, flat(0, 40))
-    assert found.metrics == {}
-    assert set(found.not_measured) == {"retrieval"}
+def test_a_gallery_of_too_many_broken_records_is_refused(tmp_path):
+    spec = write(tmp_path / "set", flat(*GREYS))
+    more = write(tmp_path / "more", flat(*GREYS))
+    for i in range(5):
+        (tmp_path / "more" / f"{i}.png").write_bytes(b"no image")
+    _, retrieval = make(spec, more)
+    message = "5 of 14 records read are broken .*at most 0.3 of them may be"
+    with pytest.raises(UserError, match=message):
+        retrieval.see(flat(0), ["a caption"], range(1))
+    # Of the first few records the share would say nothing.
+    _, retrieval = make(spec, more, most=7)
+    retrieval.see(flat(0), ["a caption"], range(1))

@@ -344,11 +344,12 @@ def test_broken_images_are_counted(cli, demo, tmp_path, quick):
         (folder / f"{i:02d}.txt").write_text(f"picture {i}")
     (folder / "03.png").write_bytes(b"no image")
     flags = {"data.eval": f"folder:{folder}", "eval.parts": "tokenizer"}
-    flags["eval.random_metrics"] = "all"
+    flags |= {"eval.random_metrics": "all", "data.max_rejected": 0.1}
     outcome = cli(*command(demo, tmp_path, **flags))
     assert outcome.status == 0, outcome.stderr
     assert "12 images, fewer than the 24 asked for" in outcome.stderr
-    assert f"left out: not_an_image {folder}/03" in outcome.stderr
+    said = f"1 of 12 records left out (not_an_image 1, first {folder}/03)"
+    assert said in outcome.stderr
     found = results(tmp_path)["tokenizer"]
     assert found["rejected"] == {"not_an_image": 1}
     assert "psnr_db_n11" in found["metrics"]

@@ -1,6 +1,5 @@
 """The picture that a file shows a person is the picture that every mode sees."""
 
-import functools
 import types
 
 import jax
@@ -118,10 +117,10 @@ def by_pretokenizing(folder):
     return seen[0]
 
 
-def by_evaluation(folder, **options):
+def by_evaluation(folder):
     centre = CentreReader(SIDE)
-    given = dict(count=2, seed=0, threads=1, **options)
-    found, _ = RealImages(f"folder:{folder}", centre, **given).read(range(2))
+    given = dict(count=2, seed=0, threads=1, max_rejected=0.0)
+    found = RealImages(f"folder:{folder}", centre, **given).read(range(2))
     return found[0].image
 
 
@@ -153,7 +152,6 @@ MODES = (
     by_preview,
     by_pretokenizing,
     by_evaluation,
-    functools.partial(by_evaluation, needs_all=True),
     by_reference,
     by_captioning,
     by_pictures,

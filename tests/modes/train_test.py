@@ -76,20 +76,25 @@ FOLDER = {"data.held_out": 0.3, "data.eval": "", "eval.samples": 8}
 
 def test_a_run_on_a_folder_ends_in_numbers_of_pictures_held_out(cli, tmp_path):
     folder = made.write_folder(tmp_path / "set", 40)
+    for i in range(8):  # the run is trained, and measured, without these
+        (folder / f"{i:04d}.png").write_bytes(b"no picture")
     options = {"data.train": f"folder:{folder}", "text.max_unknown": 1, **FOLDER}
+    options["data.max_rejected"] = 0.4
     arguments = run.command(tmp_path / "run", **options)
     outcome = cli(*arguments)
     assert outcome.status == 0, outcome.stderr
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
-    assert found["pictures"] == 8
+    count, broken = found["pictures"], found["rejected"]["not_an_image"]
+    assert (count + broken, broken > 0) == (8, True)
     assert not found["seen"]
     assert set(found["metrics"]) == {"t2i", "i2t", "tokenizer"}
     assert any(n.startswith("retrieval_top1_pixels") for n in found["metrics"]["t2i"])
     for name in ("text_to_image", "image_to_text", "reconstructions"):
         assert (tmp_path / "run" / "samples" / f"{name}.png").is_file()
-    assert f"On 8 pictures of folder:{folder}:" in outcome.stdout
+    without = f"without {broken} that cannot be used"
+    assert f"On {count} pictures of folder:{folder}, {without}:" in outcome.stdout
     assert "are nearest to the picture" in outcome.stdout
-    assert "these numbers are of 8 pictures only" in outcome.stdout
+    assert f"these numbers are of {count} pictures only" in outcome.stdout
     assert f"    --images={folder}\n" in outcome.stdout
     again = cli(*arguments)
     assert again.stdout == outcome.stdout
