@@ -4,7 +4,6 @@ configs/own.py asks for it by `own.size`. What is chosen is stored with the run:
 same command goes on with the same sizes and steps, whatever the clock says then.
 """
 
-import io
 import itertools
 import textwrap
 import time
@@ -14,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from flowtok_jax.data.examples import Mixture, RecordSource, Source
-from flowtok_jax.data.loader import draw_captions, open_source
-from flowtok_jax.data.records import BadRecord
+from flowtok_jax.data.images import open_image
+from flowtok_jax.data.loader import SAID, draw_captions, open_source
+from flowtok_jax.data.records import BadRecord, RejectCounter
 from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from flowtok_jax.models.sizes import SIZES
 from flowtok_jax.modes.pretokenize import why_from_pixels
@@ -71,6 +70,7 @@ class Survey(NamedTuple):
     """Counts and samples of data.train.
 
     Attributes:
+        pictures: records of all.
         sides: (width, height) of some pictures, as they lie there.
         broken: records that cannot be used, beside these.
         captions: some, of one picture each.
@@ -84,6 +84,12 @@ class Survey(NamedTuple):
     captions: list[str]
     words: int
     lengths: np.ndarray
+
+    @property
+    def usable(self) -> int:
+        """How many pictures can be used, by the share of those looked at."""
+        looked_at = len(self.sides) + self.broken
+        return self.pictures - self.pictures * self.broken // max(looked_at, 1)
 
 
 def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> list[str]:
@@ -115,13 +121,13 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
     found = look_at_data(config)
     size = config.own.size
     if size == AUTO:
-        size = _choose_size(found.pictures)
+        size = _choose_size(found.usable)
     _set(config, {"own.size": size} | flatten(SIZES[size]), given)
     _set(config, _choose_for_captions(found), given)
     _set(config, _choose_for_device(), given)
     if not config.data.eval:
-        _set(config, {"data.held_out": _share(found.pictures, config)}, given)
-    costs = _plan_steps(config, found.pictures, given, begun)
+        _set(config, {"data.held_out": _share(found.usable, config)}, given)
+    costs = _plan_steps(config, found.usable, given, begun)
     return list(_describe(config, found, costs, workdir))
 
 
@@ -129,7 +135,7 @@ def look_at_data(config: ConfigDict) -> Survey:
     """Reads captions and sizes of pictures from all over data.train.
 
     Raises:
-        UserError: where there is none, or nothing in it.
+        UserError: where there is none, nothing in it, or too much of it broken.
     """
     if not config.data.train:
         raise UserError(
@@ -140,41 +146,41 @@ def look_at_data(config: ConfigDict) -> Survey:
     captions = draw_captions(source, CAPTIONS_READ)
     vocabulary = Vocabulary.train(captions, MOST_WORDS, LONGEST)
     lengths = (vocabulary.encode(captions, warns=False) != PAD_ID).sum(1)
-    sides = _read_sides(source)
-    broken = [name for name in sides if isinstance(name, str)]
-    if len(broken) > config.data.max_rejected * len(sides):
+    looked_at = _read_sides(source, config.data.transform.max_pixels)
+    broken = [(x.reason, x.name) for x in looked_at if isinstance(x, BadRecord)]
+    sides = [side for side in looked_at if not isinstance(side, BadRecord)]
+    try:
+        RejectCounter(config.data.max_rejected, patience=0).add(broken, len(sides))
+    except UserError as error:
         raise UserError(
-            f"{len(broken)} of {len(sides)} pictures looked at cannot be used (first "
-            f"{broken[0]}); at most {config.data.max_rejected:g} of them may be: mend "
-            "the data (python -m flowtok_jax.data.prepare lists all), or allow more "
-            "with --config.data.max_rejected=0.5"
-        )
-    sides = [side for side in sides if not isinstance(side, str)]
+            f"data.train = {config.data.train}: {error}; python -m "
+            "flowtok_jax.data.prepare lists them all"
+        ) from error
     words = len(vocabulary) - len(SPECIAL_TOKENS)
     return Survey(len(source), sides, len(broken), captions, words, lengths)
 
 
-def _read_sides(source: Source) -> list[tuple[int, int] | str]:
+def _read_sides(source: Source, max_pixels: int) -> list[tuple[int, int] | BadRecord]:
     """Reads (width, height) of pictures from all over a source, without decoding them.
 
     Returns:
-        Of a record that cannot be used its name instead; nothing of latents and scenes.
+        Of a record that cannot be used what is wrong; nothing of latents and scenes.
     """
     if isinstance(source, Mixture):
-        return list(itertools.chain(*map(_read_sides, source.parts)))
+        parts = (_read_sides(part, max_pixels) for part in source.parts)
+        return list(itertools.chain(*parts))
     if not isinstance(source, RecordSource):
         return []
     rows = np.linspace(0, len(source) - 1, min(PICTURES_READ, len(source)))
-    found: list[tuple[int, int] | str] = []
+    found: list[tuple[int, int] | BadRecord] = []
     for record in source.records.read_many(rows.astype(int).tolist()):
         if isinstance(record, BadRecord):
-            found.append(record.name)
+            found.append(record)
         elif record.image is not None:
             try:
-                with Image.open(io.BytesIO(record.image)) as image:
-                    found.append(image.size)
-            except (OSError, ValueError, Image.DecompressionBombError):
-                found.append(record.name)
+                found.append(open_image(record.image, record.name, max_pixels).size)
+            except BadRecord as bad:
+                found.append(bad)
     return found
 
 
@@ -185,8 +191,8 @@ def _choose_size(pictures: int) -> str:
 
 
 def _choose_for_captions(found: Survey) -> Mapping[str, Any]:
-    """Chooses the context and the vocabulary: of 200 captions one may be cut."""
-    longest = np.quantile(found.lengths, 0.995)
+    """Chooses the context and the vocabulary; few captions may be cut."""
+    longest = np.quantile(found.lengths, 1 - SAID)
     fitting = [c for c in CONTEXTS if c >= longest]
     return {
         "latent.tokens": (fitting or CONTEXTS[-1:])[0],

@@ -1,6 +1,7 @@
 """Sizes and steps chosen by a folder of captioned pictures."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -175,13 +176,21 @@ def test_without_data_one_line_says_what_to_give():
 def test_a_folder_of_broken_pictures_is_refused_at_once(folder):
     for i in range(10):
         (folder / f"пес {i}.png").write_bytes(b"no picture")
-    said = "10 of 30 pictures looked at cannot be used .*пес 0.*max_rejected"
+    said = r"10 of 30 records read are broken \(not_an_image 10, .*max_rejected"
     with pytest.raises(UserError, match=said):
         survey.look_at_data(make_config(folder))
     config = make_config(folder)
     config.data.max_rejected = 0.5
     found = survey.look_at_data(config)
     assert (len(found.sides), found.broken) == (PICTURES - 10, 10)
+    assert found.usable == PICTURES - 10
+    # A picture that the loader would refuse is one of them, and Pillow says nothing.
+    config.data.transform.max_pixels = 50 * 80
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = survey.look_at_data(config)
+    assert max(width * height for width, height in found.sides) <= 50 * 80
+    assert found.broken > 10
 
 
 def test_scenes_have_no_sizes():
