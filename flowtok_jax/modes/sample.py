@@ -77,7 +77,7 @@ def random_tower_note(weights: Weights) -> str:
     """Returns what to say of weights whose text tower was never trained, else ""."""
     stored = weights.config
     is_random = "text" in stored and stored.text.weights == "random"
-    return RANDOM_TOWER if is_random else ""
+    return RANDOM_TOWER if is_random and not stored.clip.trained_along else ""
 
 
 def _file_name(number: int, prompt: str, seed: int) -> str:
