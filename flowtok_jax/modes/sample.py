@@ -45,7 +45,8 @@ def run(arguments: Arguments) -> int:
     folder = arguments.output() / SAMPLES
     check_writable(folder / GRID)
     flowtok = FlowTok.from_weights(arguments.weights, config)
-    note = random_tower_note(arguments.weights)
+    has_own = arguments.weights.config.clip.trained_along  # to draw with
+    note = "" if has_own else random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, new_folder(folder), seeds, note):
         say(str(path))
     if note:
@@ -77,7 +78,7 @@ def random_tower_note(weights: Weights) -> str:
     """Returns what to say of weights whose text tower was never trained, else ""."""
     stored = weights.config
     is_random = "text" in stored and stored.text.weights == "random"
-    return RANDOM_TOWER if is_random and not stored.clip.trained_along else ""
+    return RANDOM_TOWER if is_random else ""
 
 
 def _file_name(number: int, prompt: str, seed: int) -> str:

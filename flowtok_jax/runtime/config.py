@@ -272,6 +272,10 @@ def default_values() -> dict[str, Any]:
     return flatten(json.loads(config_to_json(defined["get_config"]())))
 
 
+# Sections of which all weights store what their version knew.
+OF_NETWORKS = ("clip", "compute")
+
+
 def add_new_keys(config: ConfigDict, *sections: str) -> None:
     """Adds the keys of sections that a config stored by an older version lacks.
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets
-from flowtok_jax.runtime.config import config_from_json
+from flowtok_jax.runtime.config import OF_NETWORKS, add_new_keys, config_from_json
 from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import (
     Place,
@@ -90,6 +90,7 @@ def read_stored_config(directory: Place) -> ConfigDict:
             f"{path} lists no groups; expected a directory written by save_pretrained "
             "or by `python -m flowtok_jax.convert`"
         )
+    add_new_keys(config, *OF_NETWORKS)
     return config
 
 

@@ -21,6 +21,7 @@ from flowtok_jax.data.loader import make_vocabulary
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.runtime.claims import check_claim
 from flowtok_jax.runtime.config import (
+    OF_NETWORKS,
     add_new_keys,
     config_from_json,
     config_to_json,
@@ -79,8 +80,8 @@ FREE = (
 
 
 def read_config(workdir: Place) -> ConfigDict:
-    """Reads the config that a run stored, with what newer versions read of data and
-    evaluation.
+    """Reads the config that a run stored, with what newer versions read of networks,
+    data and evaluation.
 
     Raises:
         UserError: where the folder is not a run's.
@@ -99,7 +100,7 @@ def read_config(workdir: Place) -> ConfigDict:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from error
     # Before --mode=eval there was a section of this name with other keys.
     measures = ["eval"] if "eval" in config and "protocol" in config.eval else []
-    add_new_keys(config, "data", *measures)
+    add_new_keys(config, *OF_NETWORKS, "data", *measures)
     return config
 
 

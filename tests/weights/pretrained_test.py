@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -41,6 +42,19 @@ def test_a_description_of_networks_makes_them_again(made):
     )
     text = json.dumps(described)
     assert make_nets(config_from_json(text)) == nets
+
+
+def test_weights_of_before_there_were_keys_have_their_defaults(
+    flowtok, saved, tmp_path
+):
+    older = shutil.copytree(saved, tmp_path / "older")
+
+    def forget(values):
+        for section, key in (("compute", "layout"), ("clip", "trained_along")):
+            del values[section][key]
+
+    edit_config(older, forget)
+    assert FlowTok.from_pretrained(older).nets == flowtok.nets
 
 
 def test_saved_weights_draw_and_caption_the_same(flowtok, saved):

@@ -1,5 +1,7 @@
 """A run's folder: opened, opened again, and refused."""
 
+import json
+
 import pytest
 
 from configs import demo
@@ -33,6 +35,17 @@ def test_a_new_workdir_gets_config_and_vocabulary(config, tmp_path):
     assert again.encode(caption).tolist() == vocabulary.encode(caption).tolist()
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "vocabulary.json"}
+
+
+def test_a_run_of_before_there_were_keys_goes_on(config, tmp_path):
+    workdir.open_workdir(tmp_path, config)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for section, key in (("compute", "layout"), ("clip", "trained_along")):
+        del values[section][key]
+    path.write_text(json.dumps(values))
+    workdir.open_workdir(tmp_path, config)
+    assert stored_config(tmp_path)[0] == config.to_dict()
 
 
 @pytest.mark.parametrize(
