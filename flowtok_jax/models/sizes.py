@@ -12,13 +12,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "tokenizer": {
             "image_size": 64,
             "patch": 8,
-            "encoder": {"width": 160, "depth": 4, "heads": 4},
-            "decoder": {"width": 160, "depth": 4, "heads": 4},
+            "encoder": {"width": 192, "depth": 4, "heads": 4},
+            "decoder": {"width": 192, "depth": 4, "heads": 4},
         },
         "projector": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
         "text_decoder": {"depth": 2, "heads": 4, "mlp_width": 256, "dropout": 0.0},
         "align_head": {"width": 128},
-        "dit": {"width": 256, "depth": 6, "heads": 4},
+        "dit": {"width": 256, "depth": 4, "heads": 4},
         "schedule": {"lr": 3e-3},
     },
     "medium": {

@@ -32,7 +32,10 @@ AUTO = "auto"
 CAPTIONS_READ = 20_000
 PICTURES_READ = 256
 MANY_PICTURES = 100_000  # from here on `large`, on an accelerator
-CONTEXTS = (32, 64, 96, 128)  # tokens of text and image; CLIP's 77 is near the mean
+CONTEXTS = (16, 32, 64, 96, 128)  # tokens of text and image; the paper has 77
+CHANNELS = 16  # of a token, as in the paper
+# Of an image by size: tokens have more channels where captions need few of them.
+LEAST_NUMBERS = {"small": 512, "medium": 1024, "large": 1024}
 LONGEST = 1024  # tokens of a caption that are counted
 MOST_WORDS = 32_768
 HELD_OUT_LEAST = 16  # pictures; fewer say little
@@ -59,10 +62,10 @@ class StagePlan(NamedTuple):
 
 
 PLANS_OF_STAGES = {
-    "tokenizer": StagePlan(32, 40, 2000, 200_000, 0.48),
-    "text_tokenizer": StagePlan(64, 10, 400, 20_000, 0.06),
-    "t2i": StagePlan(64, 60, 3000, 400_000, 0.34),
-    "i2t": StagePlan(64, 30, 1500, 200_000, 0.12),
+    "tokenizer": StagePlan(32, 60, 3000, 200_000, 0.42),
+    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.03),
+    "t2i": StagePlan(64, 180, 5000, 400_000, 0.39),
+    "i2t": StagePlan(64, 72, 2500, 200_000, 0.16),
 }
 
 
@@ -123,7 +126,7 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
     if size == AUTO:
         size = _choose_size(found.usable)
     _set(config, {"own.size": size} | flatten(SIZES[size]), given)
-    _set(config, _choose_for_captions(found), given)
+    _set(config, _choose_for_captions(found, size), given)
     _set(config, _choose_for_device(), given)
     if not config.data.eval:
         _set(config, {"data.held_out": _share(found.usable, config)}, given)
@@ -190,12 +193,14 @@ def _choose_size(pictures: int) -> str:
     return "large" if pictures >= MANY_PICTURES else "medium"
 
 
-def _choose_for_captions(found: Survey) -> Mapping[str, Any]:
+def _choose_for_captions(found: Survey, size: str) -> Mapping[str, Any]:
     """Chooses the context and the vocabulary; few captions may be cut."""
     longest = np.quantile(found.lengths, 1 - SAID)
     fitting = [c for c in CONTEXTS if c >= longest]
+    tokens = (fitting or CONTEXTS[-1:])[0]
     return {
-        "latent.tokens": (fitting or CONTEXTS[-1:])[0],
+        "latent.tokens": tokens,
+        "latent.channels": max(CHANNELS, LEAST_NUMBERS[size] // tokens),
         # Even rows of the embedding; training may see a few words more.
         "clip.vocab_size": -(-(found.words + len(SPECIAL_TOKENS)) // 64) * 64,
     }
@@ -300,7 +305,7 @@ def _set(config: ConfigDict, values: Mapping[str, Any], given: Collection[str]) 
 def _chosen_keys(config: ConfigDict, stored: Mapping[str, Any]) -> Iterator[str]:
     """Yields the keys that `fit_config` sets."""
     chosen = flatten(SIZES["small"]).keys()
-    chosen |= {"own.size", "latent.tokens", "clip.vocab_size"}
+    chosen |= {"own.size", "latent.tokens", "latent.channels", "clip.vocab_size"}
     chosen |= {"compute.dtype", "compute.layout"}
     chosen |= {"train.steps_per_call", "data.held_out"}
     for stage in config.stages:
@@ -326,7 +331,8 @@ def _describe(
     yield _line(
         "chosen",
         f"{config.own.size}: {config.tokenizer.image_size} px, {config.latent.tokens} "
-        f"tokens, a vocabulary of {config.clip.vocab_size:,} at most",
+        f"tokens of {config.latent.channels}, a vocabulary of "
+        f"{config.clip.vocab_size:,} at most",
     )
     sides = (config.tokenizer.encoder, config.tokenizer.decoder)
     yield _line(
