@@ -60,13 +60,6 @@ def rank(drawn: np.ndarray, held_out: Split, train: Split) -> np.ndarray:
     return np.lexsort((distances, nearer))
 
 
-def show(held_out: Split, drawn: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
-    """Draws real emoji above those drawn from their names."""
-    rows = [[held_out.images[i] for i in chosen], [drawn[i] for i in chosen]]
-    below = [[""] * len(chosen), [held_out.captions[i] for i in chosen]]
-    return pictures.grid(rows, below, labels=["real", "drawn"])
-
-
 def write_gallery(checkpoint: str, data: pathlib.Path, out: pathlib.Path) -> list[str]:
     """Writes best.png and worst.png; returns their paths."""
     flowtok = FlowTok.from_pretrained(checkpoint)
@@ -78,7 +71,11 @@ def write_gallery(checkpoint: str, data: pathlib.Path, out: pathlib.Path) -> lis
     written = []
     for name, chosen in (("best", order[:SHOWN]), ("worst", order[-SHOWN:])):
         path = out / f"{name}.png"
-        pictures.save_png(path, show(held_out, drawn, chosen))
+        captions = [held_out.captions[i] for i in chosen]
+        grid = pictures.compared(
+            held_out.images[chosen], drawn[chosen], captions, len(chosen)
+        )
+        pictures.save_png(path, grid)
         written.append(str(path))
     return written
 

@@ -48,6 +48,22 @@ def pairs(
     return grid(rows, side=side, labels=["image", "decoded"])
 
 
+def compared(
+    real: Sequence[np.ndarray] | np.ndarray,
+    drawn: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str],
+    columns: int,
+) -> np.ndarray:
+    """Draws real images above those drawn from their captions."""
+    rows, below = [], []
+    parts = (in_rows(items, columns) for items in (real, drawn, captions))
+    for above, under, texts in zip(*parts, strict=True):
+        rows += [above, under]
+        below += [[""] * len(above), texts]
+    labels = ["real", "drawn"] * (len(rows) // 2)
+    return grid(rows, below, labels=labels)
+
+
 def _scaled(image: np.ndarray, side: int) -> Image.Image:
     tile = Image.fromarray(image)
     # Small images are shown pixel by pixel: a smooth one would flatter.

@@ -252,13 +252,17 @@ class Retrieval:
         joined = {s: np.concatenate([v[s] for v in found]) for s in SPACES}
         return Gallery(numbers, joined, rejects.summary()["rejected"])
 
+    def real(self, rows: range) -> list[Square]:
+        """Reads the real images that belong to drawn ones."""
+        return list(self._images.read(self._images.real.pixels, rows))
+
     def see(self, drawn: Squares, captions: Sequence[str], rows: range) -> Arrays:
         """Counts the real images nearer than the own one, for drawn images and copies.
 
         The own one of a drawn image is the evaluated image of its number.
         """
         gallery = self._gallery
-        real = np.stack(list(self._images.read(self._images.real.pixels, rows)))
+        real = np.stack(self.real(rows))
         own = np.array([gallery.numbers[Gallery.digest(x)] for x in real])
         arrays = {"retrieval/size": np.array([len(gallery.numbers)])}
         # Chunks are all that a run that goes on measures by.

@@ -125,8 +125,11 @@ class TextToImage(Part):
         return found
 
     def picture(self, arrays: Arrays) -> np.ndarray:
-        """Draws the first images over their prompts."""
+        """Draws the first images over their prompts, the real ones above them."""
         images = arrays["shown"]
         captions = [prompt.caption for prompt in self._prompts[: len(images)]]
+        if self._retrieval is not None:
+            real = self._retrieval.real(range(len(images)))
+            return pictures.compared(real, images, captions, COLUMNS)
         rows = (pictures.in_rows(x, COLUMNS) for x in (images, captions))
         return pictures.grid(*rows)

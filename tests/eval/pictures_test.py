@@ -121,3 +121,15 @@ def test_a_png_is_never_half_there_under_its_name(tmp_path, monkeypatch):
     pictures.save_png(path, BLUE)
     assert seen == [False]
     assert [p.name for p in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_real_images_stand_above_those_drawn_from_their_captions():
+    real, drawn = (np.full((3, 8, 8, 3), value, np.uint8) for value in (40, 200))
+    picture = pictures.compared(real, drawn, ["a", "b", "c"], columns=2)
+    middle = picture.shape[1] - pictures.MARGIN - pictures.SIDE // 2
+    column = picture[:, middle - pictures.SIDE - pictures.MARGIN, 0]
+    changes = column[np.flatnonzero(np.diff(column.astype(int))) + 1]
+    images = [int(value) for value in changes if value in (40, 200)]
+    assert images == [40, 200, 40, 200]
+    # The last pair of rows is shorter.
+    assert (picture[-pictures.SIDE :, middle] == 255).all()
