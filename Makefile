@@ -15,7 +15,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint docs clean
+.PHONY: try demo test fast lint docs clean
+
+# Draws with the weights that ship, then says what it sees in its own pictures.
+PROMPTS ?= duck;pizza;red heart;clown face;woman farmer dark skin tone
+export PROMPTS
+FLOWTOK = $(BIN)/python -m flowtok_jax.main --checkpoint=emoji
+
+try: $(VENV)/run
+	$(FLOWTOK) --mode=sample --workdir=runs/try --prompts="$$PROMPTS"
+	$(FLOWTOK) --mode=caption --images="$$(ls -d runs/try/samples/* | tail -1)/0*.png"
 
 demo: $(VENV)/run
 	$(BIN)/python -m flowtok_jax.main --config=configs/demo.py --workdir="$$WORKDIR"

@@ -1,13 +1,14 @@
-"""Ablations of the demo's t2i stage, and of the ways to sample from it.
+"""Ablations of a run's t2i stage, and of the ways to sample from it.
 
     .venv/bin/pip install -r requirements-eval.txt    # for the plot
-    .venv/bin/python benchmarks/ablations.py --demo=runs/demo --out=runs/ablations
+    .venv/bin/python benchmarks/ablations.py --run=runs/demo --out=runs/ablations
 
 The script trains the t2i stage anew for every variant and seed, from the tokenizer of a
-finished `make demo` or another run on generated scenes; each training takes about as
-long as the demo's own. Then it samples the demo's t2i weights at every guidance scale,
-number of steps and choice of times. Accuracy is the share of held-out captions whose
-image the oracle reads right, starting from a sample of the source and from its mean.
+finished run; each training takes about as long as the run's own. Then it samples the
+run's t2i weights at every guidance scale, number of steps and choice of times. Accuracy
+is the share of held-out captions drawn right, starting from a sample of the source and
+from its mean: of generated scenes what the oracle reads right, of other pictures what
+retrieval among all of them finds first (flowtok_jax/eval/retrieval.py, in pixels).
 Finished measurements stay in --out and are not repeated; ablations.md, .json and .png
 there show them beside the paper's figures (Tab. 4: FlowTok-B, COCO FID-30K without
 guidance, lower is better).
@@ -19,6 +20,7 @@ import itertools
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,9 +31,15 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import plots  # noqa: E402
-from flowtok_jax.data.sources import make_source  # noqa: E402
+from flowtok_jax.data.inputs import to_uint8  # noqa: E402
+from flowtok_jax.data.loader import (  # noqa: E402
+    evaluated_source,
+    open_evaluation,
+    open_source,
+)
 from flowtok_jax.data.vocabulary import VOCABULARY  # noqa: E402
 from flowtok_jax.eval import previews  # noqa: E402
+from flowtok_jax.eval.retrieval import averaged, count_nearer  # noqa: E402
 from flowtok_jax.flow.samplers import TIMES  # noqa: E402
 from flowtok_jax.modes import train  # noqa: E402
 from flowtok_jax.perf import machine  # noqa: E402
@@ -68,7 +76,15 @@ VARIANTS = {
     # The demo's own two levers, taken back to the paper's values.
     "latent_scale_1": Variant({"tokenizer.latent_scale": 1.0}),
     "time_location_0": Variant({"loss.t2i.time_location": 0.0}),
+    "tower_trained_along": Variant({"clip.trained_along": True}),
 }
+
+
+class Judge(NamedTuple):
+    """Captions to draw, and the share of images that show what they say."""
+
+    captions: Sequence[str]
+    share_right: Callable[[np.ndarray], float]
 
 
 def say(line: str) -> None:
@@ -77,14 +93,42 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def make_judge(config: ConfigDict, samples: int) -> Judge:
+    """Makes the judge of what is drawn from captions held out of training."""
+    spec = evaluated_source(config)[0]
+    if spec.startswith("shapes"):
+        source = open_source(config, "shapes:held_out")
+        examples = previews.load_examples(source, samples)
+        return Judge(
+            examples.captions,
+            lambda drawn: previews.attribute_accuracy(drawn, examples.scenes),
+        )
+    source = open_evaluation(config)
+    examples = previews.load_examples(source, samples, config.eval.seed)
+    retrieval = config.eval.retrieval
+    others = [source]
+    if retrieval.gallery:
+        others.append(open_source(config, retrieval.gallery, centre=True))
+    images = [source[i]["image"] for source in others for i in range(len(source))]
+    found = [*examples.images, *images[: retrieval.images]]
+    gallery = averaged(np.stack(found), retrieval.side)
+    own = np.arange(len(examples.captions))
+
+    def share_right(drawn: np.ndarray) -> float:
+        queries = averaged(to_uint8(drawn), retrieval.side)
+        return float((count_nearer(queries, gallery, own) == 0).mean())
+
+    return Judge(examples.captions, share_right)
+
+
 def make_start(demo: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Copies the demo without its t2i stage, so that variants begin afresh."""
+    """Copies a run without its t2i stage, so that variants begin afresh."""
     start = out / "start"
     missing = sorted({*START, STAGE} - set(open_weights(demo).groups))
     if missing:
         raise UserError(
             f"{demo} has no weights of {', '.join(missing)}; expected the workdir of a "
-            "finished `make demo`"
+            "finished run, as `make demo` makes one"
         )
     if not start.is_dir():
         part = out / "start.part"
@@ -98,7 +142,7 @@ def make_start(demo: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 
 def make_config(demo: pathlib.Path, changes: dict[str, Any]) -> ConfigDict:
-    """Returns the config of the demo's t2i stage with some keys changed."""
+    """Returns the config of a run's t2i stage with some keys changed."""
     config = read_config(demo)
     config.stages = (STAGE,)
     config.update_from_flattened_dict(changes)
@@ -106,36 +150,28 @@ def make_config(demo: pathlib.Path, changes: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def measure(
-    flowtok: FlowTok, held_out: previews.PreviewExamples, **options
-) -> dict[str, float]:
+def measure(flowtok: FlowTok, judge: Judge, **options) -> dict[str, float]:
     """Measures the accuracy of held-out captions, from source samples and means."""
     return {
-        name: previews.attribute_accuracy(
-            flowtok.text_to_image(held_out.captions, source=source, **options),
-            held_out.scenes,
+        name: judge.share_right(
+            flowtok.text_to_image(judge.captions, source=source, **options)
         )
         for name, source in zip(MEASURES, ("sample", "mean"), strict=True)
     }
 
 
 class Ablations:
-    """Measurements of one demo, kept in a folder."""
+    """Measurements of one run, kept in a folder."""
 
     def __init__(self, flags: argparse.Namespace):
-        self.demo = pathlib.Path(flags.demo)
+        self.trained = pathlib.Path(flags.run)
         self.out = pathlib.Path(flags.out)
         self.flags = flags
         self.out.mkdir(parents=True, exist_ok=True)
-        self.start = make_start(self.demo, self.out)
-        config = for_stage(read_config(self.demo), STAGE)
+        self.start = make_start(self.trained, self.out)
+        config = for_stage(read_config(self.trained), STAGE)
         self.steps = flags.steps or config.train.num_steps
-        source = make_source(
-            "shapes:held_out",
-            image_size=config.tokenizer.image_size,
-            seed=config.train.seed,
-        )
-        self.held_out = previews.load_examples(source, flags.samples)
+        self.judge = make_judge(config, flags.samples)
 
     def variant(self, name: str, seed: int) -> dict[str, Any]:
         """Trains and measures a variant, or reads its finished measurement."""
@@ -150,19 +186,19 @@ class Ablations:
             "log.preview_every": 0,
             "init_from": str(self.start),
         }
-        config = make_config(self.demo, changes)
+        config = make_config(self.trained, changes)
         log = self.out / f"{folder.name}.log"
         with log.open("w") as file_of_log, contextlib.redirect_stdout(file_of_log):
             train.train_stages(config, folder)
         flowtok = FlowTok.from_pretrained(folder, for_stage(config, STAGE))
         result = {"variant": name, "seed": seed, "steps": self.steps}
-        result |= {"samples": len(self.held_out.captions)}
-        result |= measure(flowtok, self.held_out)
+        result |= {"samples": len(self.judge.captions)}
+        result |= measure(flowtok, self.judge)
         write_json(file, result)
         return result
 
     def sampling(self) -> list[dict[str, Any]]:
-        """Measures the demo's own weights at every scale, number of steps and times."""
+        """Measures the run's own weights at every scale, number of steps and times."""
         flags = self.flags
         flowtok = None  # loaded only if a measurement is missing
         results = []
@@ -173,9 +209,9 @@ class Ablations:
             file = self.out / "sampling" / f"{cell}.json"
             if not file.is_file():
                 say(f"sampling: {cell}")
-                flowtok = flowtok or FlowTok.from_pretrained(self.demo)
+                flowtok = flowtok or FlowTok.from_pretrained(self.trained)
                 options = {"times": times, "scale": scale, "num_steps": steps}
-                found = measure(flowtok, self.held_out, **options)
+                found = measure(flowtok, self.judge, **options)
                 write_json(file, options | {"samples": flags.samples} | found)
             results.append(read_json(file))
         return results
@@ -192,7 +228,7 @@ def markdown(report: dict[str, Any]) -> str:
     variants = report["variants"]
     sampling = report["sampling"]
     lines = [
-        f"Attribute accuracy on {report['samples']} held-out captions; "
+        f"Accuracy on {report['samples']} held-out captions; "
         f"{report['steps']} steps of t2i; made by `{report['command']}` on "
         f"{report['machine']['cores']} cores of {report['machine']['processor']}.",
         "",
@@ -233,9 +269,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--demo", default="runs/demo", help="workdir of a finished `make demo`")
+    add("--run", "--demo", default="runs/demo", help="workdir of a finished run")
     add("--out", default="runs/ablations", help="folder of all results")
-    add("--steps", type=int, default=0, help="of training; 0: as many as the demo's")
+    add("--steps", type=int, default=0, help="of training; 0: as many as the run's")
     add("--seeds", type=numbers(int), default=(0,), help="as 0,1,2")
     add("--only", default=",".join(VARIANTS), help="variants, separated by commas")
     add("--samples", type=int, default=512, help="captions behind an accuracy")
@@ -258,7 +294,7 @@ def run(argv: list[str]) -> dict[str, Any]:
         "command": " ".join(["python", "benchmarks/ablations.py", *argv]),
         "machine": machine.describe_machine(jax.devices()),
         "steps": ablations.steps,
-        "samples": len(ablations.held_out.captions),
+        "samples": len(ablations.judge.captions),
         "variants": [ablations.variant(n, s) for s in flags.seeds for n in names],
         "sampling": ablations.sampling(),
     }

@@ -9,9 +9,12 @@ import pytest
 
 from benchmarks import ablations, plots
 from configs import demo as demo_config
+from flowtok_jax.data.loader import open_evaluation
+from flowtok_jax.eval import previews
 from flowtok_jax.runtime.config import config_to_json, for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.train.loop import PreemptedError
+from tests.data import made
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPORT = {
@@ -66,6 +69,20 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     monkeypatch.setattr(ablations, "measure", lambda *_, **__: trained.append("again"))
     assert ablations.run(arguments(demo, out))["variants"] == report["variants"]
     assert trained == []
+
+
+def test_pictures_that_are_no_scenes_are_judged_by_retrieval(tmp_path):
+    folder, more = (made.write_folder(tmp_path / n, 12) for n in ("a", "b"))
+    config = demo_config.get_config()
+    config.data.update({"train": f"folder:{more}", "eval": f"folder:{folder}"})
+    config.eval.retrieval.gallery = config.data.train
+    judge = ablations.make_judge(config, 8)
+    assert len(judge.captions) == 8
+    source = open_evaluation(config)
+    examples = previews.load_examples(source, 8, config.eval.seed)
+    assert judge.captions == examples.captions
+    assert judge.share_right(examples.images / 255) == 1
+    assert judge.share_right(examples.images[::-1] / 255) == 0
 
 
 def test_a_variant_changes_what_it_names_also_for_the_stage(tmp_path):

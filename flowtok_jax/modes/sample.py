@@ -45,7 +45,7 @@ def run(arguments: Arguments) -> int:
     folder = arguments.output() / SAMPLES
     check_writable(folder / GRID)
     flowtok = FlowTok.from_weights(arguments.weights, config)
-    has_own = arguments.weights.config.clip.trained_along  # to draw with
+    has_own = flowtok.nets.clip.trained_along  # to draw with
     note = "" if has_own else random_tower_note(arguments.weights)
     for path in sample(flowtok, prompts, new_folder(folder), seeds, note):
         say(str(path))

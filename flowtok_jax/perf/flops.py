@@ -20,6 +20,7 @@ from flowtok_jax.models.dit import DiT
 from flowtok_jax.models.layers import REMAT, swiglu_width
 from flowtok_jax.models.text import TextDecoder
 from flowtok_jax.models.tokenizer import Tokenizer
+from flowtok_jax.tasks import networks_of
 from flowtok_jax.tasks.base import Task
 
 
@@ -197,7 +198,7 @@ def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> St
         has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
-    trained = task.networks_in(nets)
+    trained = networks_of(task.name, nets)
     done = {*trained, "encoder"} if has_moments else {*trained}
     frozen = [name for name in task.passes if name not in done]
     model = sum(part.total for name in frozen for part in costs[name])

@@ -36,12 +36,13 @@ def networks_of(group: str, nets: Nets) -> tuple[str, ...]:
     Raises:
         UserError: for a group that no task trains, and that is not the text tower.
     """
-    # The tower of this group comes with its weights, or stays random.
-    groups = {"clip": ("clip",)}
-    groups |= {task.name: task.networks_in(nets) for task in TASKS.values()}
-    if group not in groups:
-        raise UserError(f"no group {group!r}; known are {', '.join(groups)}")
-    return groups[group]
+    if group == "clip":  # it comes with its weights, or stays random
+        return ("clip",)
+    if group not in TASKS:
+        raise UserError(f"no group {group!r}; known are clip, {', '.join(TASKS)}")
+    task = TASKS[group]
+    has_tower = task.trains_tower and nets.clip.trained_along
+    return (*task.networks, "clip") if has_tower else task.networks
 
 
 def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:

@@ -107,11 +107,6 @@ class Task(NamedTuple):
     trains_tower: bool = False
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
 
-    def networks_in(self, nets: Nets) -> tuple[str, ...]:
-        """Returns the networks of the group, a text tower of its own among them."""
-        has_tower = self.trains_tower and nets.clip.trained_along
-        return (*self.networks, "clip") if has_tower else self.networks
-
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
     """Returns the names of the networks of eval.weights that judge previews."""

@@ -122,7 +122,10 @@ def make_single_trainer(
     def start(params: Params | None = None) -> TrainState:
         if params is None:
             key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
-            params = init_networks(nets, task.networks_in(nets), key)
+            names = task.networks
+            if task.trains_tower and nets.clip.trained_along:
+                names += ("clip",)
+            params = init_networks(nets, names, key)
         return make_state(params, optimizer, config.train.seed)
 
     step = functools.partial(
