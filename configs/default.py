@@ -128,8 +128,8 @@ def _add_compute(config: ConfigDict) -> None:
             "remat": "none",
             "attention": "xla",  # by xla, or cudnn: on GPUs, at even lengths
             # Shape in which dense layers see activations: batch, [b m d]; rows,
-            # [b*m d], with blocks unrolled: for CPUs, where it takes two thirds of the
-            # time (docs/speed.md).
+            # [b*m d], with blocks unrolled: for CPUs, where training takes about three
+            # quarters of the time (docs/speed.md).
             "layout": "batch",
         }
     )

@@ -138,7 +138,12 @@ def merge_sizes(sources: Mapping[str, GroupSource], dtype: str) -> dict[str, Any
         "align_head": {},
         "dit": dit.SIZES["b"],
         "text_decoder": {},
-        "compute": {"dtype": dtype, "remat": "none", "attention": "xla"},
+        "compute": {
+            "dtype": dtype,
+            "remat": "none",
+            "attention": "xla",
+            "layout": "batch",
+        },
     }
     flat = flatten_dict(sections, keep_empty_nodes=True)
     told = {}  # key -> (size, file that told it)

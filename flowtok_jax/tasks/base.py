@@ -117,9 +117,10 @@ def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
     return tuple(name for name in asked if asked[name])
 
 
-def text_features(nets: Nets, group: Params, batch: Batch) -> TextFeatures:
-    """Computes the features of the batch's captions by the tower of a group."""
-    return nets.clip.apply({"params": group["clip"]}, batch["caption_ids"])
+def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
+    """Computes the frozen tower's features of the batch's captions."""
+    params = {"params": frozen["clip"]["clip"]}
+    return nets.clip.apply(params, batch["caption_ids"])
 
 
 def to_floats(image: Array) -> Image:

@@ -46,7 +46,7 @@ def i2t_loss(
     keys = dict(zip(names, jax.random.split(key, 3), strict=True))
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
-    text_feats = text_features(nets, frozen["clip"], batch)
+    text_feats = text_features(nets, frozen, batch)
     # Without a key no dropout: the target is the same at every visit of a caption.
     text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
     if target not in TARGETS:

@@ -52,8 +52,8 @@ def t2i_loss(
     keys = dict(zip(names, jax.random.split(key, 4), strict=True))
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
-    tower = trained if "clip" in trained else frozen["clip"]
-    text_feats = text_features(nets, tower, batch)
+    towers = {"clip": trained} if "clip" in trained else frozen
+    text_feats = text_features(nets, towers, batch)
     source = project(nets, trained["projector"], text_feats, keys["projector"])
     z_txt = source.sample(keys["source"])
     head = {"params": trained["align_head"]}

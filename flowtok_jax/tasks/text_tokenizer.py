@@ -41,7 +41,7 @@ def text_tokenizer_loss(
 ) -> tuple[Float[Array, ""], Scalars]:
     """Computes (1), on a sample of the caption's posterior."""
     keys = dict(zip(("nets", "sample"), jax.random.split(key), strict=True))
-    text_feats = text_features(nets, frozen["clip"], batch)
+    text_feats = text_features(nets, frozen, batch)
     rows = text_feats.shape[0]
 
     def rows_loss(params, _, rest, key):

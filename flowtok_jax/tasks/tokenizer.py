@@ -76,7 +76,7 @@ def draw_given(
     reads the caption, and the tokens need not carry the image.
     """
     keys = dict(zip(("drop", "sample"), jax.random.split(key), strict=True))
-    text_feats = text_features(nets, frozen["clip"], batch)
+    text_feats = text_features(nets, frozen, batch)
     rows = text_feats.shape[0]
     kept = jax.random.bernoulli(keys["drop"], 1 - caption_dropout, (rows, 1, 1))
     given = {
