@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from flowtok_jax.data.clean import OPEN_CLIP, clean_caption
+from flowtok_jax.data.clean import OPEN_CLIP, clean_caption, join_punctuation
 from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place, write_bytes
@@ -330,7 +330,8 @@ class Vocabulary:
         for row in np.asarray(ids).tolist():
             row = row[: row.index(self.end_id)] if self.end_id in row else row
             row = [i for i in row if i not in dropped]
-            texts.append(self.tokenizer.decode(row, skip_special_tokens=False).strip())
+            text = self.tokenizer.decode(row, skip_special_tokens=False).strip()
+            texts.append(join_punctuation(text) if self.has_words else text)
         return texts
 
 

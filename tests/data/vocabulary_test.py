@@ -50,6 +50,22 @@ def test_captions_survive_encoding_and_decoding(vocabulary):
     assert row[4:] == [0] * 4
 
 
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "woman farmer medium-light skin tone",
+        "rescue worker's helmet",
+        "a button (blood type)",
+        "sky, clouds; rain. and/or snow!",
+        "keycap #",
+        "keycap *",
+    ],
+)
+def test_punctuation_is_joined_as_it_was(caption):
+    vocabulary = Vocabulary.train([caption], 64, 24)
+    assert vocabulary.decode(vocabulary.encode([caption])) == [caption]
+
+
 def test_long_captions_are_cut_keeping_the_end_token_and_named(vocabulary, caplog):
     long = "a red circle at the top left of a blue square"
     with caplog.at_level(logging.WARNING):
