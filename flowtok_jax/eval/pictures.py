@@ -55,7 +55,8 @@ def compared(
     columns: int,
 ) -> np.ndarray:
     """Draws real images above those drawn from their captions."""
-    rows, below = [], []
+    rows = []
+    below = []
     parts = (in_rows(items, columns) for items in (real, drawn, captions))
     for above, under, texts in zip(*parts, strict=True):
         rows += [above, under]
