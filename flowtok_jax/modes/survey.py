@@ -126,7 +126,9 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
     if size == AUTO:
         size = _choose_size(found.usable)
     _set(config, {"own.size": size} | flatten(SIZES[size]), given)
-    _set(config, _choose_for_captions(found, size), given)
+    _set(config, _choose_for_captions(found), given)
+    channels = max(CHANNELS, LEAST_NUMBERS[size] // config.latent.tokens)
+    _set(config, {"latent.channels": channels}, given)
     _set(config, _choose_for_device(), given)
     if not config.data.eval:
         _set(config, {"data.held_out": _share(found.usable, config)}, given)
@@ -193,14 +195,12 @@ def _choose_size(pictures: int) -> str:
     return "large" if pictures >= MANY_PICTURES else "medium"
 
 
-def _choose_for_captions(found: Survey, size: str) -> Mapping[str, Any]:
+def _choose_for_captions(found: Survey) -> Mapping[str, Any]:
     """Chooses the context and the vocabulary; few captions may be cut."""
     longest = np.quantile(found.lengths, 1 - SAID)
     fitting = [c for c in CONTEXTS if c >= longest]
-    tokens = (fitting or CONTEXTS[-1:])[0]
     return {
-        "latent.tokens": tokens,
-        "latent.channels": max(CHANNELS, LEAST_NUMBERS[size] // tokens),
+        "latent.tokens": (fitting or CONTEXTS[-1:])[0],
         # Even rows of the embedding; training may see a few words more.
         "clip.vocab_size": -(-(found.words + len(SPECIAL_TOKENS)) // 64) * 64,
     }

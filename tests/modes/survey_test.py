@@ -95,6 +95,10 @@ def test_short_captions_need_few_tokens_of_more_channels(folder, measured, tmp_p
     config = make_config(folder)
     survey.fit_config(config, tmp_path / "run", given=())
     assert (config.latent.tokens, config.latent.channels) == (16, 32)
+    # Given tokens are not chosen, and channels go by these.
+    config.latent.tokens = 64
+    survey.fit_config(config, tmp_path / "other", given={"latent.tokens"})
+    assert (config.latent.tokens, config.latent.channels) == (64, 16)
 
 
 def test_keys_of_the_command_line_are_never_chosen(folder, measured, tmp_path):

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import emoji as emoji_config
 from examples.emoji import prepare
 from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.eval.retrieval import averaged, count_nearer
+from flowtok_jax.models.build import make_nets
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import paths
 
@@ -47,6 +49,10 @@ def test_the_weights_are_small_enough_to_ship():
     folder = paths.find_shipped("emoji")
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
     assert "CC BY-SA 4.0" in (folder / "README.md").read_text()
+
+
+def test_the_config_that_made_them_makes_their_networks(emoji):
+    assert make_nets(emoji_config.get_config()) == emoji.nets
 
 
 def test_they_draw_what_they_drew(emoji):
