@@ -34,10 +34,10 @@ def get_config(stage: str = "") -> ConfigDict:
     config.eval.retrieval.gallery = config.data.train
     config.per_stage = ConfigDict(
         {
-            "tokenizer": {"train": {"num_steps": 6500, "batch_size": 32}},
+            "tokenizer": {"train": {"num_steps": 3500, "batch_size": 32}},
             "text_tokenizer": {"train": {"num_steps": 1500}},
-            "t2i": {"train": {"num_steps": 10_000}},
-            "i2t": {"train": {"num_steps": 4000}},
+            "t2i": {"train": {"num_steps": 12_000}},
+            "i2t": {"train": {"num_steps": 9000}},
         }
     )
     return default.only(config, stage)

@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 
 from flowtok_jax.data.clean import OPEN_CLIP, clean_caption, join_punctuation
+from flowtok_jax.data.words import train_words
 from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, json_sha256, to_place, write_bytes
@@ -90,7 +91,7 @@ class Vocabulary:
             raise UserError(f"the vocabulary has no end token {END!r}")
 
     def with_context(self, context: int) -> "Vocabulary":
-        """Returns the vocabulary for captions of another number of ids."""
+        """Returns it for captions of another number of ids."""
         return Vocabulary(self.tokenizer, context, self.cleaning)
 
     @classmethod
@@ -106,18 +107,9 @@ class Vocabulary:
         Args:
             has_start: whether captions begin with a start token, as CLIP's do.
         """
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=UNKNOWN))
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-        trainer = tokenizers.trainers.WordLevelTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[*SPECIAL_TOKENS, *([START] if has_start else [])],
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(map(clean_caption, captions), trainer)
-        trained = json.loads(tokenizer.to_str())
-        # An added token would be found in captions, a word of the model is not.
-        trained["added_tokens"] = []
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(trained))
+        special = [*SPECIAL_TOKENS, *([START] if has_start else [])]
+        cleaned = [clean_caption(caption) for caption in captions]
+        tokenizer = train_words(cleaned, vocab_size, special, UNKNOWN)
         return cls(tokenizer, context, OPEN_CLIP)
 
     @classmethod

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from flowtok_jax.data import vocabulary as vocabulary_file
 from flowtok_jax.data.clean import clean_caption
-from flowtok_jax.data.vocabulary import END, START, Vocabulary
+from flowtok_jax.data.vocabulary import END, START, UNKNOWN, Vocabulary
+from flowtok_jax.data.words import LEAST_USES
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
@@ -166,6 +167,27 @@ def test_words_are_cleaned_before_they_are_learned_and_before_they_are_read():
     ids = vocabulary.encode(["A dog's & a  cat's bowl", "a dog’s &amp; a cat’s bowl"])
     assert vocabulary.unknown_id not in ids
     np.testing.assert_array_equal(ids[0], ids[1])
+
+
+def test_compounds_that_are_used_often_are_words_and_others_their_parts(tmp_path):
+    captions = ["medium-dark hat", "dark medium-dark-blue hat"] * LEAST_USES
+    Vocabulary.train([*captions, "a t-rex"], 64, 12).save(tmp_path)
+    vocabulary = Vocabulary.load(str(tmp_path), 12)
+
+    def split(caption):
+        return vocabulary.tokenizer.encode(caption).tokens
+
+    assert split("medium-dark hat") == ["medium-dark", "hat"]
+    assert split("a dark t-rex") == ["a", "dark", "t", "-", "rex"]
+    assert split("medium-dark-blue") == ["medium-dark-blue"]
+    whole = "medium-dark hat medium-dark-blue t-rex"
+    assert vocabulary.decode(vocabulary.encode([whole])) == [whole]
+
+
+def test_a_compound_without_room_is_split():
+    captions = ["a dark hat"] * 2 * LEAST_USES + ["dark-hat"] * LEAST_USES
+    vocabulary = Vocabulary.train(captions, 6, 12)
+    assert vocabulary.tokenizer.encode("dark-hat").tokens == ["dark", UNKNOWN, "hat"]
 
 
 @settings(derandomize=True, deadline=None)
