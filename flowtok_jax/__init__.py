@@ -14,7 +14,9 @@ def __getattr__(name: str):
     if name != "FlowTok":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from flowtok_jax.pipeline import FlowTok
+    from flowtok_jax.runtime.compilation_cache import use_compilation_cache
 
+    use_compilation_cache()
     globals()[name] = FlowTok  # later uses find it without this function
     return FlowTok
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import tempfile
 
 import jax
 import pytest
@@ -35,6 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Other processes started by tests inherit them.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Never the person's own: of what a run of the tests compiles nothing stays.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="flowtok_programs_")
+os.environ["FLOWTOK_COMPILATION_CACHE"] = PROGRAMS.name
 if jax.__version_info__ < (0, 11):  # a later jaxlib may lack the flag, and abort
     flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = " ".join(flags)

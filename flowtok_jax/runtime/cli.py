@@ -1,4 +1,4 @@
-"""The frame of every command: logging, cluster flags, one-line errors, exit status.
+"""The frame of every command: logging, compiled programs, errors, exit status.
 
 Exit status: 0 for success; 1 where some inputs failed or a store may work again on the
 next try; 2 for a user's mistake; 130 after Ctrl-C. A traceback means a bug.
@@ -19,6 +19,7 @@ import jax
 from absl import flags
 
 from flowtok_jax.runtime import processes
+from flowtok_jax.runtime.compilation_cache import use_compilation_cache
 from flowtok_jax.runtime.errors import StoreError, UserError, WriteError
 from flowtok_jax.runtime.files import BAD_DISK, NO_ROOM
 
@@ -155,6 +156,7 @@ def run_command(
         interrupted: the line that Ctrl-C ends in.
     """
     set_up_logging()
+    use_compilation_cache()
     try:
         return command() or 0
     except StoreError as error:
