@@ -9,7 +9,7 @@ One object loads any trained weights, draws and describes:
 
 import functools
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from flowtok_jax.data.inputs import Picture, check_prompts, load_images, to_uint
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.runtime.batches import put_rows, row_parts, run_rows
+from flowtok_jax.runtime.batches import program_rows, put_rows, row_parts, run_rows
 from flowtok_jax.runtime.config import SEEDS, check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
@@ -42,18 +42,6 @@ from flowtok_jax.weights.place import (
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
-
-
-def _replace(options: SampleOptions, changes: dict) -> SampleOptions:
-    if not changes:
-        return options
-    unknown = sorted(set(changes) - set(SampleOptions._fields))
-    if unknown:
-        raise UserError(
-            f"no option {', '.join(unknown)}; expected some of "
-            f"{', '.join(SampleOptions._fields)}"
-        )
-    return options._replace(**changes).check()
 
 
 def choose_seeds(seed: int, num_images: int) -> range:
@@ -278,7 +266,7 @@ class FlowTok:
                 `seed` + 1 and so on.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = _replace(self.sample, options)
+        chosen = self.sample.changed(options)
         self._need("t2i", "text to image")
         seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
@@ -316,12 +304,40 @@ class FlowTok:
                 noise of an image, whatever the batch.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = _replace(self.caption, options)
+        chosen = self.caption.changed(options)
         self._need("i2t", "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
         ids = self._in_batches(program, images, seed, first_row, chosen)
         return self.vocabulary.decode(ids)
+
+    def compile(self, batch_sizes: Iterable[int] = (1,), **options) -> None:
+        """Compiles what draws and what captions, before the first call needs it.
+
+        Args:
+            batch_sizes: numbers of prompts or images that will come at once; others
+                that fall into the same program are ready as well.
+            options: fields of SampleOptions that replace the object's own.
+
+        Raises:
+            UserError: where a number or an option is none.
+        """
+        size = self.nets.tokenizer.image_size
+        images = np.zeros((1, size, size, 3), np.float32)
+        directions = (
+            ("t2i", self._programs.text_to_image, self._ids([""]), self.sample),
+            ("i2t", self._programs.image_to_text, images, self.caption),
+        )
+        for count in batch_sizes:
+            if not isinstance(count, numbers.Integral) or count < 1:
+                raise UserError(f"batch_sizes has {count!r}; expected integers from 1")
+            for group, function, row, own in directions:
+                if group in self.params:
+                    chosen = own.changed(options)
+                    parts = row_parts(self.mesh)
+                    rows = np.arange(program_rows(count, chosen.batch_size, parts))
+                    arguments = self._arguments(row[0 * rows], 0, rows)
+                    self._program(function, arguments, options=chosen)
 
     def _need(self, group: str, what: str) -> None:
         if group not in self.params:
@@ -336,22 +352,24 @@ class FlowTok:
     def _images(self, images: object) -> np.ndarray:
         return load_images(images, self.nets.tokenizer.image_size)
 
-    def _program(self, function: Callable, **static) -> Callable:
-        """Returns the compiled function; one for each choice of static arguments."""
-        key = (function.__name__, *static.values())
+    def _program(self, function: Callable, inputs: Sequence, **static) -> Callable:
+        """Returns the function compiled for inputs as these, and static arguments."""
+        leaves, tree = jax.tree.flatten((self.params, inputs))
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        key = (function.__name__, tree, shapes, *static.values())
         if key not in self._compiled:
             function = functools.partial(function, **static)
             if self.mesh is None:
-                self._compiled[key] = jax.jit(function)
+                program = jax.jit(function)
             else:
                 whole = replicated(self.mesh)
-                function = in_mesh(self.mesh, function)
-                self._compiled[key] = jax.jit(function, out_shardings=whole)
+                program = jax.jit(in_mesh(self.mesh, function), out_shardings=whole)
+            self._compiled[key] = program.lower(self.params, *inputs).compile()
         return self._compiled[key]
 
-    def _run(self, function: Callable, *inputs):
-        inputs = (put_rows(self.mesh, np.asarray(x)) for x in inputs)
-        return self._program(function)(self.params, *inputs)
+    def _run(self, function: Callable, *inputs: ArrayLike):
+        arrays = [put_rows(self.mesh, np.asarray(x)) for x in inputs]
+        return self._program(function, arrays)(self.params, *arrays)
 
     def _in_batches(
         self,
@@ -362,18 +380,21 @@ class FlowTok:
         options: SampleOptions,
     ) -> np.ndarray:
         """Runs all the inputs through one program, the last batch filled up."""
-        program = self._program(function, options=options)
-        parts = row_parts(self.mesh)
         count = len(inputs)
-        size = -(-min(options.batch_size, count) // parts) * parts
+        size = program_rows(count, options.batch_size, row_parts(self.mesh))
         seed = check_seed("seed", seed)
         first_row = check_seed("first_row", first_row)
-        key = np.asarray(jax.random.key_data(jax.random.key(seed)))
 
         def start(rows: np.ndarray) -> Array:
             # The last input is repeated; its noise is that of a row of its own.
-            batch = put_rows(self.mesh, inputs[np.minimum(rows, count - 1)])
-            numbers = put_rows(self.mesh, first_row + rows)
-            return program(self.params, batch, key, numbers)
+            batch = inputs[np.minimum(rows, count - 1)]
+            arrays = self._arguments(batch, seed, first_row + rows)
+            program = self._program(function, arrays, options=options)
+            return program(self.params, *arrays)
 
         return run_rows(start, count, size)
+
+    def _arguments(self, batch: np.ndarray, seed: int, rows: np.ndarray) -> list:
+        """Returns the inputs of a direction's program, on the devices."""
+        key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+        return [put_rows(self.mesh, batch), key, put_rows(self.mesh, rows)]

@@ -8,7 +8,7 @@ Each direction is one program, from its input to its output:
 
 import math
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,19 @@ class SampleOptions(NamedTuple):
     solver: str = "euler"
     times: str = "release"
     batch_size: int = 64
+
+    def changed(self, changes: dict[str, Any]) -> "SampleOptions":
+        """Returns the options with some of them replaced.
+
+        Raises:
+            UserError: where there is no such option, or a value is wrong.
+        """
+        if unknown := sorted(set(changes) - set(self._fields)):
+            raise UserError(
+                f"no option {', '.join(unknown)}; expected some of "
+                f"{', '.join(self._fields)}"
+            )
+        return self._replace(**changes).check()
 
     def check(self, section: str = "") -> "SampleOptions":
         """Validates the options and returns them unchanged.

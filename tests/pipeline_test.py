@@ -144,6 +144,31 @@ def test_a_program_is_compiled_once_for_all_batches_and_seeds(flowtok, caplog):
         assert compiled() == 2
 
 
+def test_after_compiling_neither_direction_compiles_for_numbers_like_these(
+    flowtok, images, caplog
+):
+    fresh = copy(flowtok)
+    fresh.compile(batch_sizes=(1, 6), num_steps=3)
+
+    def run(count):
+        drawn = fresh.text_to_image(PROMPTS[:count], num_steps=3)
+        fresh.image_to_text(images[:count], num_steps=3)
+        return drawn
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(1)
+        five = run(5)  # in the program of six
+    assert not [m for m in caplog.messages if "_to_" in m and "XLA comp" in m]
+    whole = flowtok.text_to_image(PROMPTS[:6], num_steps=3)
+    np.testing.assert_array_equal(five, whole[:5])
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_no_program_is_compiled_for_a_number_that_is_none(flowtok, wrong):
+    with pytest.raises(UserError, match="expected integers from 1"):
+        flowtok.compile(batch_sizes=[wrong])
+
+
 def test_captions_do_not_depend_on_the_batch_size(flowtok, images):
     whole = flowtok.image_to_text(images)
     assert len(whole) == len(images)

@@ -33,6 +33,22 @@ def put_rows(mesh: Mesh | None, rows: np.ndarray) -> jax.Array:
     return put(rows, NamedSharding(mesh, ROWS if splits else PartitionSpec()))
 
 
+def program_rows(count: int, most: int, parts: int = 1) -> int:
+    """Returns the rows of the program that `count` rows are run by.
+
+    Of 1, 2, 3, 4, 6, 8, 12, 16, ... the next one, up to `most`, for each part: another
+    count seldom needs another program, and fewer than a third of the rows are filled.
+
+    Args:
+        parts: number of parts that the rows are split into, equally.
+    """
+    needed, most = -(-min(count, most) // parts), -(-most // parts)
+    power = 1 << max(needed - 1, 0).bit_length()  # the next power of two
+    between = 3 * power // 4
+    size = between if power > 3 and needed <= between else power
+    return min(size, most) * parts
+
+
 def filled(rows: np.ndarray, size: int) -> np.ndarray:
     """Appends rows of zeros, so that every batch goes through one program."""
     return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)))

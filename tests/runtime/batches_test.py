@@ -76,6 +76,17 @@ def test_rows_are_split_over_the_mesh_where_they_divide(count, parts):
     assert len({str(shard.index) for shard in found.addressable_shards}) == parts
 
 
+def test_few_programs_serve_every_number_of_rows():
+    sizes = [batches.program_rows(count, 64) for count in range(1, 200)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    for count, size in enumerate(sizes[:64], 1):
+        assert count <= size < 1.5 * count
+    assert batches.program_rows(50, 50) == batches.program_rows(49, 50) == 50
+    assert batches.program_rows(3, 64, parts=8) == 8
+    assert batches.program_rows(40, 64, parts=8) == 48
+    assert batches.program_rows(300, 65, parts=8) == 72
+
+
 def test_without_a_mesh_rows_go_to_the_device():
     assert batches.row_parts(None) == 1
     found = batches.put_rows(None, np.arange(3))
