@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     # False: groups that this run trains start from nothing, in the sizes below; only
     # networks that it uses and does not train come from `init_from`, in their sizes.
     config.init_trained = True
+    # What is not taken from there by init_config: SECTION -> key -> value.
+    config.init_changes = ConfigDict()
     # "captions", or what else text.vocabulary takes: a vocabulary in place of that of
     # `init_from`. Rows of the text tower and the text tokenizer stay for words that
     # both have; clip.vocab_size becomes the number of its tokens.
@@ -47,10 +49,10 @@ def get_config() -> ConfigDict:
     _add_networks(config)
     _add_compute(config)
     _add_training(config)
-    _add_losses(config)
     _add_data(config)
     _add_outputs(config)
     _add_measures(config)
+    _add_losses(config)
     return config
 
 
@@ -105,6 +107,10 @@ def _add_networks(config: ConfigDict) -> None:
     config.align_head = ConfigDict({"width": 512, "target": "mlp"})
     # The flow's transformer: features of a token, blocks, heads.
     config.dit = ConfigDict(dit.SIZES["b"])
+    # The same of few steps, configs/distill.py. early: share of the blocks that see the
+    # time at which a step begins, the others see its end; takes_scale: whether the
+    # guidance is chosen in sampling, and not in training.
+    config.student = ConfigDict({"early": 2 / 3, "takes_scale": False})
     # From tokens to captions: blocks, heads, hidden features of the MLPs, share of
     # values that training drops.
     config.text_decoder = ConfigDict(
@@ -182,6 +188,19 @@ def _add_training(config: ConfigDict) -> None:
 
 def _add_losses(config: ConfigDict) -> None:
     """Adds the losses of each task."""
+    distilled = {
+        "scale_to": placeholder(float),  # end of a range; needs student.takes_scale
+        "equal_share": 0.5,  # share of rows with r = t: 0, 0.25, 0.5, 0.75 or 1
+        "method": "jvp",  # of du/dt: jvp, or a difference between two calls
+        "width": 0.005,  # of that difference, in time
+        "locations": (-0.4, 1.2),  # of a row's two logit-normal times
+        # Euler steps of the teacher to the points where the student learns, for which
+        # captions alone (in i2t images alone) are enough; 0: points of the data's path.
+        "trajectory_steps": 0,
+        "adaptive_floor": 0.01,  # added to the error that a row is divided by
+    }
+    # Times 1: values of their own, which the command line can change alone.
+    guidance = [c.get_ref("scale") * 1.0 for c in (config.sample, config.caption)]
     # By stage. kl: a form, FORM_REDUCTION, see tasks/losses.py; weights multiply their
     # term of the loss.
     config.loss = ConfigDict(
@@ -234,8 +253,20 @@ def _add_losses(config: ConfigDict) -> None:
                 "target": "mean",  # mean or sample of the text posterior
                 "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
             },
+            "t2i_distilled": {
+                "scale": guidance[0],  # inside; sample.scale, unless given
+                **distilled,
+            },
+            "i2t_distilled": {
+                "scale": guidance[1],  # inside; caption.scale, unless given
+                "target": "",  # that of i2t
+                "text_scale": 1.0,  # that of i2t
+                **distilled,
+            },
         }
     )
+    for key in ("target", "text_scale"):
+        config.loss.i2t_distilled[key] = config.loss.i2t.get_ref(key)
 
 
 def _add_data(config: ConfigDict) -> None:
@@ -318,7 +349,7 @@ def _add_measures(config: ConfigDict) -> None:
     options = {
         "num_steps": 20,  # of the solver
         "source": "sample",  # sample or mean of the posterior the flow starts from
-        "solver": "euler",  # euler or heun
+        "solver": "euler",  # euler or heun; average: a distilled flow
         "times": "release",  # release or left, see flow/samplers.py
         "batch_size": 64,  # rows on all devices together
     }

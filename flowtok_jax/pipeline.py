@@ -29,7 +29,7 @@ from flowtok_jax.runtime.config import SEEDS, check_seed
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
-from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
+from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions, flow_group
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.place import (
@@ -156,7 +156,7 @@ class FlowTok:
         needed = {"clip", "tokenizer", *weights.groups}.difference(unknown)
         for task in (TASKS[g] for g in weights.groups if g in TASKS):
             if task.direction is not None:
-                needed.update(DIRECTIONS[task.direction].groups)
+                needed.update(DIRECTIONS[task.direction].groups())
         places = [weights]
         missing = sorted(needed.difference(weights.groups))
         if missing and weights.kind == PRETRAINED:
@@ -267,7 +267,7 @@ class FlowTok:
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = self.sample.changed(options)
-        self._need("t2i", "text to image")
+        self._need(flow_group("t2i", chosen.solver), "text to image")
         seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
         program = self._programs.text_to_image
@@ -305,7 +305,7 @@ class FlowTok:
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = self.caption.changed(options)
-        self._need("i2t", "image to text")
+        self._need(flow_group("i2t", chosen.solver), "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
         ids = self._in_batches(program, images, seed, first_row, chosen)

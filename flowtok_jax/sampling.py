@@ -15,13 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float16, Int, UInt8
 
 from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
-from flowtok_jax.flow import samplers
+from flowtok_jax.flow import average_velocity, samplers
 from flowtok_jax.models.build import Nets
-from flowtok_jax.models.dit import modulations
+from flowtok_jax.models.dit import average_modulations, modulations
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 
 SOURCES = ("sample", "mean")
+
+
+def flow_group(flow: str, solver: str) -> str:
+    """Returns the group whose network a solver runs: t2i, i2t or a distilled one."""
+    return f"{flow}_distilled" if solver == samplers.AVERAGE else flow
 
 
 class Direction(NamedTuple):
@@ -29,19 +34,25 @@ class Direction(NamedTuple):
 
     Attributes:
         section: the section of a config with its options.
-        groups: the groups of parameters that its program uses.
+        flow: the group of the flow, without which a distilled one has no source.
+        ends: the other groups of parameters that its program uses.
         takes_images: whether its rows are images, and not captions.
     """
 
     section: str
-    groups: tuple[str, ...]
+    flow: str
+    ends: tuple[str, ...]
     takes_images: bool
+
+    def groups(self, solver: str = "euler") -> tuple[str, ...]:
+        """Returns the groups of parameters that its program uses with a solver."""
+        return tuple(sorted({self.flow, flow_group(self.flow, solver), *self.ends}))
 
 
 # By the name of the program, a method of `Programs`.
 DIRECTIONS = {
-    "text_to_image": Direction("sample", ("clip", "t2i", "tokenizer"), False),
-    "image_to_text": Direction("caption", ("i2t", "text_tokenizer", "tokenizer"), True),
+    "text_to_image": Direction("sample", "t2i", ("clip", "tokenizer"), False),
+    "image_to_text": Direction("caption", "i2t", ("text_tokenizer", "tokenizer"), True),
 }
 
 
@@ -53,8 +64,9 @@ class SampleOptions(NamedTuple):
         scale: strength of the guidance, 1 for none.
         source: "sample" starts from a draw of the source's posterior (diversity),
             "mean" from its mean (one result a caption or image).
-        solver: a name of samplers.SOLVERS.
-        times: a name of samplers.TIMES, the grid of the steps.
+        solver: a name of samplers.SOLVERS; or "average", by the distilled flow, whose
+            steps are one call each, with the guidance that it was trained for.
+        times: a name of samplers.TIMES, the grid of the steps; not of "average".
         batch_size: rows of the program.
     """
 
@@ -90,7 +102,7 @@ class SampleOptions(NamedTuple):
         prefix = f"{section}." if section else ""
         known = {
             "source": SOURCES,
-            "solver": tuple(samplers.SOLVERS),
+            "solver": (*samplers.SOLVERS, samplers.AVERAGE),
             "times": samplers.TIMES,
         }
         for field, choices in known.items():
@@ -124,12 +136,27 @@ def _start(
     return posterior.mean + posterior.std * noise(rows)
 
 
-def _flow(nets: Nets, dit: Params, z_src: Tokens, options: SampleOptions) -> Tokens:
+def _flow(
+    nets: Nets, params: Params, flow: str, z_src: Tokens, options: SampleOptions
+) -> Tokens:
     """Solves the flow from its source to its end, guided.
 
-    The DiT's modulations depend on time only, so they are computed once, before the
+    A DiT's modulations depend on time only, so they are computed once, before the
     steps, and not in every step for every row.
+
+    Args:
+        flow: t2i or i2t.
     """
+    of_flow = params[flow_group(flow, options.solver)]
+    if options.solver == samplers.AVERAGE:
+        student = of_flow["student"]
+        return average_velocity.average_steps(
+            lambda z, at: nets.student.apply({"params": student}, z, at),
+            z_src,
+            options.num_steps,
+            lambda t: average_modulations(nets.student, student, t, options.scale),
+        )
+    dit = of_flow["dit"]
     velocity = samplers.guided(
         lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
     )
@@ -220,7 +247,7 @@ class Programs(NamedTuple):
         text_feats = self._features(params, ids)
         posterior = self._project_shared(params, ids, text_feats)
         z_txt = _start(posterior, key, rows, options.source)
-        z_img = _flow(self.nets, params["t2i"]["dit"], z_txt, options)
+        z_img = _flow(self.nets, params, "t2i", z_txt, options)
         # The flow runs on scaled tokens, the decoder takes raw ones.
         raw = z_img / self.nets.tokenizer.latent_scale
         return self._decode_image(params, raw, text_feats)
@@ -238,5 +265,5 @@ class Programs(NamedTuple):
         posterior = self.encode(params, images)
         raw = _start(posterior, key, rows, options.source)
         z_img = raw * self.nets.tokenizer.latent_scale
-        z_txt = _flow(self.nets, params["i2t"]["dit"], z_img, options)
+        z_txt = _flow(self.nets, params, "i2t", z_img, options)
         return self._decode_text(params, z_txt / self.text_scale)

@@ -14,7 +14,7 @@ from configs import default
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import DiT
+from flowtok_jax.models.dit import AverageDiT, DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Decoder, Encoder, Tokenizer
 from flowtok_jax.modes.bench import BenchOptions
@@ -22,7 +22,7 @@ from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks import TASKS, abstract_group, networks_of
+from flowtok_jax.tasks import TASKS, abstract_group, distill, i2t, networks_of
 from flowtok_jax.tasks.adversarial import GanOptions
 from flowtok_jax.tasks.optimizer import MuonOptions, make_optimizer, make_schedule
 from flowtok_jax.tasks.tokenizer import JudgeOptions
@@ -39,6 +39,7 @@ ARGUMENTS = {
     "i2t": ("", "text_tokenizer", "i2t"),
     "finetune": ("", "t2i", "i2t"),
     "own": ("", "small", "medium", "large"),
+    "distill": ("", "t2i", "i2t"),
     "eval": ("",),
     "emoji": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
@@ -82,6 +83,12 @@ SPLATTED = {
         )
         for task in TASKS
     },
+    "loss.t2i_distilled": (distill.Options, set()),
+    "loss.i2t_distilled": (
+        (distill.Options, i2t.draw_ends),
+        {"frozen", "batch", "keys", "nets"},
+    ),
+    "student": (AverageDiT, {"width", "depth", "heads", "mlp_ratio"} | LATENT),
 }
 
 
@@ -123,7 +130,8 @@ def test_every_config_builds_the_networks_of_its_stages(file, argument):
             params = abstract(sections, group)
             assert set(params) == set(networks_of(group, nets))
         make_schedule(**own["schedule"], num_steps=own["train"]["num_steps"])
-    keys = {key for key in leaves(config) if not key.startswith("per_stage.")}
+    ours = ("per_stage.", "init_changes.")
+    keys = {key for key in leaves(config) if not key.startswith(ours)}
     assert keys == set(leaves(default.get_config()))
 
 
@@ -143,6 +151,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
         ("tokenizer", "256, 512, 256_detok, decoder"),
         ("i2t", "text_tokenizer, i2t"),
         ("finetune", "t2i, i2t"),
+        ("distill", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),
     ],
 )
@@ -166,7 +175,9 @@ def test_a_section_has_exactly_the_keys_that_its_reader_takes(section):
     config = default.get_config()
     for name in section.split("."):
         config = config[name]
-    assert set(config) == set(inspect.signature(reader).parameters) - others
+    readers = reader if isinstance(reader, tuple) else (reader,)
+    taken = set().union(*(inspect.signature(r).parameters for r in readers))
+    assert set(config) == taken - others
 
 
 def test_every_other_key_is_read_somewhere():

@@ -28,7 +28,7 @@ from flowtok_jax.convert.layout import (
 )
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import SIZES, DiT
+from flowtok_jax.models.dit import SIZES, AverageDiT, DiT
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
@@ -219,14 +219,16 @@ def networks(sizes: Mapping[str, Any]) -> Nets:
     latent = dict(parts["latent"])
     tokenizer = {"encoder": {}, "decoder": {}} | dict(parts["tokenizer"])
     channels = {key: x for key, x in latent.items() if key == "channels"}
+    # The DiT has no default sizes; S stands in where the group is another one.
+    dit = SIZES["s"] | dict(parts["dit"])
     return Nets(
         clip=ClipText(**parts["clip"], context=latent["tokens"]),
         tokenizer=Tokenizer(**tokenizer, **latent),
         projector=TextProjector(**parts["projector"], **channels),
         align_head=AlignHead(**parts["align_head"], **channels),
-        # The DiT has no default sizes; S stands in where the group is another one.
-        dit=DiT(**(SIZES["s"] | dict(parts["dit"])), **latent),
+        dit=DiT(**dit, **latent),
         text_decoder=TextDecoder(),
+        student=AverageDiT(**dit, **latent),
     )
 
 

@@ -32,6 +32,9 @@ Prepare = Callable[[Time], Any]
 
 TIMES = ("release", "left")
 END = 1 - SIGMA_MIN
+# The solver of a distilled flow, flow/average_velocity.py; the others integrate a
+# velocity.
+AVERAGE = "average"
 
 
 def evaluation_times(num_steps: int, times: str) -> jax.Array:

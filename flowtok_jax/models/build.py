@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import DiT
+from flowtok_jax.models.dit import AverageDiT, DiT
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
 from flowtok_jax.runtime.errors import UserError
@@ -29,6 +29,7 @@ class Nets(NamedTuple):
     align_head: AlignHead
     dit: DiT
     text_decoder: TextDecoder
+    student: AverageDiT  # of the DiT's sizes
 
 
 def make_nets(config: ConfigDict) -> Nets:
@@ -56,6 +57,8 @@ def make_nets(config: ConfigDict) -> Nets:
             width=config.clip.width,
             **text,
         ),
+        # Weights of versions that had no student say nothing of it.
+        student=AverageDiT(**config.dit, **config.get("student", {}), **latent, **big),
     )
 
 
@@ -73,6 +76,7 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         "align_head": (text_feats,),
         "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
         "text_decoder": (tokens,),
+        "student": (tokens, *[jnp.zeros(1)] * 2, jnp.ones(1)),
     }
     # The order of names decides the keys, and so the bits of a fresh start.
     keys = jax.random.split(key, len(names))

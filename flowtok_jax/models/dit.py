@@ -11,14 +11,14 @@ accepts them in place of the time. The init is DiT's: the velocity starts as exa
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowtok_jax.array_types import Params, Rows, Time, Tokens
 from flowtok_jax.models.layers import (
@@ -171,6 +171,32 @@ class DiT(nn.Module):
     def __call__(
         self, z_t: Tokens, t: Time | Modulations, null: Rows
     ) -> Float[Array, "b n c"]:
+        rows = null.astype(jnp.int32)
+        if isinstance(t, Modulations):
+            return self._transform(z_t, t.blocks[:, rows], t.final[rows], 0, True)
+        k = self._time(t) + self._indicator(rows)  # (1)
+        return self._transform(z_t, k, k, nn.broadcast)
+
+    def _time(self, t: Time) -> Float[Array, "b d"]:
+        return TimeEmbedding(self.width, self.dtype, name="time")(t)
+
+    def _indicator(self, rows: Int[Array, " b"]) -> Float[Array, "b d"]:
+        return _indicator(self.width, self.dtype)(rows)
+
+    def _transform(
+        self,
+        z_t: Tokens,
+        of_blocks: Float[Array, "*depth #b k"],
+        of_final: Float[Array, "#b f"],
+        in_axes: Any,
+        known: bool = False,
+    ) -> Float[Array, "b n c"]:
+        """Sends tokens through the blocks.
+
+        Args:
+            of_blocks: condition of the blocks, of each its own where `in_axes` is 0.
+            known: whether conditions are modulations already.
+        """
         x = nn.Dense(
             self.width,
             dtype=self.dtype,
@@ -182,16 +208,6 @@ class DiT(nn.Module):
             pin_rows(x)
             + jnp.asarray(sincos_positions(self.tokens, self.width), x.dtype)[None]
         )
-        known = isinstance(t, Modulations)
-        rows = null.astype(jnp.int32)
-        if known:
-            of_blocks = t.blocks[:, rows]  # [depth b 6d]
-            of_final = t.final[rows]  # [b 2d]
-        else:
-            k = TimeEmbedding(self.width, self.dtype, name="time")(t)
-            of_blocks = of_final = k + _indicator(self.width, self.dtype)(rows)  # (1)
-        # The scan gives each block its own modulation, or all the same condition.
-        in_axes = 0 if known else nn.broadcast
         blocks = scan_blocks(DiTBlock, self.depth, self.remat, in_axes, self.layout)(
             self.heads,
             self.mlp_ratio,
@@ -203,18 +219,72 @@ class DiT(nn.Module):
         )
         x, _ = blocks(x, of_blocks)
         final = FinalLayer(self.channels, self.dtype, known, self.layout, name="final")
-        x = final(x, of_final)
-        return x.astype(jnp.float32)
+        return final(x, of_final).astype(jnp.float32)
 
 
-def modulations(net: DiT, params: Params, t: Time) -> Modulations:
-    """Computes the modulations of a DiT at each time in `t`, one row per time."""
+class AverageDiT(DiT):
+    """Average velocity of n tokens from time t to time r, guided by a scale.
+
+        k(t) = time_mlp(t) + indicator(conditional) + scale_mlp(1 - 1 / scale)      (4)
+
+    The first blocks, a share `early` of them, are conditioned on k(t), the others and
+    the final layer on k(r). With the parameters of a DiT, u(z, t, t) is its conditional
+    velocity: there is no other layer than `scale_mlp`, which starts at 0, and which
+    only a network that `takes_scale` has.
+
+    Source: arXiv:2510.24474 (Decoupled MeanFlow), and arXiv:2505.13447 for the scale.
+    """
+
+    early: float = 2 / 3
+    takes_scale: bool = False
+
+    @property
+    def early_blocks(self) -> int:
+        """Number of blocks that are conditioned on k(t)."""
+        return round(self.early * self.depth)
+
+    @nn.compact
+    def __call__(
+        self,
+        z_t: Tokens,
+        t: Time | Modulations,
+        r: Time | None = None,
+        scale: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b n c"]:
+        """Computes u(z_t, t, r), or that of an entry of `average_modulations`."""
+        conditional = jnp.zeros(1, jnp.int32)
+        if isinstance(t, Modulations):
+            known = t.blocks[:, conditional], t.final[conditional]
+            return self._transform(z_t, *known, 0, True)
+        times = self._time(jnp.concatenate([t, r]))  # one call: one network for both
+        k_t, k_r = jnp.split(times + self._indicator(conditional), 2)
+        if self.takes_scale:
+            offset = _scale_embedding(self)(1 - 1 / scale)
+            k_t, k_r = k_t + offset, k_r + offset
+        is_early = jnp.arange(self.depth) < self.early_blocks
+        of_blocks = jnp.where(is_early[:, None, None], k_t, k_r)  # [depth b d]
+        return self._transform(z_t, of_blocks, k_r, 0)
+
+
+def _scale_embedding(net: AverageDiT) -> TimeEmbedding:
+    return TimeEmbedding(net.width, net.dtype, is_zero=True, name="scale")
+
+
+def modulations(
+    net: DiT, params: Params, t: Time, offset: Float[Array, "1 1 d"] | None = None
+) -> Modulations:
+    """Computes the modulations of a DiT at each time in `t`, one row per time.
+
+    Args:
+        offset: what is added to the condition of every time.
+    """
     with jax.named_scope("DiT/modulation"):  # profiles group operations by this name
         embed = TimeEmbedding(net.width, net.dtype)
         k = embed.apply({"params": params["time"]}, t)[:, None]  # [m 1 d]
         table = {"params": params["indicator"]}
         rows = _indicator(net.width, net.dtype).apply(table, jnp.arange(2))  # [2 d]
-        k = nn.silu(k + rows[None])  # [m 2 d]
+        k = k + rows[None]  # [m 2 d]
+        k = nn.silu(k if offset is None else k + offset)
 
         def layer(parts, params):
             dense = _modulation(net.width, parts, net.dtype)
@@ -226,3 +296,18 @@ def modulations(net: DiT, params: Params, t: Time) -> Modulations:
         )  # [depth m 2 6d]
         of_blocks = jnp.moveaxis(of_blocks, 0, 1)  # [m depth 2 6d]
         return Modulations(of_blocks, layer(2, params["final"]["modulation"]))
+
+
+def average_modulations(
+    net: AverageDiT, params: Params, t: Time, scale: float
+) -> Modulations:
+    """Computes the modulations of the steps between the m + 1 times in `t`."""
+    offset = None
+    if net.takes_scale:
+        embed = TimeEmbedding(net.width, net.dtype)
+        place = jnp.full(1, 1 - 1 / scale, jnp.float32)
+        offset = embed.apply({"params": params["scale"]}, place)[None]  # [1 1 d]
+    known = modulations(net, params, t, offset)
+    early = net.early_blocks
+    left, right = known.blocks[:-1, :early], known.blocks[1:, early:]
+    return Modulations(jnp.concatenate([left, right], axis=1), known.final[1:])

@@ -272,10 +272,14 @@ class SwiGLU(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Two-layer MLP on 256 Fourier features [cos | sin] of t in [0, 1]."""
+    """Two-layer MLP on 256 Fourier features [cos | sin] of t in [0, 1].
+
+    With `is_zero` the last layer starts at zero: the embedding adds nothing at first.
+    """
 
     width: int
     dtype: DTypeLike = jnp.float32
+    is_zero: bool = False
 
     @nn.compact
     def __call__(self, t: Time) -> Float[Array, "b d"]:
@@ -286,6 +290,8 @@ class TimeEmbedding(nn.Module):
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
         dense = dict(dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         x = pin_rows(nn.silu(nn.Dense(self.width, name="fc1", **dense)(pin_rows(x))))
+        if self.is_zero:
+            dense["kernel_init"] = nn.initializers.zeros
         return pin_rows(nn.Dense(self.width, name="fc2", **dense)(x))
 
 

@@ -264,29 +264,34 @@ def _train_stage(
         evaluate=make_preview(config, task, vocabulary, make_mesh(**config.mesh)),
         preemption=preemption,
         load_start=lambda: _load_start(
-            config, task.name, own, nets, begun_from, vocabulary
+            config, task, own, nets, begun_from, vocabulary, frozen
         ),
     )
 
 
 def _load_start(
     config: ConfigDict,
-    group: str,
+    task: Task,
     wanted: Mapping[str, Params],
     nets: Nets,
     start: Weights | None,
     vocabulary: Vocabulary,
+    frozen: Params,
 ) -> Params | None:
-    """Reads what training of a group starts from; None to start from nothing."""
+    """Reads what training of a task starts from; None to start from nothing."""
+    group = task.name
+    key = jax.random.key(config.train.seed)
+    has_group = start is not None and group in start.groups
+    if task.init is not None and not (config.init_trained and has_group):
+        logging.info("%s starts as a copy of its teacher", group)
+        return jax.jit(functools.partial(task.init, nets))(frozen, key)
     if not config.init_trained:
         if start is not None:
             logging.info("%s starts from nothing (init_trained=False)", group)
         return None
-    is_moved = config.init_vocabulary and group in ROWS
-    if not is_moved or start is None or group not in start.groups:
+    if not (config.init_vocabulary and group in ROWS and has_group):
         return load_start(group, wanted, nets, start)
     logging.info("%s starts from %s, with the run's vocabulary", group, start.place)
-    key = jax.random.key(config.train.seed)
     init = functools.partial(init_group, nets, group, key)
     return read_moved(start, group, wanted, nets, vocabulary, jax.jit(init))
 

@@ -14,6 +14,7 @@ the compiler recomputes of its own accord is not in it.
 
 from typing import NamedTuple
 
+from flowtok_jax.flow.samplers import AVERAGE
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import DiT
@@ -173,6 +174,7 @@ def forward(nets: Nets) -> dict[str, list[Forward]]:
         "align_head": [align_head(nets)],
         "dit": [dit(nets.dit)],
         "text_decoder": [text],
+        "student": [dit(nets.student)],
     }
 
 
@@ -231,14 +233,15 @@ def _velocities(
 ) -> Forward:
     """Counts the flow's calls of the DiT, for all rows.
 
-    A guidance scale other than 1 doubles the rows. Modulations are computed once a
-    time, for a conditional row and a null one.
+    A guidance scale other than 1 doubles the rows, but not of a distilled flow, which
+    has it inside. Modulations are computed once a time, for a conditional row and a
+    null one.
     """
-    times = num_steps * {"euler": 1, "heun": 2}[solver]
+    times = num_steps * {"euler": 1, "heun": 2, AVERAGE: 1}[solver]
     row = dit(net)
     time, final = _conditions(net)
     # What depends on time alone leaves the rows' part.
     every = row._replace(outside=row.outside - time - final)
-    every = every.of(times * rows * (1 if scale == 1 else 2))
+    every = every.of(times * rows * (1 if scale == 1 or solver == AVERAGE else 2))
     once = {"modulation": 2 * times * row.blocks["modulation"]}
     return Forward(every.blocks | once, every.outside + times * (time + 2 * final))

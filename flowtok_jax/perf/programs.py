@@ -102,7 +102,8 @@ def plan_sample_step(
         )
     programs = Programs(nets, config.loss.i2t.text_scale)
     function = functools.partial(getattr(programs, name), options=options)
-    params = {group: abstract_group(nets, group) for group in direction.groups}
+    groups = direction.groups(options.solver)
+    params = {group: abstract_group(nets, group) for group in groups}
     side = nets.tokenizer.image_size
     rows = jax.ShapeDtypeStruct((size, nets.dit.tokens), np.int32)
     if direction.takes_images:

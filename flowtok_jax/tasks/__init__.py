@@ -10,12 +10,19 @@ import jax
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.models.build import Nets, init_networks
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks import i2t, t2i, text_tokenizer, tokenizer
+from flowtok_jax.tasks import distill, i2t, t2i, text_tokenizer, tokenizer
 from flowtok_jax.tasks.base import Task
 
 # By name, in the order in which a whole run trains them.
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (tokenizer, text_tokenizer, t2i, i2t)
+    task.name: task
+    for task in (
+        tokenizer.TASK,
+        text_tokenizer.TASK,
+        t2i.TASK,
+        i2t.TASK,
+        *distill.TASKS,
+    )
 }
 
 

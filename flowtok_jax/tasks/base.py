@@ -90,6 +90,8 @@ class Task(NamedTuple):
             also its role.
         trains_tower: whether it trains a text tower too where clip.trained_along asks.
         goes_on: whether training has to start from weights of the task's own group.
+        init: makes the first parameters of (nets, frozen, key) where they are copies of
+            a teacher's; None for random ones.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Task(NamedTuple):
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     trains_tower: bool = False
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
+    init: Callable[[Nets, Params, Key], dict[str, Params]] | None = None
 
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:

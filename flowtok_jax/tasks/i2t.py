@@ -5,12 +5,13 @@
 (FlowTok section 3.3: both extra weights are 0 in this direction.)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
-from flowtok_jax.array_types import Key, Params
+from flowtok_jax.array_types import Key, Params, Tokens
 from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import (
@@ -26,6 +27,31 @@ from flowtok_jax.tasks.base import (
 )
 
 TARGETS = ("mean", "sample")
+
+
+def draw_ends(
+    frozen: Params,
+    batch: Batch,
+    keys: Mapping[str, Key],
+    *,
+    nets: Nets,
+    target: str,
+    text_scale: float,
+) -> tuple[Tokens, Tokens]:
+    """Draws image tokens and caption tokens.
+
+    Args:
+        keys: `image` and `text`.
+    """
+    image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
+    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
+    text_feats = text_features(nets, frozen, batch)
+    # Without a key no dropout: the target is the same at every visit of a caption.
+    text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
+    if target not in TARGETS:
+        raise UserError(f"loss.i2t.target is {target!r}; expected one of {TARGETS}")
+    z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
+    return z_img, z_txt
 
 
 def i2t_loss(
@@ -44,14 +70,8 @@ def i2t_loss(
     """Computes (1)."""
     names = ("image", "text", "flow")
     keys = dict(zip(names, jax.random.split(key, 3), strict=True))
-    image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
-    z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
-    text_feats = text_features(nets, frozen, batch)
-    # Without a key no dropout: the target is the same at every visit of a caption.
-    text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
-    if target not in TARGETS:
-        raise UserError(f"loss.i2t.target is {target!r}; expected one of {TARGETS}")
-    z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
+    form = dict(target=target, text_scale=text_scale)
+    z_img, z_txt = draw_ends(frozen, batch, keys, nets=nets, **form)
     flow = dict(null_rate=null_rate, time_location=time_location, parts=parts)
     loss = flow_loss(nets, trained["dit"], z_img, z_txt, keys["flow"], **flow)
     scalars = {"loss/flow": loss, "target/std": z_txt.std(), "source/std": z_img.std()}

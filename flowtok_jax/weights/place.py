@@ -41,6 +41,7 @@ UNSEEN = {
     "projector": ("projector.heads",),
     "text_decoder": ("text_decoder.heads",),
     "dit": ("dit.heads", "tokenizer.latent_scale"),
+    "student": ("dit.heads", "student.early", "tokenizer.latent_scale"),
 }
 
 # Groups that the release or the hub has, and the flag that converts them.
@@ -375,5 +376,6 @@ def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) ->
                 config[section] = stored[section]  # every field of the network is there
             elif section in stored:
                 config[section].update(stored[section])
+        config.update(config.init_changes)
         config.update_from_flattened_dict(overrides)
         make_nets(config)

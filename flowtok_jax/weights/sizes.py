@@ -18,6 +18,7 @@ SIZES = {
     "projector": ("projector", "latent", "clip.width"),
     "align_head": ("align_head", "latent", "clip.width"),
     "dit": ("dit", "latent"),
+    "student": ("dit", "student", "latent"),
     "text_decoder": ("text_decoder", "latent", "clip.width", "clip.vocab_size"),
 }
 # Keys of these sections that fit any weights: training may change them.

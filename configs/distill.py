@@ -1,0 +1,43 @@
+"""Few steps: distils a trained flow into one of 1 to 8 calls, guidance inside.
+
+    python -m flowtok_jax.main --config=configs/distill.py --checkpoint=runs/demo \\
+        --config.data.train=shapes --workdir=runs/fast
+    python -m flowtok_jax.main --mode=sample --checkpoint=runs/fast --prompts="..."
+
+--checkpoint names trained weights with a t2i group, or with configs/distill.py:i2t an
+i2t group; sizes come from there. The student starts as a copy of that flow, and learns
+its guided average velocities (docs/few_steps.md). The guidance is the one that the
+weights are sampled with, unless --config.loss.t2i_distilled.scale says another. The
+weights of the run sample with solver=average and 4 steps by themselves.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+from flowtok_jax.flow.samplers import AVERAGE
+from flowtok_jax.models import dit
+from flowtok_jax.runtime.errors import UserError
+
+FLOWS = {"t2i": "sample", "i2t": "caption"}
+
+
+def get_config(flow: str = "t2i") -> ConfigDict:
+    """Returns the config that distils one direction."""
+    if flow not in FLOWS:
+        raise UserError(
+            f"flow is {flow!r}; expected one of {', '.join(FLOWS)}, as in "
+            "--config=configs/distill.py:i2t"
+        )
+    config = default.get_config()
+    config.stages = (f"{flow}_distilled",)
+    config.init_config = True
+    few = {"solver": AVERAGE, "num_steps": 4}
+    config.init_changes = ConfigDict({FLOWS[flow]: few})
+    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights' own size is read
+    config.compute.remat = "dense"  # recomputes hardly anything
+    config.train.update({"num_steps": 20_000, "batch_size": 256})
+    config.schedule.update({"lr": 1e-4, "warmup_steps": 200})
+    config.optimizer.update({"weight_decay": 0.0, "clip_norm": 1.0})
+    config.checkpoint.every = 500
+    config.log.update({"every": 50, "preview_every": 500, "preview_samples": 16})
+    return config
