@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowtok_jax.tasks import TASKS
+from configs.demo import get_config
 from flowtok_jax.weights.workdir import read_config, steps_of
 from tests import run
 
+STAGES = get_config().stages
 SHARES = {
     "oracle_accuracy_real",
     "t2i_attribute_accuracy",
@@ -74,10 +75,10 @@ def test_the_summary_has_what_the_demo_is_to_show(demo):
     assert summary["samples"] == 16
     assert summary["source_sigma"] > 0
     assert math.isfinite(summary["tokenizer_psnr_db"])
-    assert set(summary["seconds"]) == set(summary["params_sha256"]) == set(TASKS)
+    assert set(summary["seconds"]) == set(summary["params_sha256"]) == set(STAGES)
     assert all(seconds > 0 for seconds in summary["seconds"].values())
     digests = set(summary["params_sha256"].values())
-    assert len(digests) == len(TASKS)
+    assert len(digests) == len(STAGES)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 
 
@@ -92,7 +93,7 @@ def test_pictures_show_something(demo, name):
 
 def test_the_config_is_stored_and_not_printed(demo):
     config = read_config(demo.workdir)
-    assert config.stages == tuple(TASKS)
+    assert config.stages == STAGES
     assert config.dit.to_dict() == {"width": 16, "depth": 1, "heads": 2}
     assert "mlp_width" not in demo.outcome.stdout + demo.outcome.stderr
 
@@ -129,7 +130,7 @@ def test_previews_are_on_disk_too(demo):
 
 def test_metrics_have_lines_of_every_stage_and_the_source_of_t2i(demo):
     steps = {"text_tokenizer": list(range(2, 33, 2))}
-    for stage in TASKS:
+    for stage in STAGES:
         lines = [line for line in demo.metrics if line["stage"] == stage]
         trained = [line for line in lines if "loss/total" in line]
         assert [line["step"] for line in trained] == steps.get(stage, [2, 4])
@@ -146,7 +147,7 @@ def test_metrics_have_lines_of_every_stage_and_the_source_of_t2i(demo):
 
 
 def test_tensorboard_has_scalars_of_every_stage_and_images(demo):
-    for stage in TASKS:
+    for stage in STAGES:
         found = events(demo.workdir / "tb" / stage)
         last = 32 if stage == "text_tokenizer" else 4
         assert (last, "loss/total", "simple_value") in found

@@ -25,7 +25,8 @@ COLOURS = {
     "white": (0.97, 0.97, 0.97),
 }
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-SPLITS = ("train", "seen", "held_out")
+OPEN = "open"  # the split whose captions are those of data/open_captions.py
+SPLITS = ("train", "seen", "held_out", OPEN)
 
 # Sizes are for a canvas of 32 px and grow with it.
 CANVAS = 32

@@ -1,6 +1,7 @@
 """Source strings: KIND[:ARGUMENTS][@WEIGHT], several joined by `,`.
 
-    shapes[:SPLIT]                 generated scenes: train (default), seen or held_out
+    shapes[:SPLIT]                 generated scenes: train (default), seen, held_out or
+                                   open, whose captions leave things open
     folder:DIR                     a.jpg + a.txt, or metadata.jsonl, metadata.csv
     tars:GLOB                      WebDataset tars, here or on gs:// and the like
     arrayrecord:GLOB               shards of `python -m flowtok_jax.data.prepare`

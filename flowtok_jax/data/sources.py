@@ -16,6 +16,7 @@ from flowtok_jax.data.captions import CaptionOptions, log_once
 from flowtok_jax.data.examples import Example, Mixture, RecordSource, Source
 from flowtok_jax.data.folder import open_folder
 from flowtok_jax.data.karpathy import open_karpathy
+from flowtok_jax.data.open_captions import draw_wanted, write_caption
 from flowtok_jax.data.records import Chosen, Record, Records, Side
 from flowtok_jax.data.source_strings import SourceSpec, guess_source, parse_sources
 from flowtok_jax.data.tars import Tars
@@ -89,8 +90,11 @@ class Shapes(Source):
         """Draws the scene of an index; the position plays no part."""
         # Caption and image take up the generator where the scene left it.
         scene, rng = self._draw(int(index))
-        captions = scenes.captions_of(scene)
-        caption = captions[rng.integers(len(captions))]
+        if self.split == scenes.OPEN:
+            caption = write_caption(draw_wanted(scene, rng))
+        else:
+            captions = scenes.captions_of(scene)
+            caption = captions[rng.integers(len(captions))]
         image = scenes.render(scene, rng, self.image_size)
         return {"image": image, "caption": caption, "rejected": ()}
 

@@ -30,6 +30,12 @@ from flowtok_jax.weights.place import Weights
 TEXT_TOWER = "clip"  # a group that no stage trains
 
 
+def are_told_scenes(config: ConfigDict) -> bool:
+    """Tells whether a run is measured on scenes of which captions tell everything."""
+    spec = evaluated_source(config)[0]
+    return spec.startswith("shapes") and not spec.startswith(f"shapes:{scenes.OPEN}")
+
+
 def summarize_demo(
     config: ConfigDict, workdir: Place, trained: Collection[str]
 ) -> tuple[dict[str, Any], Pictures]:
@@ -43,7 +49,7 @@ def summarize_demo(
     """
     needed = {group for way in DIRECTIONS.values() for group in way.groups()}
     is_whole = needed - {TEXT_TOWER} <= set(trained)
-    if not (is_whole and evaluated_source(config)[0].startswith("shapes")):
+    if not (is_whole and are_told_scenes(config)):
         return {}, {}
     mesh = make_mesh(**config.mesh)
     flowtok = FlowTok.from_weights(Weights(workdir), config, mesh)

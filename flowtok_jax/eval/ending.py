@@ -26,7 +26,7 @@ from flowtok_jax.data.loader import (
 from flowtok_jax.data.records import Records
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.vocabulary import VOCABULARY
-from flowtok_jax.eval.demo import summarize_demo
+from flowtok_jax.eval.demo import are_told_scenes, summarize_demo
 from flowtok_jax.eval.evaluate import run_part
 from flowtok_jax.eval.parts import PARTS, PartMaker
 from flowtok_jax.eval.previews import Pictures
@@ -93,10 +93,6 @@ def _open_pictures(config: ConfigDict) -> Records:
     )
 
 
-def _are_scenes(config: ConfigDict) -> bool:
-    return evaluated_source(config)[0].startswith("shapes")
-
-
 def is_measured(summary: Mapping[str, Any]) -> bool:
     """Returns whether a summary has what `measure_ending` finds."""
     return EVALUATION in summary or SCENES_KEY in summary
@@ -114,7 +110,7 @@ def measure_ending(
         Values for the summary, in process 0, and pictures by name; nothing for stages
         that cannot be measured.
     """
-    if _are_scenes(config):
+    if are_told_scenes(config):
         return summarize_demo(config, workdir, trained)
     names = [name for name in PARTS if name in trained]
     if not names:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import scenes
+from flowtok_jax.data.open_captions import match_objects, read_caption
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.captions import (
     PLAIN_WORD,
@@ -142,6 +143,14 @@ class ImageToText(Part):
             found += self._flowtok.reconstruct_text(filled)[: len(batch)]
         return found
 
+    def _is_right(self, number: int, caption: str) -> bool:
+        """Tells whether a caption is right for a generated scene."""
+        scene = self._real.scene(number)
+        if self._real.are_open:  # and names what it names rightly
+            wanted = read_caption(caption)
+            return wanted is not None and match_objects(scene, wanted) is not None
+        return scenes.parse_caption(caption) == scene
+
     def measure(self, arrays: Arrays) -> Measured:
         """Scores the captions, on generated scenes by a parser, else by words."""
         found = [json.loads(line) for line in arrays["hypotheses"].tolist()]
@@ -151,10 +160,7 @@ class ImageToText(Part):
         metrics = dict(scores.metrics)
         if self._real.are_scenes:
             # Of generated scenes image_id is the number of the scene.
-            right = [
-                scenes.parse_caption(caption) == self._real.scene(number)
-                for number, caption in captions.items()
-            ]
+            right = [self._is_right(*item) for item in captions.items()]
             metrics[f"exact_match{suffix}"] = float(np.mean(right))
         else:
             metrics |= _score_words(found, arrays["copies"].tolist(), suffix)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.centre import CentreReader, open_images
 from flowtok_jax.data.loader import caption_options, evaluated_source
+from flowtok_jax.data.open_captions import read_caption
 from flowtok_jax.data.records import UNWANTED, Joined
 from flowtok_jax.data.source_strings import parse_sources
 from flowtok_jax.data.transforms import Filters
@@ -241,7 +242,7 @@ class PartMaker:
     def _t2i(self) -> Part:
         """Makes text to image, of the protocol's captions or those of data.eval."""
         config = self._config
-        shown = []
+        shown, wanted = [], []
         retrieval = None
         if name := config.eval.protocol:
             # A protocol's captions are drawn; the reference stands for its images.
@@ -251,7 +252,9 @@ class PartMaker:
             prompts = self.real.prompts
             origin = self._data(self.real)
             # An oracle reads off generated scenes whether the caption was drawn.
-            if self.real.are_scenes:
+            if self.real.are_open:
+                wanted = [read_caption(prompt.caption) for prompt in prompts]
+            elif self.real.are_scenes:
                 shown = [self.real.scene(i) for i in range(len(prompts))]
             elif config.eval.retrieval.side:
                 retrieval = self._retrieval()
@@ -267,6 +270,7 @@ class PartMaker:
             features=features,
             clip=self._clip_net(),
             shown=shown,
+            wanted=wanted,
             retrieval=retrieval,
         )
 

@@ -71,6 +71,11 @@ class PreviewExamples(NamedTuple):
         return self._replace(images=to_uint8(images))
 
 
+def _is_told(source: Source) -> bool:
+    """Tells whether captions say all that generated scenes show."""
+    return isinstance(source, Shapes) and source.split != scenes.OPEN
+
+
 def _draw(source: Source, count: int, seed: int) -> Sequence[int]:
     """Draws the records among which `count` with captions all different are found."""
     # Small sources repeat captions: looking further than 50 times is of no use.
@@ -129,7 +134,7 @@ def load_examples(
         images,
         tokens,
         [r["caption"] for r in records],
-        [source.scene(i) for i in indices] if isinstance(source, Shapes) else None,
+        [source.scene(i) for i in indices] if _is_told(source) else None,
     )
 
 

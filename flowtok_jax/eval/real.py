@@ -195,6 +195,11 @@ class RealImages:
         """True of generated scenes: it is known exactly what each image shows."""
         return self._shapes is not None
 
+    @property
+    def are_open(self) -> bool:
+        """True of scenes whose captions leave things open: each fits many scenes."""
+        return self._shapes is not None and self._shapes.split == scenes.OPEN
+
     def scene(self, number: int) -> scenes.Scene:
         """Returns what a generated image shows."""
         return self._shapes.scene(self._numbers[number])
@@ -227,7 +232,7 @@ class RealImages:
         """Returns all that people wrote of an image; of a generated scene every
         phrasing.
         """
-        if self._shapes is None:
+        if self._shapes is None or self.are_open:
             return list(item.record.captions)
         return list(scenes.captions_of(self.scene(item.number)))
 

@@ -96,7 +96,8 @@ def test_a_policy_recomputes_the_flops_that_it_says(name, remat):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
     built, options = nets(remat), default.get_config().loss[task].to_dict()
-    groups = {g: abstract_group(built, g) for g in TASKS[task].frozen}
+    frozen = TASKS[task].frozen.items()
+    groups = {role: abstract_group(built, group) for role, group in frozen}
     trained = abstract_group(built, task)
     batch = {
         "image": spec(ROWS, 256, 256, 3, dtype=jnp.uint8),
@@ -107,6 +108,11 @@ def test_a_step_has_three_forward_passes_of_what_it_trains(task, remat):
     grad = jax.grad(loss, has_aux=True)
     cost = flops.count_train_step(built, TASKS[task], ROWS, has_moments=False)
     got = counted(grad, trained, groups, batch, key)
+    if task.endswith("_distilled"):
+        # Half of the rows have a derivative along the flow beside.
+        got -= 0.5 * ROWS * flops.dit(built.dit).total
+        if options["scale"] == 1:  # and nothing is guided
+            got += ROWS * flops.dit(built.dit).total
     assert got == pytest.approx(cost.model + cost.recomputed, rel=0.06)
     assert (cost.recompute_fraction > 0) == (remat != "none")
 
