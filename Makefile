@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 .PHONY: try demo test fast lint docs clean
 
 # Draws with the weights that ship, then says what it sees in its own pictures.
-PROMPTS ?= duck;rocket;octopus;ghost;crescent moon;woman farmer dark skin tone
+PROMPTS ?= duck;pizza;octopus;ghost;crescent moon;woman farmer dark skin tone
 export PROMPTS
 FLOWTOK = $(BIN)/python -m flowtok_jax.main --checkpoint=emoji
 

@@ -62,10 +62,10 @@ class StagePlan(NamedTuple):
 
 
 PLANS_OF_STAGES = {
-    "tokenizer": StagePlan(32, 60, 3000, 200_000, 0.42),
-    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.03),
-    "t2i": StagePlan(64, 180, 5000, 400_000, 0.39),
-    "i2t": StagePlan(64, 72, 2500, 200_000, 0.16),
+    "tokenizer": StagePlan(32, 32, 3000, 200_000, 0.21),
+    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.02),
+    "t2i": StagePlan(64, 216, 5000, 400_000, 0.46),
+    "i2t": StagePlan(64, 162, 4000, 400_000, 0.31),
 }
 
 

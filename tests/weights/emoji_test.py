@@ -25,11 +25,11 @@ DRAWN = pathlib.Path(__file__).parent / "emoji_drawn.png"  # side by side
 # What is drawn -> what is said of the picture.
 SAID = {
     "duck": "duck",
-    "rocket": "rocket",
+    "pizza": "pizza",
     "octopus": "octopus",
     "ghost": "ghost",
     "crescent moon": "crescent moon",
-    "woman farmer dark skin tone": "woman farmer dark skin tone",
+    "woman farmer dark skin tone": "dark skin tone woman farmer",
     "thumbs up medium skin tone": "thumbs up medium skin tone",
 }
 HELD_OUT = 48  # real emoji that training never saw
@@ -80,7 +80,7 @@ def test_the_tokenizer_copies_what_training_never_saw(emoji, held_out):
     images, captions = held_out
     copies = emoji.decode_image(emoji.encode_image(images).mean, captions)
     errors = np.square(copies - images / 255).mean((1, 2, 3))
-    assert (-10 * np.log10(errors)).mean() > 31
+    assert (-10 * np.log10(errors)).mean() > 29
 
 
 def test_names_that_training_never_saw_are_drawn_and_found(emoji, held_out):
