@@ -28,7 +28,7 @@ def get_config(stage: str = "") -> ConfigDict:
     config.train.update({"batch_size": 64, "steps_per_call": 10})
     config.checkpoint.every = 500
     config.log.preview_every = 1000
-    # A name has one picture: its mean draws that best, in few steps with little guidance.
+    # A name has one picture: its mean draws that best, in few steps, little guided.
     config.sample.update({"source": "mean", "times": "left"})
     config.sample.update({"num_steps": 4, "scale": 1.3})
     config.eval.samples = 400  # all that is held out

@@ -52,6 +52,8 @@ class StagePlan(NamedTuple):
         rows: of a step.
         epochs: over the pictures, between `least` and `most` steps.
         share: of the time that --minutes gives.
+        scarce_share: the same where that is too little for `least` steps: nothing can
+            be learned of a tokenizer that has learned nothing.
     """
 
     rows: int
@@ -59,13 +61,18 @@ class StagePlan(NamedTuple):
     least: int
     most: int
     share: float
+    scarce_share: float
+
+    def weigh(self, seconds: float, left: float) -> float:
+        """Returns the weight of a stage in a time, by the seconds that a step takes."""
+        return min(max(self.share, self.least * seconds / left), self.scarce_share)
 
 
 PLANS_OF_STAGES = {
-    "tokenizer": StagePlan(32, 32, 3000, 200_000, 0.21),
-    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.02),
-    "t2i": StagePlan(64, 216, 5000, 400_000, 0.46),
-    "i2t": StagePlan(64, 162, 4000, 400_000, 0.31),
+    "tokenizer": StagePlan(32, 32, 3000, 200_000, 0.21, 0.6),
+    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.02, 0.02),
+    "t2i": StagePlan(64, 216, 5000, 400_000, 0.46, 0.46),
+    "i2t": StagePlan(64, 162, 4000, 400_000, 0.31, 0.31),
 }
 
 
@@ -256,9 +263,10 @@ def _plan_steps(
     # The run compiles again.
     left -= sum(cost.compiling for cost in costs.values())
     left *= 1 - OTHER_SHARE
-    whole = sum(plan.share for plan in plans.values())
-    for stage, plan in plans.items():
-        steps = int(left * plan.share / whole / costs[stage].seconds)
+    weights = {s: plan.weigh(costs[s].seconds, left) for s, plan in plans.items()}
+    for stage, weight in weights.items():
+        share = weight / sum(weights.values())
+        steps = int(left * share / costs[stage].seconds)
         if steps < LEAST_STEPS:
             raise UserError(
                 f"own.minutes is {config.own.minutes:g}, which leaves {max(steps, 0)} "

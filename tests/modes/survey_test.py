@@ -87,7 +87,8 @@ def test_many_pictures_get_more_steps(folder, measured, tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "look_at_data", lambda config: found)
     survey.fit_config(config, tmp_path / "run", given=())
     assert config.data.held_out == 0.02
-    assert for_stage(config, "t2i").train.num_steps == 180 * 100_000 // 64
+    epochs = survey.PLANS_OF_STAGES["t2i"].epochs
+    assert for_stage(config, "t2i").train.num_steps == epochs * 100_000 // 64
 
 
 def test_short_captions_need_few_tokens_of_more_channels(folder, measured, tmp_path):
@@ -152,8 +153,19 @@ def test_minutes_are_divided_over_the_stages(folder, measured, tmp_path):
     ]
     room = 0.9 * (3600 - len(seconds) * COST.compiling)
     assert room * 0.98 < sum(seconds) <= room
-    share = survey.PLANS_OF_STAGES["tokenizer"].share
+    weights = [p.weigh(COST.seconds, room) for p in survey.PLANS_OF_STAGES.values()]
+    share = weights[0] / sum(weights)
     assert seconds[0] / sum(seconds) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "weight"),
+    [(10, 0.6), (600, 0.21), (40, 3000 * 0.2 / 2400)],
+    ids=["scarce", "plenty", "its least steps"],
+)
+def test_a_tokenizer_gets_more_of_a_short_time(minutes, weight):
+    plan = survey.PLANS_OF_STAGES["tokenizer"]
+    assert plan.weigh(0.2, 60.0 * minutes) == pytest.approx(weight)
 
 
 def test_too_few_minutes_are_refused(folder, measured, tmp_path):
