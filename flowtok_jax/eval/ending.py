@@ -291,8 +291,9 @@ def _find_limits(
             f"these numbers are of {evaluation['pictures']} pictures only, and rough"
         )
     if not scores.are_scenes and config.text.weights == "random":
+        tower = "tokenizers' text tower" if config.clip.trained_along else "text tower"
         found.append(
-            "the text tower was never trained: CLIP's, by --checkpoint, knows words"
+            f"the {tower} was never trained: CLIP's, by --checkpoint, knows words"
         )
     return found
 
