@@ -156,7 +156,7 @@ class FlowTok:
         needed = {"clip", "tokenizer", *weights.groups}.difference(unknown)
         for task in (TASKS[g] for g in weights.groups if g in TASKS):
             if task.direction is not None:
-                needed.update(DIRECTIONS[task.direction].groups())
+                needed.update(DIRECTIONS[task.direction].groups)
         places = [weights]
         missing = sorted(needed.difference(weights.groups))
         if missing and weights.kind == PRETRAINED:

@@ -34,25 +34,28 @@ class Direction(NamedTuple):
 
     Attributes:
         section: the section of a config with its options.
-        flow: the group of the flow, without which a distilled one has no source.
-        ends: the other groups of parameters that its program uses.
+        groups: the groups of parameters that its program uses, of a distilled flow too,
+            which has its source from there.
+        flow: that of them which has the flow.
         takes_images: whether its rows are images, and not captions.
     """
 
     section: str
+    groups: tuple[str, ...]
     flow: str
-    ends: tuple[str, ...]
     takes_images: bool
 
-    def groups(self, solver: str = "euler") -> tuple[str, ...]:
+    def groups_of(self, solver: str) -> tuple[str, ...]:
         """Returns the groups of parameters that its program uses with a solver."""
-        return tuple(sorted({self.flow, flow_group(self.flow, solver), *self.ends}))
+        return tuple(sorted({*self.groups, flow_group(self.flow, solver)}))
 
 
 # By the name of the program, a method of `Programs`.
 DIRECTIONS = {
-    "text_to_image": Direction("sample", "t2i", ("clip", "tokenizer"), False),
-    "image_to_text": Direction("caption", "i2t", ("text_tokenizer", "tokenizer"), True),
+    "text_to_image": Direction("sample", ("clip", "t2i", "tokenizer"), "t2i", False),
+    "image_to_text": Direction(
+        "caption", ("i2t", "text_tokenizer", "tokenizer"), "i2t", True
+    ),
 }
 
 

@@ -47,7 +47,7 @@ def summarize_demo(
     Returns:
         Nothing for a run on other data, or with a stage still to train.
     """
-    needed = {group for way in DIRECTIONS.values() for group in way.groups()}
+    needed = {group for way in DIRECTIONS.values() for group in way.groups}
     is_whole = needed - {TEXT_TOWER} <= set(trained)
     if not (is_whole and are_told_scenes(config)):
         return {}, {}

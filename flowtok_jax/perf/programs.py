@@ -102,7 +102,7 @@ def plan_sample_step(
         )
     programs = Programs(nets, config.loss.i2t.text_scale)
     function = functools.partial(getattr(programs, name), options=options)
-    groups = direction.groups(options.solver)
+    groups = direction.groups_of(options.solver)
     params = {group: abstract_group(nets, group) for group in groups}
     side = nets.tokenizer.image_size
     rows = jax.ShapeDtypeStruct((size, nets.dit.tokens), np.int32)

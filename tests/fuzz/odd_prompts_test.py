@@ -19,7 +19,7 @@ from tests.fuzz.strategies import caption_bytes, plain_captions, typed_names, wo
 class Unrun(FlowTok):
     """A pipeline that checks what it is given, keeps it, and draws nothing of it."""
 
-    def _program(self, function, **static):
+    def _program(self, function, inputs, **static):
         side = self.nets.tokenizer.image_size
         shape = (self.vocabulary.context,)
         if function.__name__ == "text_to_image":
