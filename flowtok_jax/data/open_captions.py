@@ -28,7 +28,7 @@ OBJECT = re.compile(
 
 
 class Wanted(NamedTuple):
-    """What a caption names of an object; None is left open."""
+    """Names of an object in a caption; None is left open."""
 
     shape: str | None = None
     colour: str | None = None

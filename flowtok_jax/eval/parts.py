@@ -242,7 +242,8 @@ class PartMaker:
     def _t2i(self) -> Part:
         """Makes text to image, of the protocol's captions or those of data.eval."""
         config = self._config
-        shown, wanted = [], []
+        shown = []
+        wanted = []
         retrieval = None
         if name := config.eval.protocol:
             # A protocol's captions are drawn; the reference stands for its images.

@@ -260,7 +260,8 @@ class AverageDiT(DiT):
         k_t, k_r = jnp.split(times + self._indicator(conditional), 2)
         if self.takes_scale:
             offset = _scale_embedding(self)(1 - 1 / scale)
-            k_t, k_r = k_t + offset, k_r + offset
+            k_t = k_t + offset
+            k_r = k_r + offset
         is_early = jnp.arange(self.depth) < self.early_blocks
         of_blocks = jnp.where(is_early[:, None, None], k_t, k_r)  # [depth b d]
         return self._transform(z_t, of_blocks, k_r, 0)
@@ -309,5 +310,6 @@ def average_modulations(
         offset = embed.apply({"params": params["scale"]}, place)[None]  # [1 1 d]
     known = modulations(net, params, t, offset)
     early = net.early_blocks
-    left, right = known.blocks[:-1, :early], known.blocks[1:, early:]
+    left = known.blocks[:-1, :early]
+    right = known.blocks[1:, early:]
     return Modulations(jnp.concatenate([left, right], axis=1), known.final[1:])

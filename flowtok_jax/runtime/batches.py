@@ -42,7 +42,8 @@ def program_rows(count: int, most: int, parts: int = 1) -> int:
     Args:
         parts: number of parts that the rows are split into, equally.
     """
-    needed, most = -(-min(count, most) // parts), -(-most // parts)
+    needed = -(-min(count, most) // parts)  # rounded up
+    most = -(-most // parts)
     power = 1 << max(needed - 1, 0).bit_length()  # the next power of two
     between = 3 * power // 4
     size = between if power > 3 and needed <= between else power

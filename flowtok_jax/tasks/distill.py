@@ -43,7 +43,7 @@ Scales = Float[Array, " b"]
 
 
 class Options(NamedTuple):
-    """What distillation of either direction has keys for, as in config.loss.TASK.
+    """Keys of config.loss.TASK that distillation of either direction has.
 
     Attributes:
         scale, scale_to: ends of the range of the guidance; without the second one
