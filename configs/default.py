@@ -416,3 +416,20 @@ def only(config: ConfigDict, stage: str) -> ConfigDict:
     if stage:
         config.stages = (stage,)
     return config
+
+
+def from_trained(stage: str) -> ConfigDict:
+    """Returns a config that trains one stage further on what --checkpoint names.
+
+    Sizes, losses and options of sampling are those stored with the weights.
+    """
+    config = get_config()
+    config.stages = (stage,)
+    config.init_config = True
+    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights' own size is read
+    config.compute.remat = "dense"  # recomputes hardly anything
+    config.optimizer.clip_norm = 1.0
+    config.schedule.warmup_steps = 200
+    config.checkpoint.every = 500
+    config.log.update({"every": 50, "preview_samples": 16})
+    return config

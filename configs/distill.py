@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from configs import default
 from flowtok_jax.flow.samplers import AVERAGE
-from flowtok_jax.models import dit
 from flowtok_jax.runtime.errors import UserError
 
 FLOWS = {"t2i": "sample", "i2t": "caption"}
@@ -28,16 +27,11 @@ def get_config(flow: str = "t2i") -> ConfigDict:
             f"flow is {flow!r}; expected one of {', '.join(FLOWS)}, as in "
             "--config=configs/distill.py:i2t"
         )
-    config = default.get_config()
-    config.stages = (f"{flow}_distilled",)
-    config.init_config = True
+    config = default.from_trained(f"{flow}_distilled")
     few = {"solver": AVERAGE, "num_steps": 4}
     config.init_changes = ConfigDict({FLOWS[flow]: few})
-    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights' own size is read
-    config.compute.remat = "dense"  # recomputes hardly anything
     config.train.update({"num_steps": 20_000, "batch_size": 256})
-    config.schedule.update({"lr": 1e-4, "warmup_steps": 200})
-    config.optimizer.update({"weight_decay": 0.0, "clip_norm": 1.0})
-    config.checkpoint.every = 500
-    config.log.update({"every": 50, "preview_every": 500, "preview_samples": 16})
+    config.schedule.lr = 1e-4
+    config.optimizer.weight_decay = 0.0
+    config.log.preview_every = 500
     return config

@@ -18,7 +18,6 @@ by --mode=pretokenize with this config, makes steps faster.
 from ml_collections import ConfigDict
 
 from configs import default
-from flowtok_jax.models import dit
 from flowtok_jax.runtime.errors import UserError
 
 STAGES = ("t2i", "i2t")
@@ -31,14 +30,9 @@ def get_config(stage: str = "t2i") -> ConfigDict:
             f"stage is {stage!r}; expected one of {', '.join(STAGES)}, as in "
             "--config=configs/finetune.py:i2t"
         )
-    config = default.get_config()
-    config.stages = (stage,)
-    config.init_config = True
-    config.dit = ConfigDict(dit.SIZES["xl"])  # until the weights' own size is read
-    config.compute.remat = "dense"  # recomputes hardly anything
+    config = default.from_trained(stage)
     config.train.update({"num_steps": 4000, "batch_size": 64, "ema_decay": 0.999})
-    config.schedule.update({"lr": 2e-5, "warmup_steps": 200})
-    config.optimizer.clip_norm = 1.0
+    config.schedule.lr = 2e-5
     # The release's KL at its batch of 4096, as a mean: a small batch must not weaken
     # the term that holds the source in place. A workdir's own loss replaces this one.
     config.loss.t2i.update({"kl": "release_element_mean"})
@@ -46,6 +40,5 @@ def get_config(stage: str = "t2i") -> ConfigDict:
     # New words have rows that were never trained; the rate is that of training from
     # nothing.
     config.per_stage = ConfigDict({"text_tokenizer": {"schedule": {"lr": 4e-4}}})
-    config.checkpoint.every = 500
-    config.log.update({"every": 50, "preview_every": 250, "preview_samples": 16})
+    config.log.preview_every = 250
     return config

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image as Pillow
 
@@ -25,7 +25,7 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.batches import program_rows, put_rows, row_parts, run_rows
-from flowtok_jax.runtime.config import SEEDS, check_seed
+from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
@@ -42,24 +42,6 @@ from flowtok_jax.weights.place import (
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
-
-
-def choose_seeds(seed: int, num_images: int) -> range:
-    """Returns the seeds of the images of a prompt.
-
-    Raises:
-        UserError: where there is none, or one larger than a seed may be.
-    """
-    first = check_seed("seed", seed)
-    is_whole = isinstance(num_images, numbers.Integral) and num_images is not True
-    if not is_whole or num_images < 1:
-        raise UserError(f"num_images is {num_images}; expected an integer from 1")
-    if first + num_images > SEEDS:
-        raise UserError(
-            f"seed {seed} with num_images {num_images} needs seeds up to "
-            f"{first + num_images - 1}; expected at most {SEEDS - 1}"
-        )
-    return range(first, first + num_images)
 
 
 class FlowTok:
@@ -336,7 +318,7 @@ class FlowTok:
                     chosen = own.changed(options)
                     parts = row_parts(self.mesh)
                     rows = np.arange(program_rows(count, chosen.batch_size, parts))
-                    arguments = self._arguments(row[0 * rows], 0, rows)
+                    arguments = self._arguments(row[0 * rows], _noise_key(0), rows)
                     self._program(function, arguments, options=chosen)
 
     def _need(self, group: str, what: str) -> None:
@@ -382,19 +364,21 @@ class FlowTok:
         """Runs all the inputs through one program, the last batch filled up."""
         count = len(inputs)
         size = program_rows(count, options.batch_size, row_parts(self.mesh))
-        seed = check_seed("seed", seed)
+        key = _noise_key(check_seed("seed", seed))
         first_row = check_seed("first_row", first_row)
 
-        def start(rows: np.ndarray) -> Array:
+        def arguments(rows: np.ndarray) -> list:
             # The last input is repeated; its noise is that of a row of its own.
             batch = inputs[np.minimum(rows, count - 1)]
-            arrays = self._arguments(batch, seed, first_row + rows)
-            program = self._program(function, arrays, options=options)
-            return program(self.params, *arrays)
+            return self._arguments(batch, key, first_row + rows)
 
-        return run_rows(start, count, size)
+        program = self._program(function, arguments(np.arange(size)), options=options)
+        return run_rows(lambda r: program(self.params, *arguments(r)), count, size)
 
-    def _arguments(self, batch: np.ndarray, seed: int, rows: np.ndarray) -> list:
+    def _arguments(self, batch: np.ndarray, key: np.ndarray, rows: np.ndarray) -> list:
         """Returns the inputs of a direction's program, on the devices."""
-        key = np.asarray(jax.random.key_data(jax.random.key(seed)))
         return [put_rows(self.mesh, batch), key, put_rows(self.mesh, rows)]
+
+
+def _noise_key(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))

@@ -8,7 +8,8 @@ from PIL import Image
 
 from configs import demo as demo_config
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.pipeline import FlowTok, SampleOptions, choose_seeds
+from flowtok_jax.pipeline import FlowTok, SampleOptions
+from flowtok_jax.runtime.config import choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 

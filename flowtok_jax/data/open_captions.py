@@ -83,11 +83,10 @@ def _agrees(has: Object, wanted: Wanted) -> bool:
     return all(name in (None, own) for own, name in zip(has, wanted, strict=True))
 
 
-def open_colours(scene: Scene | None, wanted: Sequence[Wanted]) -> list[int]:
-    """Returns the colours, as numbers, that a right scene has where none was named."""
-    objects = match_objects(scene, wanted) or ()
+def open_colours(objects: Scene | None, wanted: Sequence[Wanted]) -> list[int]:
+    """Returns the colours, as numbers, of matched objects where none was named."""
     names = tuple(COLOURS)
-    pairs = zip(objects, wanted, strict=False)
+    pairs = zip(objects or (), wanted, strict=False)
     return [names.index(o.colour) for o, w in pairs if w.colour is None]
 
 

@@ -31,6 +31,11 @@ from flowtok_jax.eval.reference_file import (
     write_reference,
 )
 from flowtok_jax.eval.retrieval import GalleryImages, Retrieval
+from flowtok_jax.eval.scene_judges import (
+    OpenCaptionJudge,
+    SceneJudge,
+    WholeSceneJudge,
+)
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
 from flowtok_jax.pipeline import FlowTok
@@ -242,8 +247,7 @@ class PartMaker:
     def _t2i(self) -> Part:
         """Makes text to image, of the protocol's captions or those of data.eval."""
         config = self._config
-        shown = []
-        wanted = []
+        scene_judge = None
         retrieval = None
         if name := config.eval.protocol:
             # A protocol's captions are drawn; the reference stands for its images.
@@ -253,10 +257,8 @@ class PartMaker:
             prompts = self.real.prompts
             origin = self._data(self.real)
             # An oracle reads off generated scenes whether the caption was drawn.
-            if self.real.are_open:
-                wanted = [read_caption(prompt.caption) for prompt in prompts]
-            elif self.real.are_scenes:
-                shown = [self.real.scene(i) for i in range(len(prompts))]
+            if self.real.are_scenes:
+                scene_judge = self._make_scene_judge()
             elif config.eval.retrieval.side:
                 retrieval = self._retrieval()
         features = self._features(name, len(prompts))
@@ -270,10 +272,15 @@ class PartMaker:
             protocol=origin | self._weights(TextToImage) | sampler | image_size,
             features=features,
             clip=self._clip_net(),
-            shown=shown,
-            wanted=wanted,
+            scene_judge=scene_judge,
             retrieval=retrieval,
         )
+
+    def _make_scene_judge(self) -> SceneJudge:
+        prompts = self.real.prompts
+        if self.real.are_open:
+            return OpenCaptionJudge([read_caption(p.caption) for p in prompts])
+        return WholeSceneJudge([self.real.scene(i) for i in range(len(prompts))])
 
     def _retrieval(self) -> Retrieval:
         """Makes the retrieval of images drawn from the captions of data.eval."""

@@ -8,15 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowtok_jax.data import scenes
 from flowtok_jax.data.inputs import to_uint8
-from flowtok_jax.data.open_captions import (
-    Wanted,
-    evenness,
-    match_objects,
-    open_colours,
-)
-from flowtok_jax.data.oracle import read_scene
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.clip_score import clip_score
@@ -24,6 +16,7 @@ from flowtok_jax.eval.evaluate import COLUMNS, SHOWN, Arrays, Measured, Part
 from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.protocols import Prompt, metric_suffix
 from flowtok_jax.eval.retrieval import Retrieval
+from flowtok_jax.eval.scene_judges import SceneJudge
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.nets import RANDOM, MetricNet
@@ -37,8 +30,7 @@ class TextToImage(Part):
         features: tells as well how many images are judged by networks, the first ones;
             or why none are.
         clip: the network of CLIP score and its vocabulary, or why there is none.
-        shown: what each image should show, of generated scenes.
-        wanted: what each caption names, where it leaves things open.
+        scene_judge: of prompts that are captions of generated scenes.
         retrieval: of prompts that are captions of real images.
     """
 
@@ -54,8 +46,7 @@ class TextToImage(Part):
         protocol: dict[str, Any],
         features: FeatureMetrics | str,
         clip: tuple[MetricNet, Vocabulary] | str,
-        shown: Sequence[scenes.Scene] = (),
-        wanted: Sequence[Sequence[Wanted]] = (),
+        scene_judge: SceneJudge | None = None,
         retrieval: Retrieval | None = None,
     ):
         self._flowtok = flowtok
@@ -63,8 +54,7 @@ class TextToImage(Part):
         self._seed = seed
         self._features = features
         self._clip = clip
-        self._scenes = shown
-        self._wanted = wanted
+        self._scene_judge = scene_judge
         self._retrieval = retrieval
         self._suffix = functools.partial(metric_suffix, protocol.get("protocol", ""))
         self.count = len(prompts)
@@ -98,12 +88,8 @@ class TextToImage(Part):
             seen = len(arrays["pool"])
             if not isinstance(self._clip, str):
                 arrays["clip"] = clip_score(*self._clip, images[:seen], captions[:seen])
-        if self._scenes:
-            pairs = zip(drawn, rows, strict=True)
-            right = [read_scene(image) == self._scenes[i] for image, i in pairs]
-            arrays["right"] = np.array(right)
-        if self._wanted:
-            arrays |= self._read_open(drawn, rows)
+        if self._scene_judge is not None:
+            arrays |= self._scene_judge.see(drawn, rows)
         if self._retrieval is not None:
             arrays |= self._retrieval.see(images, captions, rows)
         arrays["shown"] = images[np.array(rows) < SHOWN]
@@ -112,40 +98,13 @@ class TextToImage(Part):
     def measure(self, arrays: Arrays) -> Measured:
         """Measures the images against real ones and their captions."""
         found = self._judge(arrays)
-        if self._scenes:
-            name = f"attribute_accuracy{self._suffix(self.count)}"
-            found.metrics[name] = float(arrays["right"].mean())
-        if self._wanted:
-            found.metrics.update(self._measure_open(arrays))
+        if self._scene_judge is not None:
+            suffix = self._suffix(self.count)
+            for name, value in self._scene_judge.measure(arrays).items():
+                found.metrics[f"{name}{suffix}"] = value
         if self._retrieval is not None:
             found = found.merge(self._retrieval.measure(arrays))
         return found
-
-    def _read_open(self, drawn: np.ndarray, rows: range) -> Arrays:
-        """Reads scenes whose captions leave things open; -1 is no colour."""
-        read = [read_scene(image) for image in drawn]
-        wanted = [self._wanted[i] for i in rows]
-        colours = np.full((len(rows), 2), -1)
-        for row, scene, names in zip(colours, read, wanted, strict=True):
-            found = open_colours(scene, names)
-            row[: len(found)] = found
-        pairs = zip(read, wanted, strict=True)
-        return {
-            "readable": np.array([scene is not None for scene in read]),
-            "right": np.array([match_objects(*pair) is not None for pair in pairs]),
-            "colours": colours,
-        }
-
-    def _measure_open(self, arrays: Arrays) -> dict[str, float]:
-        """Measures what was drawn where captions leave things open."""
-        colours = arrays["colours"]
-        found = {
-            "readable": float(arrays["readable"].mean()),
-            "right": float(arrays["right"].mean()),
-            "open_colour_evenness": evenness(colours[colours >= 0]),
-        }
-        suffix = self._suffix(self.count)
-        return {f"{name}{suffix}": value for name, value in found.items()}
 
     def _judge(self, arrays: Arrays) -> Measured:
         """Computes what networks say of the images, or says why none does."""

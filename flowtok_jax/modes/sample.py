@@ -22,9 +22,10 @@ from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.prompts import collect_prompts
-from flowtok_jax.pipeline import FlowTok, choose_seeds
+from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.batches import long_slices
 from flowtok_jax.runtime.cli import say
+from flowtok_jax.runtime.config import choose_seeds
 from flowtok_jax.runtime.files import Place, check_writable, is_remote, writing
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.workdir import SAMPLES

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import math
+import numbers
 import operator
 import pathlib
 import re
@@ -260,6 +261,24 @@ def check_seed(name: str, value: Any) -> int:
             f"{name} is {short_repr(value)}; expected an integer from 0 to 2**32 - 1"
         )
     return seed
+
+
+def choose_seeds(seed: int, num_images: int) -> range:
+    """Returns the seeds of the images of a prompt.
+
+    Raises:
+        UserError: where there is none, or one larger than a seed may be.
+    """
+    first = check_seed("seed", seed)
+    is_whole = isinstance(num_images, numbers.Integral) and num_images is not True
+    if not is_whole or num_images < 1:
+        raise UserError(f"num_images is {num_images}; expected an integer from 1")
+    if first + num_images > SEEDS:
+        raise UserError(
+            f"seed {seed} with num_images {num_images} needs seeds up to "
+            f"{first + num_images - 1}; expected at most {SEEDS - 1}"
+        )
+    return range(first, first + num_images)
 
 
 @functools.cache

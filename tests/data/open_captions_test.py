@@ -89,15 +89,16 @@ def test_an_object_cannot_be_both_of_two_that_are_named():
 
 
 def test_colours_are_counted_only_where_they_were_open_and_the_scene_is_right():
-    scene = (RED, BLUE)
     colours = list(scenes.COLOURS)
-    assert open_colours(scene, (Wanted("circle"), Wanted("square"))) == [
-        colours.index("red"),
-        colours.index("blue"),
-    ]
-    assert open_colours(scene, (Wanted(None, "red"), Wanted("square"))) == [2]
-    assert open_colours(scene, (Wanted("triangle"), Wanted())) == []
-    assert open_colours(None, (Wanted(),)) == []
+    red = colours.index("red")
+    blue = colours.index("blue")
+
+    def found(*wanted: Wanted) -> list[int]:
+        return open_colours(match_objects((RED, BLUE), wanted), wanted)
+
+    assert found(Wanted("circle"), Wanted("square")) == [red, blue]
+    assert found(Wanted(None, "red"), Wanted("square")) == [blue]
+    assert found(Wanted("triangle"), Wanted()) == []
 
 
 def test_evenness_goes_from_one_colour_to_all_alike():
@@ -111,7 +112,8 @@ def test_what_a_model_should_draw_is_spread_evenly(source):
     """Real pictures: the ceiling of what eval/t2i.py measures."""
     colours = []
     for i in range(400):
-        colours += open_colours(source.scene(i), read_caption(source[i]["caption"]))
+        wanted = read_caption(source[i]["caption"])
+        colours += open_colours(match_objects(source.scene(i), wanted), wanted)
     assert evenness(colours) > 0.98
     count = collections.Counter(len(source.scene(i)) for i in range(400))
     assert count[2] > count[1]

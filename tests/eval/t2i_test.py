@@ -7,6 +7,7 @@ from flowtok_jax.data.scenes import Object
 from flowtok_jax.eval.features import FeatureMetrics
 from flowtok_jax.eval.fid import Gaussian, Reference
 from flowtok_jax.eval.protocols import Prompt
+from flowtok_jax.eval.scene_judges import OpenCaptionJudge
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
@@ -68,7 +69,7 @@ def test_of_captions_that_leave_things_open_all_that_fits_is_right():
         protocol={},
         features="no weights",
         clip="no weights",
-        wanted=[read_caption(caption) for caption in captions],
+        scene_judge=OpenCaptionJudge([read_caption(c) for c in captions]),
     )
     chunks = [part.compute(range(3)), part.compute(range(3, 5))]
     arrays = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
