@@ -9,7 +9,7 @@ One object loads any trained weights, draws and describes:
 
 import functools
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -20,25 +20,33 @@ from ml_collections import ConfigDict
 from PIL import Image as Pillow
 
 from flowtok_jax.array_types import Image, Params
-from flowtok_jax.data.inputs import Picture, check_prompts, load_images, to_uint8
+from flowtok_jax.data.inputs import (
+    Picture,
+    check_prompts,
+    check_tokens,
+    load_images,
+    to_uint8,
+)
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.runtime.batches import program_rows, put_rows, row_parts, run_rows
+from flowtok_jax.runtime.batches import (
+    ProgramCache,
+    program_rows,
+    put_rows,
+    row_parts,
+    run_rows,
+)
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
-from flowtok_jax.runtime.mesh import in_mesh, put, replicated
+from flowtok_jax.runtime.mesh import put, replicated
 from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions, flow_group
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.place import (
-    PRETRAINED,
-    Weights,
-    load_groups,
-    open_start,
-    open_weights,
-)
+from flowtok_jax.weights.exported import PLATFORMS, RowProgram, write_programs
+from flowtok_jax.weights.groups import known_groups, load_groups, places_of
+from flowtok_jax.weights.place import Weights, open_weights
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
@@ -78,7 +86,7 @@ class FlowTok:
         self.caption = caption.check("caption")
         self.text_scale = text_scale
         self._programs = Programs(nets, text_scale)
-        self._compiled: dict[tuple, Callable] = {}
+        self._compiled = ProgramCache(mesh)
 
     @classmethod
     def from_config(
@@ -122,33 +130,12 @@ class FlowTok:
         """
         nets = weights.make_nets() if config is None else make_nets(config)
         config = weights.config if config is None else config
-        if not weights.groups:
-            raise UserError(
-                f"no checkpoint in {weights.place}; train one there first, or give the "
-                "workdir of a run"
-            )
-        known = ("clip", *TASKS)
-        unknown = [group for group in weights.groups if group not in known]
-        if unknown and weights.kind == PRETRAINED:
-            raise UserError(
-                f"{weights.place} has weights of {', '.join(unknown)}; known are "
-                f"{', '.join(known)}"
-            )
-        # A run may have more folders among its checkpoints, such as one moved away.
-        needed = {"clip", "tokenizer", *weights.groups}.difference(unknown)
-        for task in (TASKS[g] for g in weights.groups if g in TASKS):
+        found = known_groups(weights, ("clip", *TASKS))
+        needed = {"clip", "tokenizer", *found}
+        for task in (TASKS[group] for group in found if group in TASKS):
             if task.direction is not None:
                 needed.update(DIRECTIONS[task.direction].groups)
-        places = [weights]
-        missing = sorted(needed.difference(weights.groups))
-        if missing and weights.kind == PRETRAINED:
-            raise UserError(
-                f"{weights.place} has {', '.join(weights.groups)} only, and not "
-                f"{', '.join(missing)}; convert them all into one directory"
-            )
-        # A run trains some groups, and has the others where it started from.
-        if missing and (start := open_start(config.init_from)):
-            places.append(start)
+        places = places_of(weights, needed, config)
         wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)
         vocabulary = weights.vocabulary(config.latent.tokens)
@@ -215,12 +202,7 @@ class FlowTok:
         """Decodes raw tokens [b, n, c], with their captions, to images in [0, 1]."""
         ids = self._ids(prompts)
         tokenizer = self.nets.tokenizer
-        expected = (len(ids), tokenizer.tokens, tokenizer.channels)
-        if np.shape(tokens) != expected:
-            raise UserError(
-                f"tokens have shape {np.shape(tokens)}; expected {expected}, as many "
-                "as there are prompts"
-            )
+        check_tokens(tokens, (len(ids), tokenizer.tokens, tokenizer.channels))
         return self._run(self._programs.decode, tokens, ids)
 
     def reconstruct_text(self, prompts: Iterable[str]) -> list[str]:
@@ -304,22 +286,48 @@ class FlowTok:
         Raises:
             UserError: where a number or an option is none.
         """
-        size = self.nets.tokenizer.image_size
-        images = np.zeros((1, size, size, 3), np.float32)
-        directions = (
-            ("t2i", self._programs.text_to_image, self._ids([""]), self.sample),
-            ("i2t", self._programs.image_to_text, images, self.caption),
-        )
         for count in batch_sizes:
             if not isinstance(count, numbers.Integral) or count < 1:
                 raise UserError(f"batch_sizes has {count!r}; expected integers from 1")
-            for group, function, row, own in directions:
-                if group in self.params:
-                    chosen = own.changed(options)
-                    parts = row_parts(self.mesh)
-                    rows = np.arange(program_rows(count, chosen.batch_size, parts))
-                    arguments = self._arguments(row[0 * rows], _noise_key(0), rows)
-                    self._program(function, arguments, options=chosen)
+            for program in self._directions(options):
+                chosen = program.options
+                parts = row_parts(self.mesh)
+                rows = np.arange(program_rows(count, chosen.batch_size, parts))
+                arguments = self._arguments(program.row[0 * rows], _noise_key(0), rows)
+                self._program(program.function, arguments, options=chosen)
+
+    def export(
+        self,
+        directory: str | Place,
+        *,
+        platforms: Sequence[str] = PLATFORMS,
+        **options,
+    ) -> None:
+        """Writes what draws and what captions as programs that need JAX only.
+
+        Args:
+            platforms: kinds of devices that the programs can run on.
+            options: fields of SampleOptions that replace the object's own, for good.
+
+        Raises:
+            UserError: where the directory has something in it already, an option is
+                none, or a program cannot be made for every number of rows.
+        """
+        programs = list(self._directions(options))
+        save = self.save_pretrained
+        write_programs(to_place(directory), programs, self.vocabulary, platforms, save)
+
+    def _directions(self, options: dict) -> Iterator[RowProgram]:
+        """Yields the programs of the directions that these weights have."""
+        size = self.nets.tokenizer.image_size
+        for name, direction in DIRECTIONS.items():
+            chosen = getattr(self, direction.section).changed(options)
+            if flow_group(direction.flow, chosen.solver) in self.params:
+                images = np.zeros((1, size, size, 3), np.float32)
+                row = images if direction.takes_images else self._ids([""])
+                groups = direction.groups_of(chosen.solver)
+                used = {group: self.params[group] for group in groups}
+                yield RowProgram(getattr(self._programs, name), used, row, chosen)
 
     def _need(self, group: str, what: str) -> None:
         if group not in self.params:
@@ -335,19 +343,7 @@ class FlowTok:
         return load_images(images, self.nets.tokenizer.image_size)
 
     def _program(self, function: Callable, inputs: Sequence, **static) -> Callable:
-        """Returns the function compiled for inputs as these, and static arguments."""
-        leaves, tree = jax.tree.flatten((self.params, inputs))
-        shapes = tuple((x.shape, x.dtype) for x in leaves)
-        key = (function.__name__, tree, shapes, *static.values())
-        if key not in self._compiled:
-            function = functools.partial(function, **static)
-            if self.mesh is None:
-                program = jax.jit(function)
-            else:
-                whole = replicated(self.mesh)
-                program = jax.jit(in_mesh(self.mesh, function), out_shardings=whole)
-            self._compiled[key] = program.lower(self.params, *inputs).compile()
-        return self._compiled[key]
+        return self._compiled.get(function, self.params, inputs, **static)
 
     def _run(self, function: Callable, *inputs: ArrayLike):
         arrays = [put_rows(self.mesh, np.asarray(x)) for x in inputs]

@@ -114,7 +114,8 @@ def test_metadata(wheel):
     assert meta["Version"] == flowtok_jax.__version__
     assert meta["Requires-Python"] == ">=3.11"
     assert meta["License-Expression"] == "Apache-2.0"
-    extras = {"gpu", "tpu", "eval", "convert", "compile", "emoji", "docs", "dev"}
+    extras = {"gpu", "tpu", "eval", "convert", "compile", "emoji", "export"}
+    extras |= {"docs", "dev"}
     assert set(meta.get_all("Provides-Extra")) == extras
     scripts = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert scripts.split() == [

@@ -9,7 +9,6 @@ from PIL import Image
 from configs import demo as demo_config
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.pipeline import FlowTok, SampleOptions
-from flowtok_jax.runtime.config import choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
@@ -300,20 +299,6 @@ def test_each_of_several_images_of_a_prompt_is_drawn_again_by_its_seed(
         np.testing.assert_array_equal(drawn[j::3], again)
     pictures = flowtok.draw(PROMPTS[:1], num_images=2)
     assert [np.asarray(p).shape for p in pictures] == [(32, 32, 3)] * 2
-
-
-@pytest.mark.parametrize(
-    ("seed", "num_images", "message"),
-    [
-        (0, 0, "^num_images is 0; expected an integer from 1"),
-        (0, True, "^num_images is True; expected"),
-        (2**32 - 1, 2, "needs seeds up to 4294967296; expected at most 4294967295"),
-    ],
-)
-def test_seeds_that_cannot_be_are_refused(seed, num_images, message):
-    with pytest.raises(UserError, match=message):
-        choose_seeds(seed, num_images)
-    assert choose_seeds(2**32 - 2, 2)[-1] == 2**32 - 1
 
 
 def test_images_of_another_size_are_resized_and_of_channels_first_refused(flowtok):

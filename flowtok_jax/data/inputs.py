@@ -75,6 +75,19 @@ def check_prompts(prompts: object) -> list[str]:
     return found
 
 
+def check_tokens(tokens: object, expected: tuple[int, int, int]) -> None:
+    """Refuses tokens of another shape than [b, n, c].
+
+    Raises:
+        UserError: with both shapes.
+    """
+    if np.shape(tokens) != expected:
+        raise UserError(
+            f"tokens have shape {np.shape(tokens)}; expected {expected}, as many as "
+            "there are prompts"
+        )
+
+
 def _read_picture(picture: Any, side: int) -> np.ndarray:
     """Reads one file, image of Pillow or array as a float image [side, side, 3].
 

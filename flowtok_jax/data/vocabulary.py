@@ -296,6 +296,13 @@ class Vocabulary:
         """Number of a caption's own tokens that fit, beside start and end."""
         return self.context - 1 - (self.start_id is not None)
 
+    @property
+    def silent_ids(self) -> set[int]:
+        """Ids that stand for no text: the start token, and padding."""
+        start = set() if self.start_id is None else {self.start_id}
+        # Id 0 is padding in a trained vocabulary, and the token "!" in CLIP's.
+        return start if start and not self.has_words else {*start, PAD_ID}
+
     def _warn(self, caption: str, encoding: tokenizers.Encoding, room: int) -> None:
         if len(encoding.ids) > room:
             logging.warning(
@@ -315,13 +322,11 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Decodes ids [b, n], each row up to its first end token."""
-        # Id 0 is padding in a trained vocabulary, and the token "!" in CLIP's.
-        is_clip = self.start_id is not None and not self.has_words
-        dropped = {self.start_id} if is_clip else {self.start_id, PAD_ID}
+        silent = self.silent_ids
         texts = []
         for row in np.asarray(ids).tolist():
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            row = [i for i in row if i not in dropped]
+            row = [i for i in row if i not in silent]
             text = self.tokenizer.decode(row, skip_special_tokens=False).strip()
             texts.append(join_punctuation(text) if self.has_words else text)
         return texts

@@ -3,7 +3,8 @@ mesh, the next one loaded and started before the results of the last are read.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -108,6 +109,34 @@ def compile_rows(
         return compiled(on_devices, put_rows(mesh, filled(values, len(empty))))
 
     return start
+
+
+class ProgramCache:
+    """Compiled programs of functions, by the shapes of what they take.
+
+    With a mesh the results of a program are copied to all its devices.
+    """
+
+    def __init__(self, mesh: Mesh | None = None):
+        self._mesh = mesh
+        self._compiled: dict[tuple, Callable] = {}
+
+    def get(
+        self, function: Callable, params: Any, inputs: Sequence, **static: Any
+    ) -> Callable:
+        """Returns a function compiled for values as these, and static arguments."""
+        leaves, tree = jax.tree.flatten((params, inputs))
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        key = (function.__name__, tree, shapes, *static.values())
+        if key not in self._compiled:
+            function = functools.partial(function, **static)
+            if self._mesh is None:
+                program = jax.jit(function)
+            else:
+                whole = replicated(self._mesh)
+                program = jax.jit(in_mesh(self._mesh, function), out_shardings=whole)
+            self._compiled[key] = program.lower(params, *inputs).compile()
+        return self._compiled[key]
 
 
 def run_rows(start: Callable[[np.ndarray], Any], count: int, size: int) -> Any:

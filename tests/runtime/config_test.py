@@ -180,6 +180,20 @@ def test_a_tuple_of_other_things_is_refused(flag, expected):
     assert str(error.value).startswith(f"--config.{flag}: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("seed", "num_images", "message"),
+    [
+        (0, 0, "^num_images is 0; expected an integer from 1"),
+        (0, True, "^num_images is True; expected"),
+        (2**32 - 1, 2, "needs seeds up to 4294967296; expected at most 4294967295"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(seed, num_images, message):
+    with pytest.raises(UserError, match=message):
+        config.choose_seeds(seed, num_images)
+    assert config.choose_seeds(2**32 - 2, 2)[-1] == 2**32 - 1
+
+
 @pytest.mark.parametrize("key", ["train.seed", "text.seed", "eval.seed"])
 def test_seeds_of_a_config_are_seeds(key):
     made = default.get_config()
