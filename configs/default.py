@@ -352,6 +352,9 @@ def _add_measures(config: ConfigDict) -> None:
         "solver": "euler",  # euler or heun; average: a distilled flow
         "times": "release",  # release or left, see flow/samplers.py
         "batch_size": 64,  # rows on all devices together
+        # Captions of an image, of which the one is kept that text to image draws
+        # nearest to the image; 1 in text to image.
+        "candidates": 1,
     }
     # Text to image. scale: of the guidance; 1 is without.
     config.sample = ConfigDict({**options, "scale": 2.0})

@@ -30,18 +30,18 @@ from flowtok_jax.data.inputs import (
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.runtime.batches import (
-    ProgramCache,
-    program_rows,
-    put_rows,
-    row_parts,
-    run_rows,
-)
+from flowtok_jax.runtime.batches import RowPrograms, put_rows
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import put, replicated
-from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions, flow_group
+from flowtok_jax.sampling import (
+    DIRECTIONS,
+    Programs,
+    SampleOptions,
+    flow_group,
+    noise_key,
+)
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.exported import PLATFORMS, RowProgram, write_programs
@@ -86,7 +86,7 @@ class FlowTok:
         self.caption = caption.check("caption")
         self.text_scale = text_scale
         self._programs = Programs(nets, text_scale)
-        self._compiled = ProgramCache(mesh)
+        self._compiled = RowPrograms(mesh)
 
     @classmethod
     def from_config(
@@ -230,14 +230,14 @@ class FlowTok:
                 `seed` + 1 and so on.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = self.sample.changed(options)
+        chosen = self.sample.changed(options).check("sample")
         self._need(flow_group("t2i", chosen.solver), "text to image")
         seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
         program = self._programs.text_to_image
         # A seed alone draws its image again, bit for bit: in batches of its own, since
         # a batch of another size may round otherwise.
-        drawn = [self._in_batches(program, ids, s, first_row, chosen) for s in seeds]
+        drawn = [self._in_batches(program, (ids,), s, first_row, chosen) for s in seeds]
         return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])
 
     def draw(
@@ -272,8 +272,27 @@ class FlowTok:
         self._need(flow_group("i2t", chosen.solver), "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
-        ids = self._in_batches(program, images, seed, first_row, chosen)
-        return self.vocabulary.decode(ids)
+        seeds = choose_seeds(seed, chosen.candidates)
+        one = chosen._replace(candidates=1)
+        ids = [self._in_batches(program, (images,), s, first_row, one) for s in seeds]
+        said = [self.vocabulary.decode(found) for found in ids]
+        return said[0] if len(said) == 1 else self._choose(said, images)
+
+    @property
+    def _judging(self) -> SampleOptions:
+        """Options by which captions are drawn, to choose among them."""
+        return self.sample._replace(source="mean")
+
+    def _choose(self, said: list[list[str]], images: np.ndarray) -> list[str]:
+        """Returns the caption of each image, of several, that draws nearest to it."""
+        self._need(flow_group("t2i", self.sample.solver), "choosing among candidates")
+        error_of = self._programs.drawing_error
+        ids = (self.vocabulary.encode(captions, warns=False) for captions in said)
+        errors = [
+            self._in_batches(error_of, (x, images), 0, 0, self._judging) for x in ids
+        ]
+        best = np.argmin(errors, axis=0)
+        return [said[k][i] for i, k in enumerate(best)]
 
     def compile(self, batch_sizes: Iterable[int] = (1,), **options) -> None:
         """Compiles what draws and what captions, before the first call needs it.
@@ -286,15 +305,19 @@ class FlowTok:
         Raises:
             UserError: where a number or an option is none.
         """
+        key = noise_key(0)
+        programs = [(p.function, [p.row], p.options) for p in self._directions(options)]
+        if self.caption.changed(options).candidates > 1:
+            both = [self._ids([""]), self._images(np.zeros((1, 8, 8, 3)))]
+            programs.append((self._programs.drawing_error, both, self._judging))
         for count in batch_sizes:
             if not isinstance(count, numbers.Integral) or count < 1:
                 raise UserError(f"batch_sizes has {count!r}; expected integers from 1")
-            for program in self._directions(options):
-                chosen = program.options
-                parts = row_parts(self.mesh)
-                rows = np.arange(program_rows(count, chosen.batch_size, parts))
-                arguments = self._arguments(program.row[0 * rows], _noise_key(0), rows)
-                self._program(program.function, arguments, options=chosen)
+            for function, row, chosen in programs:
+                most = chosen.batch_size
+                self._compiled.compile(
+                    function, self.params, row, key, count, most=most, options=chosen
+                )
 
     def export(
         self,
@@ -318,10 +341,13 @@ class FlowTok:
         write_programs(to_place(directory), programs, self.vocabulary, platforms, save)
 
     def _directions(self, options: dict) -> Iterator[RowProgram]:
-        """Yields the programs of the directions that these weights have."""
+        """Yields the programs of the directions that these weights have, of one caption
+        an image.
+        """
         size = self.nets.tokenizer.image_size
         for name, direction in DIRECTIONS.items():
-            chosen = getattr(self, direction.section).changed(options)
+            own = getattr(self, direction.section)
+            chosen = own.changed({**options, "candidates": 1})
             if flow_group(direction.flow, chosen.solver) in self.params:
                 images = np.zeros((1, size, size, 3), np.float32)
                 row = images if direction.takes_images else self._ids([""])
@@ -342,39 +368,22 @@ class FlowTok:
     def _images(self, images: object) -> np.ndarray:
         return load_images(images, self.nets.tokenizer.image_size)
 
-    def _program(self, function: Callable, inputs: Sequence, **static) -> Callable:
-        return self._compiled.get(function, self.params, inputs, **static)
-
     def _run(self, function: Callable, *inputs: ArrayLike):
         arrays = [put_rows(self.mesh, np.asarray(x)) for x in inputs]
-        return self._program(function, arrays)(self.params, *arrays)
+        program = self._compiled.get(function, self.params, arrays)
+        return program(self.params, *arrays)
 
     def _in_batches(
         self,
         function: Callable,
-        inputs: np.ndarray,
+        inputs: Sequence[np.ndarray],
         seed: int,
         first_row: int,
         options: SampleOptions,
     ) -> np.ndarray:
-        """Runs all the inputs through one program, the last batch filled up."""
-        count = len(inputs)
-        size = program_rows(count, options.batch_size, row_parts(self.mesh))
-        key = _noise_key(check_seed("seed", seed))
+        key = noise_key(check_seed("seed", seed))
         first_row = check_seed("first_row", first_row)
-
-        def arguments(rows: np.ndarray) -> list:
-            # The last input is repeated; its noise is that of a row of its own.
-            batch = inputs[np.minimum(rows, count - 1)]
-            return self._arguments(batch, key, first_row + rows)
-
-        program = self._program(function, arguments(np.arange(size)), options=options)
-        return run_rows(lambda r: program(self.params, *arguments(r)), count, size)
-
-    def _arguments(self, batch: np.ndarray, key: np.ndarray, rows: np.ndarray) -> list:
-        """Returns the inputs of a direction's program, on the devices."""
-        return [put_rows(self.mesh, batch), key, put_rows(self.mesh, rows)]
-
-
-def _noise_key(seed: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+        most = options.batch_size
+        return self._compiled.run(
+            function, self.params, inputs, key, first_row, most=most, options=options
+        )

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float16, Int, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Float16, Int, UInt8
 
 from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import average_velocity, samplers
@@ -71,6 +72,8 @@ class SampleOptions(NamedTuple):
             steps are one call each, with the guidance that it was trained for.
         times: a name of samplers.TIMES, the grid of the steps; not of "average".
         batch_size: rows of the program.
+        candidates: captions of each image, drawn from as many seeds, of which the one
+            is kept that text to image draws nearest to the image; 1 of text to image.
     """
 
     num_steps: int = 20
@@ -79,6 +82,7 @@ class SampleOptions(NamedTuple):
     solver: str = "euler"
     times: str = "release"
     batch_size: int = 64
+    candidates: int = 1
 
     def changed(self, changes: dict[str, Any]) -> "SampleOptions":
         """Returns the options with some of them replaced.
@@ -114,7 +118,7 @@ class SampleOptions(NamedTuple):
                     f"{prefix}{field} is {getattr(self, field)!r}; expected one of "
                     f"{', '.join(choices)}"
                 )
-        for field in ("num_steps", "batch_size"):
+        for field in ("num_steps", "batch_size", "candidates"):
             value = getattr(self, field)
             is_whole = isinstance(value, numbers.Integral) and value is not True
             if not is_whole or value < 1:
@@ -124,7 +128,22 @@ class SampleOptions(NamedTuple):
             raise UserError(
                 f"{prefix}scale is {self.scale}; expected a number, 1 for no guidance"
             )
+        if self.candidates > 1 and section == "sample":
+            raise UserError(
+                f"sample.candidates is {self.candidates}; expected 1: captions alone "
+                "are chosen among several"
+            )
+        if self.candidates > 1 and self.source == "mean":
+            raise UserError(
+                f"{prefix}candidates is {self.candidates} and {prefix}source is mean, "
+                "from which all of them are alike; expected source=sample"
+            )
         return self
+
+
+def noise_key(seed: int) -> np.ndarray:
+    """Returns the data of a seed's key, as the programs of both directions take it."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def _start(
@@ -248,12 +267,39 @@ class Programs(NamedTuple):
     ) -> Image:
         """Draws images of captions; key and row number decide the noise."""
         text_feats = self._features(params, ids)
+        tokens = self._draw(params, ids, text_feats, key, rows, options)
+        return self._decode_image(params, tokens, text_feats)
+
+    def drawing_error(
+        self,
+        params: Params,
+        ids: CaptionIds,
+        images: Image,
+        key: Key,
+        rows: Int[Array, " b"],
+        *,
+        options: SampleOptions,
+    ) -> Float[Array, " b"]:
+        """Returns mean squared errors of the tokens drawn of captions to images'."""
+        text_feats = self._features(params, ids)
+        drawn = self._draw(params, ids, text_feats, key, rows, options)
+        own = self.encode(params, images).mean
+        return jnp.square(drawn - own).mean((1, 2))
+
+    def _draw(
+        self,
+        params: Params,
+        ids: CaptionIds,
+        text_feats: TextFeatures,
+        key: Key,
+        rows: Int[Array, " b"],
+        options: SampleOptions,
+    ) -> Tokens:
         posterior = self._project_shared(params, ids, text_feats)
         z_txt = _start(posterior, key, rows, options.source)
         z_img = _flow(self.nets, params, "t2i", z_txt, options)
         # The flow runs on scaled tokens, the decoder takes raw ones.
-        raw = z_img / self.nets.tokenizer.latent_scale
-        return self._decode_image(params, raw, text_feats)
+        return z_img / self.nets.tokenizer.latent_scale
 
     def image_to_text(
         self,

@@ -1,17 +1,23 @@
 import logging
+import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import demo as demo_config
 from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.flow import samplers
 from flowtok_jax.pipeline import FlowTok, SampleOptions
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 
+COMPILED = re.compile(
+    "XLA compilation of jit\\((text_to_image|image_to_text|drawing_error)"
+)
 PROMPTS = [
     "a red circle at the top left",
     "a blue square at the top right",
@@ -64,7 +70,8 @@ def test_prompts_get_the_ids_of_the_release_s_tokenizer(tmp_path, monkeypatch):
     flowtok = FlowTok(nets, {"t2i": {}}, Vocabulary.load(str(tmp_path), 77))
     drawn = []
 
-    def draw(self, program, ids, *rest):
+    def draw(self, program, inputs, *rest):
+        (ids,) = inputs
         drawn.append(ids)
         return np.zeros((len(ids), 16, 16, 3), np.float32)
 
@@ -148,18 +155,19 @@ def test_after_compiling_neither_direction_compiles_for_numbers_like_these(
     flowtok, images, caplog
 ):
     fresh = copy(flowtok)
-    fresh.compile(batch_sizes=(1, 6), num_steps=3)
+    two = {"source": "sample", "candidates": 2}
+    fresh.compile(batch_sizes=(1, 6), num_steps=3, **two)
 
     def run(count):
-        drawn = fresh.text_to_image(PROMPTS[:count], num_steps=3)
-        fresh.image_to_text(images[:count], num_steps=3)
+        drawn = fresh.text_to_image(PROMPTS[:count], num_steps=3, source="sample")
+        fresh.image_to_text(images[:count], num_steps=3, **two)
         return drawn
 
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         run(1)
         five = run(5)  # in the program of six
-    assert not [m for m in caplog.messages if "_to_" in m and "XLA comp" in m]
-    whole = flowtok.text_to_image(PROMPTS[:6], num_steps=3)
+    assert not [m for m in caplog.messages if COMPILED.search(m)]
+    whole = flowtok.text_to_image(PROMPTS[:6], num_steps=3, source="sample")
     np.testing.assert_array_equal(five, whole[:5])
 
 
@@ -330,3 +338,60 @@ def test_wrong_options_and_values_are_refused_by_name(flowtok):
     side = flowtok.nets.tokenizer.image_size
     with pytest.raises(UserError, match=r"go from 200 to 200; .* \[0, 1\]"):
         flowtok.image_to_text(np.full((1, side, side, 3), 200.0))
+
+
+def test_of_several_captions_the_one_that_draws_nearest_is_kept(flowtok, images):
+    """A slow version: each caption drawn by itself, and compared in the open."""
+    count = 3
+    options = {"first_row": 2, "source": "sample"}
+    several = [
+        flowtok.image_to_text(images, seed=5 + k, **options) for k in range(count)
+    ]
+    own = np.asarray(flowtok.encode_image(images).mean)
+    errors = []
+    for captions in several:
+        ids = jnp.asarray(flowtok.vocabulary.encode(captions, warns=False))
+        tokens = drawn_tokens(flowtok, ids)
+        errors.append(
+            [np.square(a - b).mean() for a, b in zip(tokens, own, strict=True)]
+        )
+    best = np.argmin(errors, axis=0)
+    expected = [several[k][i] for i, k in enumerate(best)]
+    assert len(set(best)) > 1
+    found = flowtok.image_to_text(images, seed=5, candidates=count, **options)
+    assert found == expected
+    assert found not in several
+
+
+def drawn_tokens(flowtok, ids):
+    """Draws raw tokens of captions as the pipeline's options say, from the mean."""
+    nets = flowtok.nets
+    params = flowtok.params
+    feats = nets.clip.apply({"params": params["clip"]["clip"]}, ids)
+    t2i = params["t2i"]
+    z = nets.projector.apply({"params": t2i["projector"]}, feats).mean
+    velocity = samplers.guided(
+        lambda z, t, null: nets.dit.apply({"params": t2i["dit"]}, z, t, null),
+        flowtok.sample.scale,
+    )
+    z = samplers.euler(velocity, z, flowtok.sample.num_steps, flowtok.sample.times)
+    return np.asarray(z / nets.tokenizer.latent_scale)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda f, x: f.image_to_text(x, candidates=0), "candidates is 0; expected at"),
+        (
+            lambda f, x: f.image_to_text(x, candidates=2, source="mean"),
+            "expected source=sample",
+        ),
+        (
+            lambda f, x: f.text_to_image(PROMPTS, candidates=2),
+            "sample.candidates is 2; expected 1: captions alone",
+        ),
+    ],
+)
+def test_candidates_that_cannot_be_are_refused(flowtok, images, call, said):
+    with pytest.raises(UserError, match=said):
+        call(flowtok, images)

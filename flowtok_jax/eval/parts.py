@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -221,10 +222,9 @@ class PartMaker:
             "filters": config.data.filters.to_dict(),
         }
 
-    def _weights(self, part: type[Part]) -> dict[str, Any]:
+    def _weights(self, groups: Sequence[str]) -> dict[str, Any]:
         """Describes what the numbers depend on beside data and metrics."""
         config = self._config
-        groups = part.groups
         weights: dict[str, Any] = {"kind": "pretrained"}
         if self._opened.kind == RUN:
             steps = self._opened.steps
@@ -269,7 +269,7 @@ class PartMaker:
             self._flowtok,
             prompts,
             seed=config.eval.seed,
-            protocol=origin | self._weights(TextToImage) | sampler | image_size,
+            protocol=origin | self._weights(TextToImage.groups) | sampler | image_size,
             features=features,
             clip=self._clip_net(),
             scene_judge=scene_judge,
@@ -340,11 +340,14 @@ class PartMaker:
         # The digest of a protocol has what matters, and nothing more:
         data = {k: v for k, v in self._data(real).items() if k != "filters"}
         scale = {"text_scale": config.loss.i2t.text_scale}
+        groups = ImageToText.groups
+        if config.caption.candidates > 1:  # text to image chooses among them
+            groups = tuple(sorted({*groups, *TextToImage.groups}))
         return ImageToText(
             self._flowtok,
             real,
             seed=config.eval.seed,
-            protocol=data | self._weights(ImageToText) | scale | sampler,
+            protocol=data | self._weights(groups) | scale | sampler,
         )
 
     def _tokenizer(self) -> Part:
@@ -356,7 +359,7 @@ class PartMaker:
         return Reconstruction(
             self._flowtok,
             self.real,
-            protocol=self._data(self.real) | self._weights(Reconstruction),
+            protocol=self._data(self.real) | self._weights(Reconstruction.groups),
             features=self._features("", self.real.count),
             lpips=lpips,
             judged=self._judged,

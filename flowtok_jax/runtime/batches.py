@@ -111,34 +111,6 @@ def compile_rows(
     return start
 
 
-class ProgramCache:
-    """Compiled programs of functions, by the shapes of what they take.
-
-    With a mesh the results of a program are copied to all its devices.
-    """
-
-    def __init__(self, mesh: Mesh | None = None):
-        self._mesh = mesh
-        self._compiled: dict[tuple, Callable] = {}
-
-    def get(
-        self, function: Callable, params: Any, inputs: Sequence, **static: Any
-    ) -> Callable:
-        """Returns a function compiled for values as these, and static arguments."""
-        leaves, tree = jax.tree.flatten((params, inputs))
-        shapes = tuple((x.shape, x.dtype) for x in leaves)
-        key = (function.__name__, tree, shapes, *static.values())
-        if key not in self._compiled:
-            function = functools.partial(function, **static)
-            if self._mesh is None:
-                program = jax.jit(function)
-            else:
-                whole = replicated(self._mesh)
-                program = jax.jit(in_mesh(self._mesh, function), out_shardings=whole)
-            self._compiled[key] = program.lower(params, *inputs).compile()
-        return self._compiled[key]
-
-
 def run_rows(start: Callable[[np.ndarray], Any], count: int, size: int) -> Any:
     """Runs `count` rows, 1 at least, through a program, and joins the results.
 
@@ -169,3 +141,84 @@ def map_ahead(
             yield first, future.result()
     for item, future in waiting:
         yield item, future.result()
+
+
+class RowPrograms:
+    """Programs of rows, compiled once for each of their shapes and options.
+
+    Their functions take parameters, inputs of as many rows each, a key and the rows'
+    numbers, which with the key decide a row's noise; and options by name. With a mesh
+    the rows are split over its devices, and the results are copied to all.
+    """
+
+    def __init__(self, mesh: Mesh | None = None):
+        self._mesh = mesh
+        self._compiled: dict[tuple, Callable] = {}
+
+    def get(
+        self, function: Callable, params: Any, inputs: Sequence, **static: Any
+    ) -> Callable:
+        """Returns a function compiled for values as these, and static arguments."""
+        leaves, tree = jax.tree.flatten((params, inputs))
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        key = (function.__name__, tree, shapes, *static.values())
+        if key not in self._compiled:
+            function = functools.partial(function, **static)
+            if self._mesh is None:
+                program = jax.jit(function)
+            else:
+                whole = replicated(self._mesh)
+                program = jax.jit(in_mesh(self._mesh, function), out_shardings=whole)
+            self._compiled[key] = program.lower(params, *inputs).compile()
+        return self._compiled[key]
+
+    def run(
+        self,
+        function: Callable,
+        params: Any,
+        inputs: Sequence[np.ndarray],
+        key: np.ndarray,
+        first_row: int,
+        *,
+        most: int,
+        **static: Any,
+    ) -> Any:
+        """Runs all rows of the inputs through one program, the last batch filled up.
+
+        Args:
+            first_row: number of the first row.
+            most: rows of a program at most.
+        """
+        count = len(inputs[0])
+
+        def arguments(rows: np.ndarray) -> list:
+            # The last row is repeated; its noise is that of a row of its own.
+            taken = np.minimum(rows, count - 1)
+            return self._put([x[taken] for x in inputs], key, first_row + rows)
+
+        size = program_rows(count, most, row_parts(self._mesh))
+        program = self.get(function, params, arguments(np.arange(size)), **static)
+        return run_rows(lambda rows: program(params, *arguments(rows)), count, size)
+
+    def compile(
+        self,
+        function: Callable,
+        params: Any,
+        row: Sequence[np.ndarray],
+        key: np.ndarray,
+        count: int,
+        *,
+        most: int,
+        **static: Any,
+    ) -> None:
+        """Compiles the program that `run` takes for so many rows as this one."""
+        rows = np.arange(program_rows(count, most, row_parts(self._mesh)))
+        inputs = self._put([x[0 * rows] for x in row], key, rows)
+        self.get(function, params, inputs, **static)
+
+    def _put(
+        self, inputs: Sequence[np.ndarray], key: np.ndarray, rows: np.ndarray
+    ) -> list:
+        """Puts what a program takes on the devices."""
+        arrays = [put_rows(self._mesh, x) for x in inputs]
+        return [*arrays, key, put_rows(self._mesh, rows)]

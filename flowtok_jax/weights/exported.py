@@ -139,6 +139,7 @@ def _describe(program: RowProgram, made: export.Exported) -> dict[str, Any]:
     (output,) = made.out_avals
     options = program.options._asdict()
     del options["batch_size"]  # any number of rows
+    del options["candidates"]  # a program gives one caption
     return {
         "groups": sorted(program.params),
         "arguments": {"inputs": inputs, "seed": seed, "rows": rows},  # after params

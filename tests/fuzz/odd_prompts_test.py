@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.modes.prompts import collect_prompts
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime.batches import RowPrograms
 from flowtok_jax.runtime.errors import UserError
 from tests import tiny
 from tests.fuzz.bounds import check_error, fresh, odd, opened
 from tests.fuzz.strategies import caption_bytes, plain_captions, typed_names, words
 
+CONTEXT = 8
 
-class Unrun(FlowTok):
-    """A pipeline that checks what it is given, keeps it, and draws nothing of it."""
 
-    def _program(self, function, inputs, **static):
-        side = self.nets.tokenizer.image_size
-        shape = (self.vocabulary.context,)
+class Kept(RowPrograms):
+    """Programs that keep what they are given, and compute nothing of it."""
+
+    def get(self, function, params, inputs, **static):
+        side = function.__self__.nets.tokenizer.image_size
+        shape = (CONTEXT,)
         if function.__name__ == "text_to_image":
             shape = (side, side, 3)
 
@@ -33,9 +36,21 @@ class Unrun(FlowTok):
         return program
 
 
+class Unrun(FlowTok):
+    """A pipeline that checks what it is given, keeps it, and draws nothing of it."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._compiled = Kept()
+
+    @property
+    def inputs(self) -> np.ndarray:
+        return self._compiled.inputs
+
+
 @functools.cache
 def unrun() -> Unrun:
-    vocabulary = Vocabulary.train(["a red circle", "a blue square"], 50, 8)
+    vocabulary = Vocabulary.train(["a red circle", "a blue square"], 50, CONTEXT)
     return Unrun(tiny.nets(), {"t2i": {}, "i2t": {}}, vocabulary)
 
 
