@@ -405,6 +405,10 @@ def _add_measures(config: ConfigDict) -> None:
             # Training uses config.mesh.
             "devices": 1,
             "profile": False,  # profiles one more call of sampling: time by module
+            # In place of the parts above, the rows of a suite for one device, see
+            # perf/suite_table.py: full, or small, tiny networks for a CPU; "": none.
+            "suite": "",
+            "minutes": 8.0,  # after which no row of the suite is begun
         }
     )
 

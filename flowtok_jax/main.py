@@ -29,6 +29,7 @@ Plan: size and work on hardware that is elsewhere, speed on this:
   python -m flowtok_jax.main --mode=compile --config=configs/h.py \\
       --topology=a100:8
   python -m flowtok_jax.main --mode=bench --config=configs/xl.py
+  python -m flowtok_jax.main --mode=bench --config.bench.suite=full
 
 The keys of a config, all or some, with their meaning; or the values of one:
 
@@ -73,6 +74,7 @@ from flowtok_jax.train.summary import config_text
 
 HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 HELP_CONFIG = "--help_config"
+SUITE = "--config.bench.suite="
 
 # The flags in the order in which a person needs them, and what a value is.
 FLAG_GROUPS = {
@@ -174,6 +176,9 @@ def parse_flags(argv: list[str]) -> Arguments:
         UserError: saying what was wrong with it.
     """
     argv = find_configs(argv)
+    if not named_config(argv) and any(a.startswith(SUITE) for a in argv):
+        # A suite has sizes of its own. The config comes first, then what changes it.
+        argv = [argv[0], f"--config={DEFAULT}", *argv[1:]]
     argv = check_config_flags(argv)
     named = named_config(argv)
     changes = []

@@ -1,10 +1,12 @@
 """--mode=bench: how fast the programs run that a config asks for.
 
     python -m flowtok_jax.main --mode=bench --config=configs/xl.py
+    python -m flowtok_jax.main --mode=bench --config.bench.suite=full
 
 Times are of single calls, each waited for, after the calls that warm up; figures are
 their medians. The program's compilation and its first call are told apart from them.
-Tables go to stdout; the last line is one JSON object, also in WORKDIR/bench.json.
+Tables go to stdout; the last line is one JSON object, also in WORKDIR/bench.json. A
+suite measures rows of its own (perf/suite_table.py), kept in WORKDIR/bench_suite.json.
 """
 
 import itertools
@@ -15,11 +17,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from flowtok_jax.modes.arguments import Arguments
-from flowtok_jax.perf import tables, work
+from flowtok_jax.modes.arguments import RUNS, Arguments
+from flowtok_jax.perf import suite, suite_table, tables, work
 from flowtok_jax.perf.machine import describe_machine
 from flowtok_jax.perf.programs import choose_stage
+from flowtok_jax.perf.suite_rows import RowTimer
 from flowtok_jax.runtime.cli import say, typed_command
+from flowtok_jax.runtime.compilation_cache import fresh_cache
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, to_place, write_json
@@ -41,6 +45,8 @@ class BenchOptions(NamedTuple):
     warmup: int
     devices: int
     profile: bool
+    suite: str
+    minutes: float
 
     def check(self) -> "BenchOptions":
         """Returns the options unchanged, or raises a UserError naming what is wrong."""
@@ -59,6 +65,11 @@ class BenchOptions(NamedTuple):
                     )
             if name in ("repeats", "warmup") and values < 1:
                 raise UserError(f"bench.{name} is {values}; expected at least 1")
+        if self.suite not in ("", *suite_table.SUITES):
+            known = ", ".join(suite_table.SUITES)
+            raise UserError(f"bench.suite is {self.suite!r}; expected one of {known}")
+        if not self.minutes > 0:
+            raise UserError(f"bench.minutes is {self.minutes}; expected more than 0")
         if not 0 <= self.devices <= jax.device_count():
             raise UserError(
                 f"bench.devices is {self.devices}; expected 1 to {jax.device_count()}, "
@@ -71,6 +82,15 @@ def run(arguments: Arguments) -> int:
     """Times the programs, and says the report as one JSON object."""
     flags = arguments.flags
     config = arguments.config()
+    if named := config.bench.suite:
+        if flags.checkpoint:
+            raise UserError(
+                f"--checkpoint is given, and bench.suite={named}, whose weights are "
+                "random; expected one of them"
+            )
+        workdir = to_place(flags.workdir or f"{RUNS}/bench_{named}")
+        say(json.dumps(bench_suite(config, workdir)))
+        return 0
     weights = arguments.weights if flags.checkpoint else None
     workdir = to_place(flags.workdir) if flags.workdir else None
     say(json.dumps(bench(config, weights, workdir)))
@@ -112,6 +132,35 @@ def bench(
             if workdir:
                 write_json(workdir / FILE, report)
             tables.show_bench(report)
+    return report
+
+
+def bench_suite(config: ConfigDict, workdir: Place) -> dict[str, Any]:
+    """Measures rows of the suite that `config.bench` names; shows a table.
+
+    Raises:
+        UserError: for options that are wrong, a CPU that would take hours, or a workdir
+            with another suite's rows.
+    """
+    options = BenchOptions(**config.bench).check()
+    device = jax.devices()[0]
+    chosen = suite_table.SUITES[options.suite]
+    if options.suite == suite_table.FULL and device.platform == "cpu":
+        raise UserError(
+            f"bench.suite is {options.suite!r} and the device a CPU, which would take "
+            f"hours; expected a GPU or TPU, or --config.bench.suite={suite_table.SMALL}"
+        )
+    check_writable(workdir / suite.FILE)
+    calls = {"repeats": options.repeats, "warmup": options.warmup}
+    others = {k: v for k, v in config.to_dict().items() if k != "bench"}
+    settings = [others, calls, chosen._asdict()]
+    file = suite.SuiteFile(workdir / suite.FILE, options.suite, settings)
+    rows = suite_table.rows_for(chosen.rows, device.platform)
+    with fresh_cache():
+        measure = RowTimer(config, chosen, **calls).measure
+        report = suite.run_suite(rows, measure, file, options.minutes)
+    report |= {"command": typed_command(), "minutes": options.minutes}
+    tables.show_suite(report)
     return report
 
 

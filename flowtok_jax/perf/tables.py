@@ -6,7 +6,11 @@ import rich.box
 import rich.console
 import rich.table
 
+from flowtok_jax.runtime.cli import wrap_text
+
 COLUMNS = ("batch", "steps", "p50 s", "p95 s", "images/s", "TFLOP/s", "MFU", "GiB")
+
+SUITE_COLUMNS = ("images/s", "TFLOP/s", "MFU", "of own", "GiB", "cold", "warm")
 
 
 def show_bench(report: dict[str, Any]) -> None:
@@ -33,9 +37,75 @@ def show_bench(report: dict[str, Any]) -> None:
             f"{run['memory']['program_gib']:.2f}",
         )
     console.print(table)
-    for run in report["runs"]:
+    _show_profiles(console, report["runs"])
+
+
+def _show_profiles(console: rich.console.Console, runs: list[dict[str, Any]]) -> None:
+    for run in runs:
         if "profile" in run:
             console.print(_profile_table(run))
+
+
+def show_suite(report: dict[str, Any]) -> None:
+    """Prints the report of --mode=bench with a suite, and which rows it lacks."""
+    console = rich.console.Console(width=80)
+    rows = [row for row in report["rows"] if "reason" not in row]
+    table = rich.table.Table(
+        title=f"{report['machine']['device_kind']}, suite {report['suite']}",
+        box=rich.box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption="MFU: share of the published peak; of own: of the matmul above; cold, "
+        "warm: seconds to compile without the cache and with it",
+    )
+    table.add_column("row", no_wrap=True)
+    for name in SUITE_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_suite_cells(row))
+    console.print(table)
+    _show_profiles(console, rows)
+    for row in report["rows"]:
+        if "reason" in row:
+            _show_text(console, f"{row['name']}: {row['reason']}")
+    total = len(report["rows"]) + len(report["left"])
+    failed = len(report["rows"]) - len(rows)
+    counts = f"{len(rows)} of {total} rows measured, {failed} failed"
+    if not report["left"]:
+        _show_text(console, f"{counts}; all rows are there")
+        return
+    left = ", ".join(report["left"])
+    _show_text(
+        console,
+        f"{counts}; the {report['minutes']:g} minutes of bench.minutes were not enough "
+        f"for {len(report['left'])}, and the same command goes on with them: {left}",
+    )
+
+
+def _show_text(console: rich.console.Console, text: str) -> None:
+    for line in wrap_text(text, ""):
+        console.print(line, markup=False, highlight=False)
+
+
+def _suite_cells(row: dict[str, Any]) -> list[str]:
+    """Returns the cells of a row that was measured."""
+    name = row["name"]
+    rate = f"{row['tflops_per_sec']:.3g}"
+    if "images_per_sec" not in row:  # a matrix product
+        return [name, "", rate]
+    if row["part"] == "train":
+        name += f", batch {row['batch_size']}"
+    shares = (row["mfu"], row["mfu_by_matmul"])
+    speed = row["images_per_sec"]
+    times = (row["compile_seconds"], row.get("warm_compile_seconds"))
+    return [
+        name,
+        f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
+        rate,
+        *("-" if share is None else f"{100 * share:.1f} %" for share in shares),
+        f"{row['memory']['program_gib']:.2f}",
+        *("" if seconds is None else f"{seconds:.1f}" for seconds in times),
+    ]
 
 
 def _profile_table(run: dict[str, Any]) -> rich.table.Table:

@@ -30,6 +30,10 @@ CURE = "lower bench.batch_sizes, or take more devices (config.mesh, bench.device
 SEED = 0  # of random weights and inputs
 
 
+class TooLargeError(UserError):
+    """A program that needs more memory than a device has."""
+
+
 class Work(NamedTuple):
     """A compiled program, its arguments, and its work by arithmetic.
 
@@ -107,13 +111,13 @@ def _fill(abstract: Any, vocab_size: int) -> jax.Array:
 
 @contextlib.contextmanager
 def fitting(name: str) -> Iterator[None]:
-    """Makes a UserError of a device's memory that runs out within."""
+    """Makes a TooLargeError of a device's memory that runs out within."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
+        raise TooLargeError(
             f"{name} does not fit into the memory of a device; {CURE}"
         ) from error
 
@@ -127,7 +131,7 @@ def _compile(
         The fields of Work that come of it.
 
     Raises:
-        UserError: where the program needs more of a device than there is.
+        TooLargeError: where the program needs more of a device than there is.
     """
     room = room_gib(devices)
     begun = time.perf_counter()
@@ -143,7 +147,7 @@ def _compile(
             compiled = step.program.lower(*step.arguments).compile()
         needed = programs.memory_of(compiled)["total_gib"]
     if needed > room:
-        raise UserError(
+        raise TooLargeError(
             f"{name} needs {needed:.1f} GiB of a device and there are {room:.1f}; "
             f"{CURE}"
         )

@@ -5,6 +5,7 @@ alone. Programs for a CPU use the instructions that it has, which JAX's key leav
 each kind of processor has a folder of its own.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -12,8 +13,11 @@ import os
 import pathlib
 import platform
 import stat
+import tempfile
+from collections.abc import Iterator
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 # Where compiled programs are kept; "off" for nowhere.
 VARIABLE = "FLOWTOK_COMPILATION_CACHE"
@@ -76,6 +80,31 @@ def use_compilation_cache() -> None:
     options.update("jax_compilation_cache_max_size", MAX_BYTES)
     options.update("jax_persistent_cache_min_entry_size_bytes", -1)
     options.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+
+
+@contextlib.contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Keeps programs in a folder that is empty at first and goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="flowtok_programs_") as folder:
+        options = {
+            "jax_enable_compilation_cache": True,
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }
+        before = {name: getattr(jax.config, name) for name in options}
+        try:
+            _configure(options)
+            yield
+        finally:
+            _configure(before)
+
+
+def _configure(options: dict[str, object]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    # JAX opens a folder once, and would go on with the one that it has.
+    compilation_cache.reset_cache()
 
 
 def _why_unsafe(folder: pathlib.Path) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from configs import demo
 from flowtok_jax.models.build import make_nets
-from flowtok_jax.perf import flops
+from flowtok_jax.perf import flops, suite_table
+from flowtok_jax.perf.suite import FILE
 from flowtok_jax.perf.work import fitting
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
@@ -16,6 +17,7 @@ from tests import run
 
 BENCH = ("--mode=bench", f"--config={run.CONFIG}", *run.flags())
 ROWS = 8
+SUITE_ROWS = ("matmul bfloat16", "sample xl 1 average 1 xla")
 RUN_KEYS = {
     *("part", "batch_size", "devices", "options", "images_per_sec", "seconds"),
     *("model_tflop_per_call", "model_gflop_per_image", "tflops_per_sec", "mfu"),
@@ -134,6 +136,15 @@ def test_weights_of_other_sizes_are_refused(cli, demo):
         (["bench.num_steps=(2.5,)"], ["expected whole numbers"]),
         (["bench.repeats=0"], ["bench.repeats is 0"]),
         (["bench.warmup=0"], ["bench.warmup is 0"]),
+        (["bench.suite=all"], ["bench.suite is 'all'", "one of full, small"]),
+        (["bench.minutes=0"], ["bench.minutes is 0.0", "more than 0"]),
+        (
+            ["bench.suite=full"],
+            [
+                "bench.suite is 'full' and the device a CPU",
+                "--config.bench.suite=small",
+            ],
+        ),
         (["bench.devices=9"], ["bench.devices is 9", "1 to 8"]),
         (
             ["bench.devices=0", "bench.batch_sizes=(12,)"],
@@ -171,6 +182,41 @@ def test_what_was_measured_stays_where_the_next_is_too_large(cli, tmp_path):
     assert "batch 1000000000 needs" in outcome.complaint
     report = json.loads((tmp_path / "bench.json").read_text())
     assert [r["batch_size"] for r in report["runs"]] == [2]
+
+
+@pytest.fixture
+def two_rows(monkeypatch):
+    """The suite for a CPU with two rows."""
+    rows = suite_table.SUITES["small"].rows
+    kept = tuple(r for r in rows if r.name in SUITE_ROWS)
+    small = suite_table.SUITES["small"]._replace(rows=kept)
+    monkeypatch.setitem(suite_table.SUITES, "small", small)
+
+
+def test_a_suite_needs_no_config_and_the_same_command_goes_on(cli, two_rows, tmp_path):
+    command = ("--mode=bench", "--config.bench.suite=small", f"--workdir={tmp_path}")
+    command += ("--config.bench.repeats=1",)
+    for measured in (1, 1, 0):  # each command one row, the last none
+        outcome = cli(*command, "--config.bench.minutes=1e-6")
+        assert outcome.status == 0, outcome.stderr
+        report = json.loads(outcome.stdout.splitlines()[-1])
+        assert report["measured_now"] == measured
+    assert [row["name"] for row in report["rows"]] == list(SUITE_ROWS)
+    assert report["rows"] == json.loads((tmp_path / FILE).read_text())["rows"]
+    assert report["machine"]["devices"] == 1
+    assert "--config.bench.suite=small" in report["command"]
+    shown = outcome.stdout.splitlines()[:-1]
+    assert max(map(len, shown)) <= 80
+    assert "2 of 2 rows measured, 0 failed; all rows are there" in shown
+    assert any(line.startswith(f" {SUITE_ROWS[1]}") for line in shown)
+
+
+def test_a_suite_has_weights_of_its_own(cli, demo):
+    outcome = cli(
+        "--mode=bench", "--config.bench.suite=small", f"--checkpoint={demo.workdir}"
+    )
+    assert outcome.status == 2
+    assert "--checkpoint is given, and bench.suite=small" in outcome.complaint
 
 
 def test_memory_that_a_device_runs_out_of_is_the_users_to_mend():
