@@ -86,8 +86,7 @@ def find_batch(
         refused = min((b for b, gib in tried.items() if gib is None), default=most + 1)
         if refused == 1:
             raise work.TooLargeError(f"a batch of 1 does not fit into {room:.1f} GiB")
-        known = {b: gib for b, gib in tried.items() if gib is not None}
-        fitting = {b: gib for b, gib in known.items() if b < refused}
+        fitting = {b: gib for b, gib in tried.items() if gib is not None}
         batch = _next_batch(fitting, refused, room) if fitting else refused // 2
         if batch in fitting:
             return batch
