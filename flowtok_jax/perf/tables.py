@@ -97,7 +97,7 @@ def _suite_cells(row: dict[str, Any]) -> list[str]:
         name += f", batch {row['batch_size']}"
     shares = (row["mfu"], row["mfu_by_matmul"])
     speed = row["images_per_sec"]
-    times = (row["compile_seconds"], row.get("warm_compile_seconds"))
+    times = [row.get(f"{kind}compile_seconds") for kind in ("", "warm_")]
     return [
         name,
         f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",

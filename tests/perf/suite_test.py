@@ -187,6 +187,7 @@ def test_every_kind_of_row_is_measured_once(little_memory, tmp_path, capsys):
     # Two steps with guidance are four calls of the DiT, one step of a student is one.
     assert average["model_tflop_per_call"] < euler["model_tflop_per_call"]
     assert "cuDNN" in cudnn["reason"]
+    assert "compile_seconds" not in profile
     assert {m["network"] for m in profile["profile"]["modules"]} >= {"dit", "decoder"}
     assert (train["batch_size"], train["options"]["stage"]) == (4, "t2i")
     assert [batch for batch, gib in train["tried"] if gib is not None] == [2, 4]
