@@ -3,6 +3,8 @@
 import reprlib
 from collections.abc import Callable, Mapping
 
+EXPECTED = "; expected "  # stands between what is wrong and what would be right
+
 
 class UserError(ValueError):
     """A mistake that the user can mend; one line says what, got, expected, cure.
@@ -71,8 +73,20 @@ def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> Non
         raise next(iter(found.values()))
     if found:
         width = max(map(len, found))
-        lines = [f"  {subject:<{width}}  {error}" for subject, error in found.items()]
+        errors, cure = _split_cure([str(error) for error in found.values()])
+        pairs = zip(found, errors, strict=True)
+        lines = [f"  {subject:<{width}}  {error}" for subject, error in pairs]
         # Another try helps only where nothing but a store stands in the way.
         stores = all(isinstance(error, StoreError) for error in found.values())
         kind = StoreError if stores else UserError
-        raise kind("\n".join([f"{what}; {len(lines)} things are wrong:", *lines]))
+        first = f"{what}; {len(lines)} things are wrong:"
+        raise kind("\n".join([first, *lines, *cure]))
+
+
+def _split_cure(errors: list[str]) -> tuple[list[str], list[str]]:
+    """Splits off what all the errors expect alike, which is then said once."""
+    parts = [error.rpartition(EXPECTED) for error in errors]
+    cures = {cure if found else None for _, found, cure in parts}
+    if len(cures) > 1 or None in cures:
+        return errors, []
+    return [what for what, _, _ in parts], [f"  expected {cures.pop()}"]

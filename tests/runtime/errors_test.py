@@ -36,6 +36,26 @@ def test_several_errors_are_listed_with_their_subjects():
     ]
 
 
+def test_what_all_errors_expect_alike_is_said_once():
+    checks = {"clip": fails("a is 1; expected c"), "t2i": fails("b is 2; expected c")}
+    with pytest.raises(UserError) as error:
+        raise_together(checks, "it cannot start")
+    assert str(error.value).splitlines() == [
+        "it cannot start; 2 things are wrong:",
+        "  clip  a is 1",
+        "  t2i   b is 2",
+        "  expected c",
+    ]
+    checks["x"] = fails("c is 3; expected d")
+    with pytest.raises(UserError) as error:
+        raise_together(checks, "it cannot start")
+    assert str(error.value).splitlines()[1:] == [
+        "  clip  a is 1; expected c",
+        "  t2i   b is 2; expected c",
+        "  x     c is 3; expected d",
+    ]
+
+
 @pytest.mark.parametrize("other", [StoreError, UserError])
 def test_another_try_helps_only_where_all_that_fails_is_a_store(other):
     checks = {"data": fails("503", StoreError), "weights": fails("none", other)}
