@@ -52,7 +52,7 @@ def get_config(size: str = AUTO) -> ConfigDict:
     config.checkpoint.every = 200
     config.log.update({"every": 50, "preview_every": 500, "preview_samples": 16})
     config.sample.batch_size = config.caption.batch_size = 64
-    config.caption.update({"source": "mean", "scale": 1.5})
+    config.caption.update({"scale": 1.5, "candidates": 8})
     config.eval.update({"after_training": True, "samples": 256})
     # As in configs/demo.py, whose comments say why.
     config.loss.tokenizer.kl_weight = 1e-7

@@ -253,7 +253,8 @@ def _preview_images(model: PreviewModel, examples: Any) -> Preview:
 def _preview_captions(model: PreviewModel, examples: Any) -> Preview:
     """Describes the examples' images in few steps."""
     examples = examples.with_images(model)
-    captions = model.image_to_text(examples.floats, solver=samplers.AVERAGE)
+    one = {"solver": samplers.AVERAGE, "candidates": 1}
+    captions = model.image_to_text(examples.floats, **one)
     return Preview("few_steps", captions=captions, described=examples.images)
 
 

@@ -81,7 +81,8 @@ def i2t_loss(
 def _preview(model: PreviewModel, examples: Any) -> Preview:
     """Describes the examples' images."""
     examples = examples.with_images(model)  # of stored latents there are none
-    captions = model.image_to_text(examples.floats)
+    # A preview has no text to image, to choose among candidates.
+    captions = model.image_to_text(examples.floats, candidates=1)
     return Preview("image_to_text", captions=captions, described=examples.images)
 
 
