@@ -137,6 +137,9 @@ def _add_compute(config: ConfigDict) -> None:
             # [b*m d], with blocks unrolled: for CPUs, where training takes about three
             # quarters of the time (docs/speed.md).
             "layout": "batch",
+            # Weights of blocks while drawing and captioning: "" as they are, int8, or
+            # int8_dynamic, which rounds what they multiply too (docs/speed.md).
+            "quantize": "",
         }
     )
     # Grid of devices: copies of the parameters, parts of them, parts of a layer. One

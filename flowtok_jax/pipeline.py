@@ -30,6 +30,7 @@ from flowtok_jax.data.inputs import (
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.models.quantized import check_exact, quantize_blocks
 from flowtok_jax.runtime.batches import RowPrograms, put_rows
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
@@ -118,12 +119,14 @@ class FlowTok:
         weights: Weights,
         config: ConfigDict | None = None,
         mesh: Mesh | None = None,
+        quantize: str | None = None,
     ) -> "FlowTok":
         """Loads every group of opened weights, and what these groups need.
 
         Args:
             config: used in place of the stored one, to sample with other options.
             mesh: the devices to work on.
+            quantize: used in place of the config's `compute.quantize`.
 
         Raises:
             UserError: where weights do not exist, are damaged or incomplete.
@@ -138,6 +141,9 @@ class FlowTok:
         places = places_of(weights, needed, config)
         wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)
+        quantize = config.compute.quantize if quantize is None else quantize
+        if quantize:
+            nets, params = quantize_blocks(nets, params, quantize)
         vocabulary = weights.vocabulary(config.latent.tokens)
         return cls.from_config(config, params, vocabulary, mesh, nets)
 
@@ -149,6 +155,7 @@ class FlowTok:
         *,
         local_files_only: bool = False,
         mesh: Mesh | None = None,
+        quantize: str | None = None,
     ) -> "FlowTok":
         """Loads weights of a directory, that ship with the package, or of a repository
         on the Hugging Face hub.
@@ -160,12 +167,13 @@ class FlowTok:
             config: used in place of the stored one, to sample with other options.
             local_files_only: takes a hub id from the cache, without the network.
             mesh: the devices to work on.
+            quantize: "int8" or "int8_dynamic" for weights in less memory.
 
         Raises:
             UserError: where the weights do not exist, are damaged or incomplete.
         """
         weights = open_weights(source, local_files_only=local_files_only)
-        return cls.from_weights(weights, config, mesh)
+        return cls.from_weights(weights, config, mesh, quantize)
 
     def save_pretrained(
         self, directory: str | Place, *, dtype: str = "float32"
@@ -180,6 +188,7 @@ class FlowTok:
             UserError: where the directory has something in it already, or float16
                 cannot hold a parameter.
         """
+        check_exact(self.params)
         config = pretrained.make_stored_config(
             self.nets,
             sample=self.sample._asdict(),
@@ -336,6 +345,7 @@ class FlowTok:
             UserError: where the directory has something in it already, an option is
                 none, or a program cannot be made for every number of rows.
         """
+        check_exact(self.params)
         programs = list(self._directions(options))
         save = self.save_pretrained
         write_programs(to_place(directory), programs, self.vocabulary, platforms, save)

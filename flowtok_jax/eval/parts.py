@@ -237,6 +237,9 @@ class PartMaker:
                 self._digests[group] = params_sha256(params)
         digests = {group: self._digests[group] for group in groups}
         found = {"weights": weights | {"sha256": digests}}
+        # Integers have one digest, whether activations are rounded too or not.
+        if how := config.compute.quantize:
+            found["quantize"] = how
         return {**found, "precision": config.compute.dtype, "seed": config.eval.seed}
 
     def _sampler(self, section: str) -> dict[str, Any]:

@@ -65,8 +65,12 @@ def dot_general(layout: str) -> Callable[..., Array] | None:
     return _dot_rows if layout == "rows" else None
 
 
-def _dot_rows(x: Array, kernel: Float[Array, "d f"], dims: Any, **kwargs) -> Array:
-    """Multiplies the last axis of x with a kernel, as a product of two matrices."""
+def _dot_rows(x: Array, kernel: Any, dims: Any, **kwargs) -> Array:
+    """Multiplies the last axis of x with a kernel, as a product of two matrices.
+
+    Args:
+        kernel: [d f], a float array or quantized.
+    """
     rows = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **kwargs)
     return out.reshape(*x.shape[:-1], -1)

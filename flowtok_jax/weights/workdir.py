@@ -75,6 +75,7 @@ FREE = (
     "train.steps_per_call",
     "compute.remat",
     "compute.layout",
+    "compute.quantize",
     VOCABULARY_SHA256,
 )
 

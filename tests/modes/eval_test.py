@@ -238,6 +238,23 @@ def test_batch_chunk_and_devices_do_not_change_the_numbers(cli, demo, whole, tmp
     assert names == {x["name"] for x in wanted.values()}
 
 
+@pytest.mark.filterwarnings("ignore:'VariableState':DeprecationWarning")  # of qwix
+def test_quantized_weights_are_evaluated_under_another_name(cli, demo, whole, tmp_path):
+    pytest.importorskip("qwix")
+    exact = results(whole[0])["t2i"]
+    names = {exact["name"]}
+    digests = {exact["protocol"]["weights"]["sha256"]["t2i"]}
+    for how in ("int8", "int8_dynamic"):
+        chosen = {"compute.quantize": how, "eval.parts": "t2i"}
+        outcome = cli(*command(demo, tmp_path / how, **chosen))
+        assert outcome.status == 0, outcome.stderr
+        found = results(tmp_path / how)["t2i"]
+        assert found["protocol"]["quantize"] == how
+        names.add(found["name"])
+        digests.add(found["protocol"]["weights"]["sha256"]["t2i"])
+    assert (len(names), len(digests)) == (3, 2)
+
+
 def test_sigterm_ends_it_in_one_line_and_two_processes_go_on(demo, whole, tmp_path):
     """What one process of 8 devices began, two of 4 finish: the same JSON."""
     arguments = command(demo, tmp_path, **{"eval.parts": "t2i,tokenizer"})
