@@ -235,7 +235,8 @@ def check_values(config: ConfigDict) -> None:
     for key, value in flatten(config.to_dict()).items():
         if key.rpartition(".")[2] == "seed":
             check_seed(key, value)
-    if not config.stages:
+    # A pretrained directory's config has no stages.
+    if "stages" in config and not config.stages:
         raise UserError("stages is empty; expected at least one, as in t2i")
 
 

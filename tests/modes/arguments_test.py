@@ -81,6 +81,13 @@ def test_a_config_takes_its_sizes_from_the_workdir_that_it_trained_in(
     assert config.dit.to_dict() == parsed.weights.config.dit.to_dict()
 
 
+def test_flags_change_the_config_of_a_pretrained_directory_which_has_no_stages():
+    changes = ["--config.sample.scale=3", "--config.compute.quantize=int8"]
+    config = arguments(changes=changes, checkpoint="emoji").weights_config()
+    assert "stages" not in config
+    assert (config.sample.scale, config.compute.quantize) == (3.0, "int8")
+
+
 def test_folders_below_home_are_found_and_none_is_made_named_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
