@@ -144,7 +144,13 @@ def spread(state, frozen, step, sizes):
 
 @pytest.mark.parametrize(
     ("task", "sizes"),
-    [("t2i", (8, 1, 1)), ("t2i", (2, 2, 2)), ("tokenizer", (1, 4, 2))],
+    [
+        ("t2i", (8, 1, 1)),
+        ("t2i", (2, 2, 2)),
+        ("tokenizer", (1, 4, 2)),
+        ("t2i_distilled", (2, 2, 2)),
+        ("i2t_distilled", (1, 4, 2)),
+    ],
 )
 def test_eight_devices_compute_what_one_does(task, sizes):
     state, frozen, step = setting(task)
