@@ -112,7 +112,9 @@ def check_forward(check: Check) -> None:
         check.compare("velocity", velocity, BFLOAT16, note=" (bfloat16)")
 
 
-def _losses(nets: Nets, params: Params, batch: dict[str, jax.Array]) -> dict[str, Any]:
+def release_losses(
+    nets: Nets, params: Params, batch: dict[str, jax.Array]
+) -> dict[str, Any]:
     """Computes the release's losses at given noise, times and null rows."""
     posterior = nets.projector.apply({"params": params["projector"]}, batch["text"])
     z_src = posterior.mean + posterior.std * batch["eps"]
@@ -131,7 +133,7 @@ def _losses(nets: Nets, params: Params, batch: dict[str, jax.Array]) -> dict[str
 def check_loss(check: Check) -> None:
     """Checks each term and the total, with several null rows and with one."""
     model = load_golden(check.goldens, check.name.removesuffix(".loss"))
-    run = jax.jit(functools.partial(_losses, model.nets))
+    run = jax.jit(functools.partial(release_losses, model.nets))
     batch = {key: check.input(key) for key in ("text", "eps", "image_tokens", "t")}
     for suffix in ("", "_single"):
         parts = run(model.params, batch | {"null": check.input(f"null{suffix}")})
@@ -196,7 +198,7 @@ def check_train(check: Check) -> None:
     )
 
     def loss(trained, frozen, batch, key):
-        parts = _losses(model.nets, trained, batch)
+        parts = release_losses(model.nets, trained, batch)
         return (parts["flow"] + parts["align"] + 1e-4 * parts["kl"]).mean(), {}
 
     step = jax.jit(
