@@ -220,33 +220,49 @@ def ratio(result: Mapping[str, Any], clock: str) -> float:
     return float(ours / theirs)
 
 
+def machine_line(result: Mapping[str, Any]) -> str:
+    """Describes what a row was measured with."""
+    cores = result["machine"]["cores"]
+    about = result["about"]
+    return (
+        f"{result['cores'] or cores} of {cores} cores of "
+        f"{result['machine']['processor']}, torch {about['torch']}, jax {about['jax']}"
+    )
+
+
+def table_line(result: Mapping[str, Any]) -> str:
+    """Formats a row of the table."""
+    marks = [f"{key}={value}" for key, value in result["set"].items()]
+    marks += ["small"] * result["small"]
+    name = result["row"] + (f" ({', '.join(marks)})" if marks else "")
+    target = ROWS[result["row"]].target
+    cells = [name]
+    for clock in ("cpu", "wall"):
+        medians = (np.median(result[side][clock]) for side in ("ours", "release"))
+        cells += [*(f"{m:.4g}" for m in medians), f"{ratio(result, clock):.2f}"]
+    cells.insert(4, "" if target is None else f"<= {target}")
+    cells += [str(len(result["ours"]["cpu"])), result["about"]["layout"]]
+    cells += [f"{result['max_abs']:.1e}, {result['relative']:.1e}"]
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
-    """Formats the table of finished rows, after the commands that made them."""
+    """Formats the tables of finished rows, one for each machine, and their commands."""
     lines = []
-    for command in dict.fromkeys(r["command"] for r in results):
-        own = [r for r in results if r["command"] == command]
-        machine = own[0]["machine"]
+    for machine in dict.fromkeys(map(machine_line, results)):
+        own = [r for r in results if machine_line(r) == machine]
+        own.sort(key=lambda r: list(ROWS).index(r["row"]))
         lines += [
-            f"Made by `{command}` on {own[0]['cores'] or machine['cores']} of "
-            f"{machine['cores']} cores of {machine['processor']}"
-            f", torch {own[0]['about']['torch']}, jax {own[0]['about']['jax']}:",
+            f"{machine}, made by",
+            "",
+            *(f"    {command}" for command in dict.fromkeys(r["command"] for r in own)),
             "",
             "| row | ours, CPU s | release, CPU s | ratio | asked for | ours, s "
-            "| release, s | ratio | rounds | max abs, relative error | layout |",
+            "| release, s | ratio | rounds | layout | max abs, relative error |",
             "|---" * 11 + "|",
+            *map(table_line, own),
+            "",
         ]
-        for r in own:
-            cells = [r["row"] + " (small)" * r["small"]]
-            for clock in ("cpu", "wall"):
-                medians = (np.median(r[side][clock]) for side in ("ours", "release"))
-                cells += [*(f"{m:.4g}" for m in medians), f"{ratio(r, clock):.2f}"]
-                if clock == "cpu":
-                    target = ROWS[r["row"]].target
-                    cells.append("" if target is None else f"<= {target}")
-            cells += [str(len(r["ours"]["cpu"]))]
-            cells += [f"{r['max_abs']:.1e}, {r['relative']:.1e}", r["about"]["layout"]]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
     return "\n".join(lines)
 
 

@@ -178,6 +178,7 @@ def test_the_table_shows_medians_and_their_ratios():
         "row": "dit_b8",
         "small": False,
         "cores": 1,
+        "set": {"compute.layout": "rows"},
         "command": "python benchmarks/against_release.py",
         "machine": {"cores": 2, "processor": "a processor"},
         "about": {"torch": "2.13.0", "jax": "0.10.2", "layout": "batch"},
@@ -186,10 +187,15 @@ def test_the_table_shows_medians_and_their_ratios():
         "ours": {"cpu": [1.0, 2.0, 9.0], "wall": [3.0, 3.0, 3.0]},
         "release": {"cpu": [4.0, 4.0, 4.0], "wall": [2.0, 2.0, 2.0]},
     }
-    text = against.markdown([row])
-    assert "on 1 of 2 cores of a processor, torch 2.13.0, jax 0.10.2" in text
-    cells = "| dit_b8 | 2 | 4 | 0.50 | <= 0.95 | 3 | 2 | 1.50 | 3 | 1.0e-06, 2.0e-07 |"
-    assert cells in text
+    # A table for each machine, its rows in the order of ROWS.
+    other = row | {"row": "clip", "set": {}, "command": "another"}
+    text = against.markdown([other, row, row | {"cores": 0}])
+    assert "1 of 2 cores of a processor, torch 2.13.0, jax 0.10.2, made by" in text
+    assert "2 of 2 cores of a processor" in text
+    cells = "| 2 | 4 | 0.50 | <= 0.95 | 3 | 2 | 1.50 | 3 | batch | 1.0e-06, 2.0e-07 |"
+    first = text.index("| dit_b8 (compute.layout=rows) " + cells)
+    assert first < text.index("| clip | 2 | 4 | 0.50 |  | 3 |") < text.index("2 of 2")
+    assert text.count("    another\n") == 1
 
 
 @pytest.mark.parametrize("name", against.ROWS)
