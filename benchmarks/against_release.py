@@ -1,10 +1,8 @@
 """Comparison with the authors' PyTorch release on this machine's CPU.
 
-    python -m venv venv_release && venv_release/bin/pip install \\
-        -r requirements-convert.txt torchvision timm einops ml_collections \\
-        open_clip_torch torchdiffeq
-    python benchmarks/against_release.py --release=CHECKOUT \\
-        --python=venv_release/bin/python
+    .venv/bin/pip install -r requirements-convert.txt \\
+        -r benchmarks/requirements-release.txt
+    .venv/bin/python benchmarks/against_release.py --release=CHECKOUT
 
 The release runs as it is, in a process of its own (duel_release.py), with random
 weights of its own constructors; ours (duel_ours.py) has the same weights, converted,
@@ -332,7 +330,9 @@ def run(argv: list[str]) -> int:
     flags = parse(argv)
     path = pathlib.Path(flags.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"small": flags.small, "cores": flags.cores, "set": dict(flags.set)}
+    # As the file has them, to be found there again: tuples become lists.
+    changes = json.loads(json.dumps(dict(flags.set)))
+    options = {"small": flags.small, "cores": flags.cores, "set": changes}
     failed = 0
     for name in flags.names:
         key = {"row": name} | options

@@ -95,12 +95,17 @@ def make(
     config = config_from_json((folder / "config.json").read_text())
     networks = ("dit", "projector", "clip")
     heads = {name: config[name].heads for name in networks}
-    params = {
-        path.stem: convert(path.stem, read_safetensors(path), heads)
-        for path in sorted(folder.glob("*.safetensors"))
-    }
+    leaves, tree = jax.tree.flatten(
+        {
+            path.stem: convert(path.stem, read_safetensors(path), heads)
+            for path in sorted(folder.glob("*.safetensors"))
+        }
+    )
+    for i, leaf in enumerate(leaves):  # one by one: H's weights twice are too much
+        leaves[i] = jax.device_put(leaf)
+    params = jax.tree.unflatten(tree, leaves)
     flowtok = FlowTok.from_config(config, params, Ids(config.clip.vocab_size))
-    del params
+    del params, leaves
     about = {"jax": jax.__version__, "layout": flowtok.nets.dit.layout}
     if spec["kind"] == "sampler":
         prompts = [" ".join(map(str, row)) for row in inputs["ids"]]

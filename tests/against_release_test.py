@@ -91,7 +91,8 @@ def flags(release, *more: str) -> list[str]:
 
 
 def test_calls_take_turns_and_finished_rows_stay(release, monkeypatch, capsys):
-    assert against.run(flags(release)) == 0
+    set_tuple = "--set=bench.batch_sizes=(1,)"
+    assert against.run(flags(release, set_tuple)) == 0
     out = release.parent / "out"
     (row,) = against.read_results(out / "rows.jsonl")
     warm = ["release", "ours"]
@@ -99,9 +100,9 @@ def test_calls_take_turns_and_finished_rows_stay(release, monkeypatch, capsys):
     assert (release / "calls").read_text().split() == [*warm, *turns]
     assert len(row["ours"]["cpu"]) == len(row["release"]["wall"]) == against.LEAST
     assert row["relative"] == 0
-    assert "| dit_b8 (small) |" in (out / "rows.md").read_text()
+    assert "| dit_b8 (bench.batch_sizes=[1], small) |" in (out / "rows.md").read_text()
     monkeypatch.setattr(against, "measure", None)
-    assert against.run(flags(release)) == 0
+    assert against.run(flags(release, set_tuple)) == 0
     assert "dit_b8: finished before" in capsys.readouterr().out
     # Other options make another row.
     with pytest.raises(TypeError):
