@@ -58,7 +58,7 @@ def test_the_script_of_the_page_draws_and_captions_without_the_package(
     moving, tmp_path
 ):
     moving.export(tmp_path / "exported", platforms=["cpu"], num_steps=3)
-    page = ROOT / "docs" / "speed.md"
+    page = ROOT / "docs" / "export.md"
     (script,) = (x for x in blocks(page, "python") if "export.deserialize" in x)
     (tmp_path / "script.py").write_text(script + MORE)
     environ = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
