@@ -40,6 +40,7 @@ from flowtok_jax.sampling import (
     DIRECTIONS,
     Programs,
     SampleOptions,
+    choose_without_judge,
     flow_group,
     noise_key,
 )
@@ -141,11 +142,12 @@ class FlowTok:
         places = places_of(weights, needed, config)
         wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)
-        quantize = config.compute.quantize if quantize is None else quantize
-        if quantize:
-            nets, params = quantize_blocks(nets, params, quantize)
+        how = config.compute.quantize if quantize is None else quantize
+        nets, params = quantize_blocks(nets, params, how)
         vocabulary = weights.vocabulary(config.latent.tokens)
-        return cls.from_config(config, params, vocabulary, mesh, nets)
+        made = cls.from_config(config, params, vocabulary, mesh, nets)
+        made.caption = choose_without_judge(made.caption, made.sample, params)
+        return made
 
     @classmethod
     def from_pretrained(
@@ -351,9 +353,7 @@ class FlowTok:
         write_programs(to_place(directory), programs, self.vocabulary, platforms, save)
 
     def _directions(self, options: dict) -> Iterator[RowProgram]:
-        """Yields the programs of the directions that these weights have, of one caption
-        an image.
-        """
+        """Yields the programs of these weights' directions, of one caption an image."""
         size = self.nets.tokenizer.image_size
         for name, direction in DIRECTIONS.items():
             own = getattr(self, direction.section)

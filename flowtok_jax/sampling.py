@@ -6,8 +6,10 @@ Each direction is one program, from its input to its output:
     image to text   image -> z_img --flow--> z_txt -> ids
 """
 
+import logging
 import math
 import numbers
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +141,27 @@ class SampleOptions(NamedTuple):
                 "from which all of them are alike; expected source=sample"
             )
         return self
+
+
+def choose_without_judge(
+    caption: SampleOptions, sample: SampleOptions, groups: Container[str]
+) -> SampleOptions:
+    """Returns a model's options of captions: one candidate where nothing can choose.
+
+    Args:
+        sample: options of text to image, which chooses.
+        groups: of parameters that the model has.
+    """
+    judge = flow_group("t2i", sample.solver)
+    if caption.candidates == 1 or judge in groups:
+        return caption
+    logging.warning(
+        "caption.candidates is %d, and these weights have no %s to choose by: an image "
+        "gets one caption",
+        caption.candidates,
+        judge,
+    )
+    return caption._replace(candidates=1)
 
 
 def noise_key(seed: int) -> np.ndarray:

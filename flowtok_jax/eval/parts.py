@@ -243,7 +243,7 @@ class PartMaker:
         return {**found, "precision": config.compute.dtype, "seed": config.eval.seed}
 
     def _sampler(self, section: str) -> dict[str, Any]:
-        options = self._config[section].to_dict()
+        options = getattr(self._flowtok, section)._asdict()
         # Batches do not change what is sampled: noise depends on a row's number.
         return {k: v for k, v in options.items() if k != "batch_size"}
 
@@ -344,7 +344,7 @@ class PartMaker:
         data = {k: v for k, v in self._data(real).items() if k != "filters"}
         scale = {"text_scale": config.loss.i2t.text_scale}
         groups = ImageToText.groups
-        if config.caption.candidates > 1:  # text to image chooses among them
+        if self._flowtok.caption.candidates > 1:  # text to image chooses among them
             groups = tuple(sorted({*groups, *TextToImage.groups}))
         return ImageToText(
             self._flowtok,

@@ -88,6 +88,42 @@ def test_other_options_come_from_a_config(saved, config):
     assert FlowTok.from_pretrained(saved, config).sample.num_steps == 3
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_text_to_image_a_caption_has_no_other_candidates(
+    mine, cli, caplog, tmp_path, is_there
+):
+    def edit(values):
+        values["caption"].update({"candidates": 3, "source": "sample"})
+        if not is_there:
+            values["groups"].remove("t2i")
+
+    edit_config(mine, edit)
+    if not is_there:
+        (mine / "t2i.safetensors").unlink()
+    flowtok = FlowTok.from_pretrained(mine)
+    assert flowtok.caption.candidates == (3 if is_there else 1)
+    warned = [m for m in caplog.messages if "an image gets one caption" in m]
+    assert len(warned) == (not is_there)
+    outcome = cli(
+        "--mode=eval",
+        "--config=configs/eval.py",
+        f"--checkpoint={mine}",
+        f"--workdir={tmp_path / 'eval'}",
+        "--config.data.eval=shapes:held_out",
+        "--config.eval.samples=4",
+        "--config.eval.parts=i2t",
+    )
+    assert outcome.status == 0, outcome.stderr
+    files = (tmp_path / "eval" / "eval").glob("i2t_*.json")
+    (path,) = (p for p in files if p.name.count(".") == 1)  # and not .captions.json
+    protocol = json.loads(path.read_text())["protocol"]
+    assert protocol["sampler"]["candidates"] == flowtok.caption.candidates
+    assert ("t2i" in protocol["weights"]["sha256"]) == is_there
+    flowtok.params.pop("t2i", None)
+    with pytest.raises(UserError, match="train stage t2i first"):
+        flowtok.image_to_text(np.zeros((1, 32, 32, 3)), candidates=2, source="sample")
+
+
 def test_half_precision_halves_the_files_and_rounds_by_a_bound(
     flowtok, saved, tmp_path
 ):
