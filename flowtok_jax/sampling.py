@@ -305,6 +305,7 @@ class Programs(NamedTuple):
     ) -> Float[Array, " b"]:
         """Returns mean squared errors of the tokens drawn of captions to images'."""
         text_feats = self._features(params, ids)
+        # Tokens are compared, so that no decoder has to run and blur both.
         drawn = self._draw(params, ids, text_feats, key, rows, options)
         own = self.encode(params, images).mean
         return jnp.square(drawn - own).mean((1, 2))

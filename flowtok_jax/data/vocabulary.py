@@ -12,7 +12,6 @@ such a tokenizer alone, which cleans by itself, and keeps its meaning.
 import collections
 import functools
 import json
-import logging
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from flowtok_jax.data.caption_warnings import SHOWN, CaptionWarnings
 from flowtok_jax.data.clean import OPEN_CLIP, clean_caption, join_punctuation
 from flowtok_jax.data.words import train_words
 from flowtok_jax.runtime import hub
@@ -33,7 +33,6 @@ UNKNOWN = "<unk>"
 SPECIAL_TOKENS = ("<pad>", END, UNKNOWN)
 PAD_ID = 0
 VOCABULARY = "vocabulary.json"
-SHOWN = 200  # characters of a caption in a warning
 
 # Files of CLIP's vocabulary in a directory or a repository of the hub.
 CLIP_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -82,6 +81,7 @@ class Vocabulary:
         self, tokenizer: tokenizers.Tokenizer, context: int, cleaning: str = ""
     ):
         self.tokenizer = tokenizer
+        self._warnings = CaptionWarnings()
         self.context = context
         self.cleaning = cleaning
         self.start_id = tokenizer.token_to_id(START)
@@ -248,7 +248,7 @@ class Vocabulary:
         """Encodes captions to ids [b, context], int32.
 
         Args:
-            warns: whether captions cut short and unknown words are logged.
+            warns: whether captions cut short and unknown words are logged, once.
         """
         ids = np.full((len(captions), self.context), PAD_ID, np.int32)
         cleaned = captions
@@ -260,9 +260,9 @@ class Vocabulary:
         encodings = encode(cleaned, add_special_tokens=False)
         start = [] if self.start_id is None else [self.start_id]
         room = self._room
-        for row, caption, encoding in zip(ids, cleaned, encodings, strict=True):
-            if warns:
-                self._warn(caption, encoding, room)
+        if warns:
+            self._warnings.say(cleaned, encodings, room, self.unknown_id)
+        for row, encoding in zip(ids, encodings, strict=True):
             tokens = [*start, *encoding.ids[:room], self.end_id]
             row[: len(tokens)] = tokens
         return ids
@@ -302,23 +302,6 @@ class Vocabulary:
         start = set() if self.start_id is None else {self.start_id}
         # Id 0 is padding in a trained vocabulary, and the token "!" in CLIP's.
         return start if start and not self.has_words else {*start, PAD_ID}
-
-    def _warn(self, caption: str, encoding: tokenizers.Encoding, room: int) -> None:
-        if len(encoding.ids) > room:
-            logging.warning(
-                "caption has %d tokens and was cut to %d: %r",
-                len(encoding.ids),
-                room,
-                textwrap.shorten(caption, SHOWN),
-            )
-        if self.unknown_id in encoding.ids:
-            spans = zip(encoding.ids, encoding.offsets, strict=True)
-            words = [caption[a:b] for i, (a, b) in spans if i == self.unknown_id]
-            logging.warning(
-                "caption has words that the vocabulary lacks, %s: %r",
-                textwrap.shorten(", ".join(words), SHOWN),
-                textwrap.shorten(caption, SHOWN),
-            )
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Decodes ids [b, n], each row up to its first end token."""

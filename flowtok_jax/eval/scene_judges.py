@@ -41,6 +41,7 @@ class OpenCaptionJudge:
         wanted = [self._wanted[i] for i in rows]
         pairs = zip(scenes, wanted, strict=True)
         matched = [match_objects(*pair) for pair in pairs]
+        # As many for each image, so that chunks of images can be joined.
         colours = np.full((len(rows), 2), -1)
         for row, objects, names in zip(colours, matched, wanted, strict=True):
             found = open_colours(objects, names)

@@ -52,8 +52,8 @@ class StagePlan(NamedTuple):
         rows: of a step.
         epochs: over the pictures, between `least` and `most` steps.
         share: of the time that --minutes gives.
-        scarce_share: the same where that is too little for `least` steps: nothing can
-            be learned of a tokenizer that has learned nothing.
+        scarce_share: the most of the time where that is too little for `least` steps:
+            nothing can be learned of a tokenizer that has learned nothing.
     """
 
     rows: int
@@ -70,7 +70,7 @@ class StagePlan(NamedTuple):
 
 PLANS_OF_STAGES = {
     "tokenizer": StagePlan(32, 32, 3000, 200_000, 0.21, 0.6),
-    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.02, 0.02),
+    "text_tokenizer": StagePlan(64, 30, 1000, 20_000, 0.02, 0.06),
     "t2i": StagePlan(64, 216, 5000, 400_000, 0.46, 0.46),
     "i2t": StagePlan(64, 162, 4000, 400_000, 0.31, 0.31),
 }

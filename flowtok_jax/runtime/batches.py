@@ -159,6 +159,7 @@ class RowPrograms:
         self, function: Callable, params: Any, inputs: Sequence, **static: Any
     ) -> Callable:
         """Returns a function compiled for values as these, and static arguments."""
+        # A compiled program takes the shapes that it was compiled for and no others.
         leaves, tree = jax.tree.flatten((params, inputs))
         shapes = tuple((x.shape, x.dtype) for x in leaves)
         key = (function.__name__, tree, shapes, *static.values())
@@ -196,6 +197,7 @@ class RowPrograms:
             taken = np.minimum(rows, count - 1)
             return self._put([x[taken] for x in inputs], key, first_row + rows)
 
+        # One program for all batches: finding it goes through every parameter.
         size = program_rows(count, most, row_parts(self._mesh))
         program = self.get(function, params, arguments(np.arange(size)), **static)
         return run_rows(lambda rows: program(params, *arguments(rows)), count, size)

@@ -85,6 +85,7 @@ def raise_together(checks: Mapping[str, Callable[[], object]], what: str) -> Non
 
 def _split_cure(errors: list[str]) -> tuple[list[str], list[str]]:
     """Splits off what all the errors expect alike, which is then said once."""
+    # The last one: what is wrong may itself have been expected to be otherwise.
     parts = [error.rpartition(EXPECTED) for error in errors]
     cures = {cure if found else None for _, found, cure in parts}
     if len(cures) > 1 or None in cures:

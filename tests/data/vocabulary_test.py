@@ -301,3 +301,22 @@ def test_without_warnings_ids_are_the_same_and_nothing_is_said(vocabulary, caplo
     assert caplog.text == ""
     np.testing.assert_array_equal(quiet, vocabulary.encode(captions))
     assert caplog.text != ""
+
+
+def test_what_is_lost_of_captions_is_said_once_and_in_one_line_a_call(
+    vocabulary, caplog
+):
+    long = " ".join(["a red circle"] * 9)
+    captions = ["a red lobster", "a blue violin", "a red circle", long, f"a {long}"]
+    for _ in range(2):
+        vocabulary.encode(captions)
+    room = vocabulary.context - 1 - (vocabulary.start_id is not None)
+    assert caplog.messages == [
+        f"2 captions have up to 28 tokens and were cut to {room}: {long!r}",
+        "2 captions have words that the vocabulary lacks, lobster, violin: "
+        "'a red lobster'",
+    ]
+    vocabulary.encode([*captions, "a red cello"])
+    assert caplog.messages[2:] == [
+        "caption has words that the vocabulary lacks, cello: 'a red cello'"
+    ]
