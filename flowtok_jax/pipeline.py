@@ -47,8 +47,8 @@ from flowtok_jax.sampling import (
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.exported import PLATFORMS, RowProgram, write_programs
-from flowtok_jax.weights.groups import known_groups, load_groups, places_of
-from flowtok_jax.weights.place import Weights, open_weights
+from flowtok_jax.weights.groups import known_groups, places_of
+from flowtok_jax.weights.place import Weights, load_groups, open_weights
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
@@ -99,11 +99,7 @@ class FlowTok:
         mesh: Mesh | None = None,
         nets: Nets | None = None,
     ) -> "FlowTok":
-        """Makes an object with the sampling options of a config.
-
-        Args:
-            nets: networks of the config; by default they are made here.
-        """
+        """Makes an object with a config's sampling options and, unless given, nets."""
         return cls(
             make_nets(config) if nets is None else nets,
             params,
@@ -143,7 +139,8 @@ class FlowTok:
         wanted = abstract_groups(nets, sorted(needed))
         params = load_groups(wanted, nets, places)
         how = config.compute.quantize if quantize is None else quantize
-        nets, params = quantize_blocks(nets, params, how)
+        if how:
+            nets, params = quantize_blocks(nets, params, how)
         vocabulary = weights.vocabulary(config.latent.tokens)
         made = cls.from_config(config, params, vocabulary, mesh, nets)
         made.caption = choose_without_judge(made.caption, made.sample, params)

@@ -327,7 +327,7 @@ def test_a_dit_of_its_own_size_learns_over_another_tokenizer(
         ),
         (
             {"init_trained": False, "latent.tokens": 9},
-            "latent.tokens is 16 there, 9 here; expected --config.latent.tokens=16",
+            "latent.tokens is 16 there, 9 here\n  expected --config.latent.tokens=16",
         ),
     ],
     ids=str,

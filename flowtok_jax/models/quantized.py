@@ -38,13 +38,11 @@ def quantize_blocks(
     """Returns networks that take quantized weights, and the weights, by group.
 
     Args:
-        how: a name of QUANTIZED; "" leaves both as they are.
+        how: a name of QUANTIZED.
 
     Raises:
         UserError: for another name, or where qwix is not installed.
     """
-    if not how:
-        return nets, dict(params)
     qwix = _import_qwix(how)
     provider = _make_provider(qwix, how)
     changed = {

@@ -40,11 +40,11 @@ from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
-from flowtok_jax.weights.groups import load_groups
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
     inherit_vocabulary,
+    load_groups,
     load_start,
     open_start,
     open_weights,

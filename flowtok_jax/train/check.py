@@ -15,9 +15,8 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group, find_task, networks_of
 from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
-from flowtok_jax.weights.groups import find_place
 from flowtok_jax.weights.nets import check_metric_net
-from flowtok_jax.weights.place import Weights
+from flowtok_jax.weights.place import Weights, find_place
 from flowtok_jax.weights.sizes import find_differing
 
 SHOWN = 3  # sizes in a message

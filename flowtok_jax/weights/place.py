@@ -7,7 +7,7 @@ passed on. On gs:// every question asked again would be another request.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.config import for_stage
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
@@ -42,6 +42,12 @@ UNSEEN = {
     "text_decoder": ("text_decoder.heads",),
     "dit": ("dit.heads", "tokenizer.latent_scale"),
     "student": ("dit.heads", "student.early", "tokenizer.latent_scale"),
+}
+
+# Groups that the release or the hub has, and the flag that converts them.
+CONVERTED = {
+    "clip": "--clip=openai/clip-vit-large-patch14-336",
+    "tokenizer": "--tokenizer=FlowTiTok_512.bin",
 }
 
 # Sections of a config that belong to weights, as a run or a directory stores them.
@@ -258,6 +264,60 @@ def inherit_vocabulary(
     if weights is None or not weights.has_vocabulary:
         return None
     return weights.vocabulary(config.latent.tokens)
+
+
+def load_groups(
+    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
+) -> dict[str, Params]:
+    """Reads groups of parameters, each from the first of the places that has it.
+
+    Args:
+        wanted: shapes of the parameters, by group and network.
+
+    Raises:
+        UserError: where no place has a group, saying what to do.
+    """
+    found = {group: find_place(group, places) for group in wanted}
+    # All that differs is said at once, and before the first is read.
+    checks = {
+        group: functools.partial(place.check, group, wanted[group], nets)
+        for group, place in found.items()
+    }
+    raise_together(checks, "the weights do not fit this config")
+    return {
+        group: place.read(group, wanted[group], nets) for group, place in found.items()
+    }
+
+
+def find_place(group: str, places: Sequence[Weights]) -> Weights:
+    """Returns the first of the places that has a group.
+
+    Raises:
+        UserError: where none has, with the command that gets the group.
+    """
+    for place in places:
+        if group in place.groups:
+            return place
+    where = " nor in ".join(str(p.place) for p in places)
+    missing = f"no weights of {group}" + (f" in {where}" if places else "")
+    if group in CONVERTED:
+        cure = (
+            f"set --config.init_from=DIR to a directory that has them, made by `python "
+            f"-m flowtok_jax.convert {CONVERTED[group]} --out=DIR`"
+        )
+        if group == "clip":
+            cure += ", or --config.text.weights=random for a tower never trained"
+        else:
+            cure += (
+                " (512 px), or to the workdir of a run that trained it, as by "
+                "configs/tokenizer.py"
+            )
+    else:
+        cure = (
+            f"train stage {group} first, or set --config.init_from=WORKDIR to where it "
+            "was trained"
+        )
+    raise UserError(f"{missing}; {cure}")
 
 
 def store_random_clip(

@@ -138,6 +138,7 @@ def test_the_whole_protocol_stands_beside_the_numbers(whole, flowtok):
     assert protocol["data"] == "shapes:held_out"
     assert (protocol["samples"], protocol["seed"]) == (COUNT, 0)
     assert protocol["sampler"] == {
+        "candidates": 1,
         "num_steps": 2,
         "scale": 2.0,
         "solver": "euler",

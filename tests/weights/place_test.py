@@ -15,9 +15,9 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS, abstract_group, abstract_groups
 from flowtok_jax.train.loop import make_program
-from flowtok_jax.weights.groups import load_groups
 from flowtok_jax.weights.place import (
     inherit_vocabulary,
+    load_groups,
     load_start,
     open_start,
     open_weights,
