@@ -236,6 +236,13 @@ def _more_steps(config: ConfigDict, stage: str) -> str:
     return f"--config.train.num_steps={number}"
 
 
+def _new_run(config: ConfigDict, stage: str) -> str:
+    """Returns the flag that gives a stage of a new run about twice the steps."""
+    if config.own.minutes:  # which choose the steps of all stages
+        return f"--minutes={2 * config.own.minutes:g}"
+    return _more_steps(config, stage)
+
+
 def find_weak(config: ConfigDict, scores: RunScores) -> list[str]:
     """Names what looks weak in a run's numbers, each with what would help."""
     found = []
@@ -243,7 +250,7 @@ def find_weak(config: ConfigDict, scores: RunScores) -> list[str]:
         found.append(
             f"the tokenizer: below {LOW_PSNR_DB:.0f} dB small things blur, and nothing "
             "drawn can be sharper. In a new --workdir, as all the rest learns from its "
-            f"tokens: {_more_steps(config, 'tokenizer')}, or more of latent.tokens"
+            f"tokens: {_new_run(config, 'tokenizer')}, or more of latent.tokens"
         )
     drawn = scores.drawn
     if drawn is not None and drawn.ceiling < LOW_CEILING:
@@ -262,7 +269,7 @@ def find_weak(config: ConfigDict, scores: RunScores) -> list[str]:
         found.append(
             f"the text tokenizer gives back {_percent(scores.exact.ceiling)} of the "
             "captions in every word: in a new --workdir, "
-            f"{_more_steps(config, 'text_tokenizer')}"
+            f"{_new_run(config, 'text_tokenizer')}"
         )
     elif said is not None and said.is_weak:
         found.append(

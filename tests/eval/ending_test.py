@@ -102,6 +102,18 @@ def test_what_is_weak_is_said_with_what_would_help(parts, said):
         assert part in text
 
 
+def test_a_new_run_in_a_time_is_told_a_longer_time():
+    config = demo.get_config()
+    config.own.minutes = 20.0
+    parts = {
+        "tokenizer": {"psnr_db_n331": 14.0},
+        "i2t": {"exact_match_text_tokenizer_n331": 0.6},
+    }
+    for text in ending.find_weak(config, scores(**parts)):
+        assert "--minutes=40" in text
+        assert "num_steps" not in text
+
+
 def test_a_config_without_steps_of_stages_is_told_the_common_key():
     config = default.get_config()
     (text,) = ending.find_weak(
