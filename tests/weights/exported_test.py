@@ -16,15 +16,9 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.sampling import Programs
 from tests import tiny
 from tests.docs_test import blocks
+from tests.pipeline_test import PROMPTS
 from tests.run import ROOT
 
-PROMPTS = [
-    "a red circle at the top left",
-    "a blue square at the top right",
-    "a white triangle at the bottom left",
-    "there is a green circle in the bottom right",
-    "in the top left we see a yellow square",
-]
 COUNTS = (3, 5)
 # What the page's script goes on with.
 MORE = f"""
