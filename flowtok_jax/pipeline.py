@@ -280,7 +280,7 @@ class FlowTok:
         self._need(flow_group("i2t", chosen.solver), "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
-        seeds = choose_seeds(seed, chosen.candidates)
+        seeds = choose_seeds(seed, chosen.candidates, "candidates")
         one = chosen._replace(candidates=1)
         ids = [self._in_batches(program, (images,), s, first_row, one) for s in seeds]
         said = [self.vocabulary.decode(found) for found in ids]

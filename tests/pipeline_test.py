@@ -387,6 +387,10 @@ def drawn_tokens(flowtok, ids):
             "expected source=sample",
         ),
         (
+            lambda f, x: f.image_to_text(x, 2**32 - 1, candidates=2, source="sample"),
+            "with candidates 2 needs seeds up to 4294967296",
+        ),
+        (
             lambda f, x: f.text_to_image(PROMPTS, candidates=2),
             "sample.candidates is 2; expected 1: captions alone",
         ),

@@ -31,9 +31,9 @@ class CaptionWarnings:
         self._said.update(cut, lacking)
         if cut:
             first = textwrap.shorten(next(iter(cut)), SHOWN)
-            who = f"caption has {max(cut.values())} tokens and was"
+            most = max(cut.values())
+            who = f"caption has {most} tokens and was"
             if len(cut) > 1:
-                most = max(cut.values())
                 who = f"{len(cut)} captions have up to {most} tokens and were"
             logging.warning("%s cut to %d: %r", who, room, first)
         if lacking:

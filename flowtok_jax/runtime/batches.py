@@ -192,15 +192,19 @@ class RowPrograms:
         """
         count = len(inputs[0])
 
-        def arguments(rows: np.ndarray) -> list:
+        size = program_rows(count, most, row_parts(self._mesh))
+        program = None
+
+        def start(rows: np.ndarray) -> Any:
+            nonlocal program
             # The last row is repeated; its noise is that of a row of its own.
             taken = np.minimum(rows, count - 1)
-            return self._put([x[taken] for x in inputs], key, first_row + rows)
+            arrays = self._put([x[taken] for x in inputs], key, first_row + rows)
+            # One program for all batches: finding it goes through every parameter.
+            program = program or self.get(function, params, arrays, **static)
+            return program(params, *arrays)
 
-        # One program for all batches: finding it goes through every parameter.
-        size = program_rows(count, most, row_parts(self._mesh))
-        program = self.get(function, params, arguments(np.arange(size)), **static)
-        return run_rows(lambda rows: program(params, *arguments(rows)), count, size)
+        return run_rows(start, count, size)
 
     def compile(
         self,

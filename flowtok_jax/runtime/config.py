@@ -264,22 +264,25 @@ def check_seed(name: str, value: Any) -> int:
     return seed
 
 
-def choose_seeds(seed: int, num_images: int) -> range:
-    """Returns the seeds of the images of a prompt.
+def choose_seeds(seed: int, count: int, name: str = "num_images") -> range:
+    """Returns the seeds of so many images of a prompt, or captions of an image.
+
+    Args:
+        name: what the user calls the count.
 
     Raises:
         UserError: where there is none, or one larger than a seed may be.
     """
     first = check_seed("seed", seed)
-    is_whole = isinstance(num_images, numbers.Integral) and num_images is not True
-    if not is_whole or num_images < 1:
-        raise UserError(f"num_images is {num_images}; expected an integer from 1")
-    if first + num_images > SEEDS:
+    is_whole = isinstance(count, numbers.Integral) and count is not True
+    if not is_whole or count < 1:
+        raise UserError(f"{name} is {count}; expected an integer from 1")
+    if first + count > SEEDS:
         raise UserError(
-            f"seed {seed} with num_images {num_images} needs seeds up to "
-            f"{first + num_images - 1}; expected at most {SEEDS - 1}"
+            f"seed {seed} with {name} {count} needs seeds up to "
+            f"{first + count - 1}; expected at most {SEEDS - 1}"
         )
-    return range(first, first + num_images)
+    return range(first, first + count)
 
 
 @functools.cache
