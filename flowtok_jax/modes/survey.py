@@ -4,7 +4,6 @@ configs/own.py asks for it by `own.size`. What is chosen is stored with the run:
 same command goes on with the same sizes and steps, whatever the clock says then.
 """
 
-import itertools
 import textwrap
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -14,11 +13,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from flowtok_jax.data.examples import Mixture, RecordSource, Source
-from flowtok_jax.data.images import open_image
-from flowtok_jax.data.loader import SAID, draw_captions, open_source
-from flowtok_jax.data.records import BadRecord, RejectCounter
-from flowtok_jax.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
+from flowtok_jax.data.loader import SAID
+from flowtok_jax.data.survey import Survey, look_at_data
+from flowtok_jax.data.vocabulary import SPECIAL_TOKENS
 from flowtok_jax.models.sizes import SIZES
 from flowtok_jax.modes.pretokenize import why_from_pixels
 from flowtok_jax.perf import work
@@ -29,15 +26,11 @@ from flowtok_jax.tasks import TASKS
 from flowtok_jax.weights.workdir import CONFIG
 
 AUTO = "auto"
-CAPTIONS_READ = 20_000
-PICTURES_READ = 256
 MANY_PICTURES = 100_000  # from here on `large`, on an accelerator
 CONTEXTS = (16, 32, 64, 96, 128)  # tokens of text and image; the paper has 77
 CHANNELS = 16  # of a token, as in the paper
 # Of an image by size: tokens have more channels where captions need few of them.
 LEAST_NUMBERS = {"small": 512, "medium": 1024, "large": 1024}
-LONGEST = 1024  # tokens of a caption that are counted
-MOST_WORDS = 32_768
 HELD_OUT_LEAST = 16  # pictures; fewer say little
 HELD_OUT_MOST = 0.2  # share
 OTHER_SHARE = 0.1  # of the minutes: previews, checkpoints, numbers at the end
@@ -74,32 +67,6 @@ PLANS_OF_STAGES = {
     "t2i": StagePlan(64, 216, 5000, 400_000, 0.46, 0.46),
     "i2t": StagePlan(64, 162, 4000, 400_000, 0.31, 0.31),
 }
-
-
-class Survey(NamedTuple):
-    """Counts and samples of data.train.
-
-    Attributes:
-        pictures: records of all.
-        sides: (width, height) of some pictures, as they lie there.
-        broken: records that cannot be used, beside these.
-        captions: some, of one picture each.
-        words: different ones in these captions.
-        lengths: tokens of each caption, its end too.
-    """
-
-    pictures: int
-    sides: list[tuple[int, int]]
-    broken: int
-    captions: list[str]
-    words: int
-    lengths: np.ndarray
-
-    @property
-    def usable(self) -> int:
-        """How many pictures can be used, by the share of those looked at."""
-        looked_at = len(self.sides) + self.broken
-        return self.pictures - self.pictures * self.broken // max(looked_at, 1)
 
 
 def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> list[str]:
@@ -141,59 +108,6 @@ def fit_config(config: ConfigDict, workdir: Place, given: Collection[str]) -> li
         _set(config, {"data.held_out": _share(found.usable, config)}, given)
     costs = _plan_steps(config, found.usable, given, begun)
     return list(_describe(config, found, costs, workdir))
-
-
-def look_at_data(config: ConfigDict) -> Survey:
-    """Reads captions and sizes of pictures from all over data.train.
-
-    Raises:
-        UserError: where there is none, nothing in it, or too much of it broken.
-    """
-    if not config.data.train:
-        raise UserError(
-            "data.train is empty; expected --config.data.train=folder:DIR, a folder of "
-            "pictures with captions (docs/data.md has all forms)"
-        )
-    source = open_source(config, config.data.train)
-    captions = draw_captions(source, CAPTIONS_READ)
-    vocabulary = Vocabulary.train(captions, MOST_WORDS, LONGEST)
-    lengths = (vocabulary.encode(captions, warns=False) != PAD_ID).sum(1)
-    looked_at = _read_sides(source, config.data.transform.max_pixels)
-    broken = [(x.reason, x.name) for x in looked_at if isinstance(x, BadRecord)]
-    sides = [side for side in looked_at if not isinstance(side, BadRecord)]
-    try:
-        RejectCounter(config.data.max_rejected, patience=0).add(broken, len(sides))
-    except UserError as error:
-        raise UserError(
-            f"data.train = {config.data.train}: {error}; python -m "
-            "flowtok_jax.data.prepare lists them all"
-        ) from error
-    words = len(vocabulary) - len(SPECIAL_TOKENS)
-    return Survey(len(source), sides, len(broken), captions, words, lengths)
-
-
-def _read_sides(source: Source, max_pixels: int) -> list[tuple[int, int] | BadRecord]:
-    """Reads (width, height) of pictures from all over a source, without decoding them.
-
-    Returns:
-        Of a record that cannot be used what is wrong; nothing of latents and scenes.
-    """
-    if isinstance(source, Mixture):
-        parts = (_read_sides(part, max_pixels) for part in source.parts)
-        return list(itertools.chain(*parts))
-    if not isinstance(source, RecordSource):
-        return []
-    rows = np.linspace(0, len(source) - 1, min(PICTURES_READ, len(source)))
-    found: list[tuple[int, int] | BadRecord] = []
-    for record in source.records.read_many(rows.astype(int).tolist()):
-        if isinstance(record, BadRecord):
-            found.append(record)
-        elif record.image is not None:
-            try:
-                found.append(open_image(record.image, record.name, max_pixels).size)
-            except BadRecord as bad:
-                found.append(bad)
-    return found
 
 
 def _choose_size(pictures: int) -> str:
@@ -326,6 +240,9 @@ def _describe(
 ) -> Iterator[str]:
     """Yields what was found and chosen, a line each."""
     yield _line("pictures", _describe_pictures(config, found))
+    if found.copies:
+        # Held out and trained on at once, they make numbers better than they are.
+        yield _line("copies", f"{found.copies} pictures are the same file as another")
     for name, caption in zip(
         ("captions", "", ""), dict.fromkeys(found.captions), strict=False
     ):

@@ -218,6 +218,15 @@ def test_a_folder_of_broken_pictures_is_refused_at_once(folder):
     assert found.broken > 10
 
 
+def test_copies_of_a_picture_are_said(folder, measured, tmp_path):
+    assert survey.look_at_data(make_config(folder)).copies == 0
+    pictures = sorted(folder.glob("*.png"))
+    for copy in pictures[1:3]:
+        copy.write_bytes(pictures[0].read_bytes())
+    lines = survey.fit_config(make_config(folder), tmp_path / "run", given=())
+    assert "copies          3 pictures are the same file as another" in lines
+
+
 def test_scenes_have_no_sizes():
     config = own.get_config()
     config.data.train = "shapes"
