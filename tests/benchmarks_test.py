@@ -161,5 +161,5 @@ def test_the_walk_of_sampling_is_short(demo):
     assert counts["moves"] == len(moves)
     assert counts["files"] <= 32
     assert counts["before_the_caption"] <= 84
-    assert "pipeline.py -> data/vocabulary.py Vocabulary.encode" in moves
+    assert "pipeline/flowtok.py -> data/vocabulary.py Vocabulary.encode" in moves
     assert moves.index("main.py -> modes/sample.py run") < counts["before_the_caption"]

@@ -16,7 +16,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.sampling import Programs
 from tests import tiny
 from tests.docs_test import blocks
-from tests.pipeline_test import PROMPTS
+from tests.pipeline.flowtok_test import PROMPTS
 from tests.run import ROOT
 
 COUNTS = (3, 5)

@@ -8,8 +8,7 @@ One object loads any trained weights, draws and describes:
 """
 
 import functools
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -31,6 +30,7 @@ from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.models.quantized import check_exact, quantize_blocks
+from flowtok_jax.pipeline.ahead import AheadOfTime
 from flowtok_jax.runtime.batches import RowPrograms, put_rows
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
@@ -46,7 +46,6 @@ from flowtok_jax.sampling import (
 )
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.exported import PLATFORMS, RowProgram, write_programs
 from flowtok_jax.weights.groups import known_groups, places_of
 from flowtok_jax.weights.place import Weights, load_groups, open_weights
 
@@ -54,7 +53,7 @@ from flowtok_jax.weights.place import Weights, load_groups, open_weights
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
 
 
-class FlowTok:
+class FlowTok(AheadOfTime):
     """Networks, their parameters by group, and a vocabulary.
 
     `params` maps the name of a group of networks to its parameters; a direction whose
@@ -301,66 +300,6 @@ class FlowTok:
         ]
         best = np.argmin(errors, axis=0)
         return [said[k][i] for i, k in enumerate(best)]
-
-    def compile(self, batch_sizes: Iterable[int] = (1,), **options) -> None:
-        """Compiles what draws and what captions, before the first call needs it.
-
-        Args:
-            batch_sizes: numbers of prompts or images that will come at once; others
-                that fall into the same program are ready as well.
-            options: fields of SampleOptions that replace the object's own.
-
-        Raises:
-            UserError: where a number or an option is none.
-        """
-        key = noise_key(0)
-        programs = [(p.function, [p.row], p.options) for p in self._directions(options)]
-        if self.caption.changed(options).candidates > 1:
-            both = [self._ids([""]), self._images(np.zeros((1, 8, 8, 3)))]
-            programs.append((self._programs.drawing_error, both, self._judging))
-        for count in batch_sizes:
-            if not isinstance(count, numbers.Integral) or count < 1:
-                raise UserError(f"batch_sizes has {count!r}; expected integers from 1")
-            for function, row, chosen in programs:
-                most = chosen.batch_size
-                self._compiled.compile(
-                    function, self.params, row, key, count, most=most, options=chosen
-                )
-
-    def export(
-        self,
-        directory: str | Place,
-        *,
-        platforms: Sequence[str] = PLATFORMS,
-        **options,
-    ) -> None:
-        """Writes what draws and what captions as programs that need JAX only.
-
-        Args:
-            platforms: kinds of devices that the programs can run on.
-            options: fields of SampleOptions that replace the object's own, for good.
-
-        Raises:
-            UserError: where the directory has something in it already, an option is
-                none, or a program cannot be made for every number of rows.
-        """
-        check_exact(self.params)
-        programs = list(self._directions(options))
-        save = self.save_pretrained
-        write_programs(to_place(directory), programs, self.vocabulary, platforms, save)
-
-    def _directions(self, options: dict) -> Iterator[RowProgram]:
-        """Yields the programs of these weights' directions, of one caption an image."""
-        size = self.nets.tokenizer.image_size
-        for name, direction in DIRECTIONS.items():
-            own = getattr(self, direction.section)
-            chosen = own.changed({**options, "candidates": 1})
-            if flow_group(direction.flow, chosen.solver) in self.params:
-                images = np.zeros((1, size, size, 3), np.float32)
-                row = images if direction.takes_images else self._ids([""])
-                groups = direction.groups_of(chosen.solver)
-                used = {group: self.params[group] for group in groups}
-                yield RowProgram(getattr(self._programs, name), used, row, chosen)
 
     def _need(self, group: str, what: str) -> None:
         if group not in self.params:
