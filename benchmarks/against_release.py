@@ -61,6 +61,8 @@ class Row(NamedTuple):
         tolerance: relative L2 error up to which both compute the same.
         as_released: whether the release checkpoints activations and looks for anomalies
             (which slow it down), as its train_t2i.py does.
+        calls: network calls of ours, by a distilled flow; 0: as many as theirs. What is
+            compared are the teacher's images.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Row(NamedTuple):
     tolerance: float = FORWARD
     dtype: str = "float32"
     as_released: bool = False
+    calls: int = 0
 
 
 ROWS = {
@@ -83,6 +86,8 @@ ROWS = {
     "clip": Row("clip", "b", 4, None),
     "sampler_xl1": Row("sampler", "xl", 1, 0.75, SAMPLE),
     "sampler_xl4": Row("sampler", "xl", 4, 0.75, SAMPLE),
+    "sampler_xl1_calls4": Row("sampler", "xl", 1, None, SAMPLE, calls=4),
+    "sampler_xl1_calls1": Row("sampler", "xl", 1, None, SAMPLE, calls=1),
     "dit_b8_bf16": Row("dit", "b", 8, 1.3, BFLOAT16, "bfloat16"),
     "dit_xl4_bf16": Row("dit", "xl", 4, 1.3, BFLOAT16, "bfloat16"),
     "dit_xl1_bf16": Row("dit", "xl", 1, 1.3, BFLOAT16, "bfloat16"),

@@ -46,8 +46,10 @@ from flowtok_jax.sampling import (
 )
 from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
+from flowtok_jax.weights.card import Facts, write_card
 from flowtok_jax.weights.groups import known_groups, places_of
 from flowtok_jax.weights.place import Weights, load_groups, open_weights
+from flowtok_jax.weights.publish import publish
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
@@ -195,6 +197,40 @@ class FlowTok(AheadOfTime):
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
         pretrained.save(to_place(directory), config, groups, self.vocabulary, dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dtype: str = "float32",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "",
+        **facts,
+    ) -> str:
+        """Publishes the weights with a model card on the Hugging Face hub.
+
+        The arguments are those of huggingface_hub's mixin for models.
+
+        Args:
+            repo_id: OWNER/NAME, made where it does not exist.
+            dtype: as of `save_pretrained`.
+            facts: fields of `weights.card.Facts`: license, base_model, datasets,
+                metrics, about.
+
+        Returns:
+            The commit's URL.
+
+        Raises:
+            UserError: where the hub refuses, or cannot be reached.
+        """
+        card = write_card(repo_id, self.nets, self.params, Facts(**facts))
+        save = functools.partial(self.save_pretrained, dtype=dtype)
+        how = {"private": private, "token": token, "branch": branch}
+        how |= {"create_pr": create_pr, "commit_message": commit_message}
+        return publish(save, card, repo_id, **how)
 
     def encode_text(self, prompts: Iterable[str]) -> Posterior:
         """Encodes captions as the posterior of text to image's source [b, n, c]."""
