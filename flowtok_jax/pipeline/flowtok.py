@@ -157,8 +157,7 @@ class FlowTok(AheadOfTime):
         mesh: Mesh | None = None,
         quantize: str | None = None,
     ) -> "FlowTok":
-        """Loads weights of a directory, that ship with the package, or of a repository
-        on the Hugging Face hub.
+        """Loads weights of a directory, of the package, or of the Hugging Face hub.
 
         Args:
             source: the workdir of a run, what `save_pretrained` or `python -m

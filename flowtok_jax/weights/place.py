@@ -23,7 +23,7 @@ from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
-from flowtok_jax.weights.lora import Lora, Loras, merge_loras, open_loras
+from flowtok_jax.weights.lora import Loras, merge_loras, open_loras
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
 FILES = (CONFIG, VOCABULARY, "*.safetensors")  # of a repository of the hub
