@@ -112,7 +112,8 @@ def test_adapters_are_added_to_the_weights_by_their_weight(demo, trained, flowto
         added = merge(base, lora.adapters, weight * 2.0)
         equal(jax.device_get(made.params["t2i"]), jax.device_get(added))
         equal(made.params["i2t"], flowtok.params["i2t"])
-        assert np.abs(made.text_to_image(PROMPTS) - plain).max() > 1e-3
+        # Of four steps little is learned; rounding alone is 1e-7.
+        assert np.abs(made.text_to_image(PROMPTS) - plain).max() > 1e-5
     none = FlowTok.from_pretrained(demo.workdir, lora={trained: 0})
     np.testing.assert_array_equal(none.text_to_image(PROMPTS), plain)
 

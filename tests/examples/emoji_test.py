@@ -104,7 +104,8 @@ def test_mistakes_are_one_line(tmp_path, flags, said):
 def test_twenty_robots_are_written_in_words_that_the_weights_know(tmp_path):
     folder = tmp_path / "robot"
     assert robot.main(["--out", str(folder)]) == 0
-    rows = [json.loads(x) for x in (folder / "metadata.jsonl").open(encoding="utf-8")]
+    lines = (folder / "metadata.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     pictures = {(folder / row["file_name"]).read_bytes() for row in rows}
     assert len(pictures) == len(rows) == 20
     vocabulary = open_weights("emoji").vocabulary(16)
