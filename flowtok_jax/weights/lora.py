@@ -37,7 +37,7 @@ EXPECTED = (
     "its end, or the folder `lora` in it"
 )
 # DIR, or DIR -> weight of its adapters.
-Loras = str | Place | Mapping[str | Place, float]
+Loras = str | Place | Mapping[str | Place, float | int]
 
 
 class Lora(NamedTuple):
