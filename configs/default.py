@@ -188,6 +188,15 @@ def _add_training(config: ConfigDict) -> None:
         }
     )
 
+    # Adapters trained in place of the networks (LoRA, docs/lora.md).
+    config.lora = ConfigDict(
+        {
+            "rank": 0,  # columns of A and rows of B; 0: the networks are trained
+            "alpha": 8.0,  # a kernel gets alpha / rank * A B added
+            "pattern": "blocks/",  # found in the paths of the kernels that get a pair
+        }
+    )
+
 
 def _add_losses(config: ConfigDict) -> None:
     """Adds the losses of each task."""

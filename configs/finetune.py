@@ -11,6 +11,8 @@ tokenizer. Batch, rate and number of steps suit a few thousand images on one
 accelerator; they are guesses to start from, as neither paper nor release fine-tunes.
 Captions in words that the weights lack are refused; --config.init_vocabulary=captions
 takes a vocabulary made of them, for i2t with --config.stages=text_tokenizer,i2t.
+configs/finetune.py:lora and :lora_i2t train adapters over a direction's flow instead,
+on a few images of one style or thing: docs/lora.md.
 TensorBoard (runs/mine/tb) shows sample grids every 250 steps. Encoding the images once,
 by --mode=pretokenize with this config, makes steps faster.
 """
@@ -20,16 +22,23 @@ from ml_collections import ConfigDict
 from configs import default
 from flowtok_jax.runtime.errors import UserError
 
-STAGES = ("t2i", "i2t")
+# Variant -> its stage, and whether it trains adapters.
+VARIANTS = {
+    "t2i": ("t2i", False),
+    "i2t": ("i2t", False),
+    "lora": ("t2i", True),
+    "lora_i2t": ("i2t", True),
+}
 
 
-def get_config(stage: str = "t2i") -> ConfigDict:
+def get_config(variant: str = "t2i") -> ConfigDict:
     """Returns the config that fine-tunes one direction."""
-    if stage not in STAGES:
+    if variant not in VARIANTS:
         raise UserError(
-            f"stage is {stage!r}; expected one of {', '.join(STAGES)}, as in "
+            f"stage is {variant!r}; expected one of {', '.join(VARIANTS)}, as in "
             "--config=configs/finetune.py:i2t"
         )
+    stage, has_adapters = VARIANTS[variant]
     config = default.from_trained(stage)
     config.train.update({"num_steps": 4000, "batch_size": 64, "ema_decay": 0.999})
     config.schedule.lr = 2e-5
@@ -41,4 +50,17 @@ def get_config(stage: str = "t2i") -> ConfigDict:
     # nothing.
     config.per_stage = ConfigDict({"text_tokenizer": {"schedule": {"lr": 4e-4}}})
     config.log.preview_every = 250
+    return _with_adapters(config) if has_adapters else config
+
+
+def _with_adapters(config: ConfigDict) -> ConfigDict:
+    """Trains adapters of the flow on a few images, whose captions share a word."""
+    config.lora.update({"rank": 4, "alpha": 8.0, "pattern": "dit/blocks/"})
+    config.train.update({"num_steps": 1000, "batch_size": 32, "ema_decay": 0.98})
+    # The pattern leaves the projector as it is, of which these terms are.
+    config.loss.t2i.update({"kl_weight": 0.0, "align_weight": 0.0})
+    # A hundredth of the parameters, which begin at 0: they need and bear a larger rate.
+    config.schedule.update({"lr": 2e-3, "warmup_steps": 20, "schedule": "cosine"})
+    config.optimizer.weight_decay = 0.0
+    config.checkpoint.every = 250
     return config

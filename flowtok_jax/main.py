@@ -83,6 +83,7 @@ FLAG_GROUPS = {
         "config.KEY": "VALUE",
         "workdir": "DIR",
         "checkpoint": "DIR",
+        "lora": "DIR:WEIGHT",
         "minutes": "NUMBER",
         "mode": "MODE",
     },
@@ -134,6 +135,12 @@ flags.DEFINE_string(
     "The weights to use: a run's workdir, a directory of pretrained weights, or the "
     "name of weights that ship with FlowTok; in training, the same as "
     "--config.init_from.",
+)
+flags.DEFINE_multi_string(
+    "lora",
+    [],
+    "Adapters on top of the weights, once or more: the workdir of a run of "
+    "configs/finetune.py:lora or the folder lora in it, with a weight or without.",
 )
 flags.DEFINE_float(
     "minutes",

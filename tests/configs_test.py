@@ -15,6 +15,7 @@ from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.models.clip import ClipText
 from flowtok_jax.models.dit import AverageDiT, DiT
+from flowtok_jax.models.lora import LoraOptions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Decoder, Encoder, Tokenizer
 from flowtok_jax.modes.bench import BenchOptions
@@ -37,7 +38,7 @@ ARGUMENTS = {
     "default": ("",),
     "tokenizer": ("", "256", "512", "256_detok", "decoder"),
     "i2t": ("", "text_tokenizer", "i2t"),
-    "finetune": ("", "t2i", "i2t"),
+    "finetune": ("", "t2i", "i2t", "lora", "lora_i2t"),
     "own": ("", "small", "medium", "large"),
     "distill": ("", "t2i", "i2t"),
     "eval": ("",),
@@ -88,6 +89,7 @@ SPLATTED = {
         (distill.Options, i2t.draw_ends),
         {"frozen", "batch", "keys", "nets"},
     ),
+    "lora": (LoraOptions, set()),
     "student": (AverageDiT, {"width", "depth", "heads", "mlp_ratio"} | LATENT),
 }
 
@@ -150,7 +152,7 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
         ("s", "1, 2, 512"),
         ("tokenizer", "256, 512, 256_detok, decoder"),
         ("i2t", "text_tokenizer, i2t"),
-        ("finetune", "t2i, i2t"),
+        ("finetune", "t2i, i2t, lora, lora_i2t"),
         ("distill", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),
     ],

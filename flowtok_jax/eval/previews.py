@@ -37,6 +37,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import Preview, Task, preview_nets
+from flowtok_jax.tasks.lora import whole_params
 from flowtok_jax.weights.nets import MetricNet, load_metric_net
 
 Scalars = dict[str, float]
@@ -183,7 +184,7 @@ def make_preview(
     def preview(ema: Params, frozen: Params) -> tuple[Scalars, Pictures]:
         groups = {group: frozen[role] for role, group in task.frozen.items()}
         # Where they lie: FlowTok would copy them to every device.
-        flowtok.params = {**groups, task.name: ema}
+        flowtok.params = {**groups, task.group: whole_params(task, ema, frozen)}
         made = task.preview(flowtok, examples)
         scalars, grids = judge(made, examples)
         for measure in measures:

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict, config_flags
 from flowtok_jax.runtime import config as config_files
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, to_place
-from flowtok_jax.weights.place import Weights, adopt, open_weights
+from flowtok_jax.weights.lora import parse_loras
+from flowtok_jax.weights.place import Weights, open_weights
+from flowtok_jax.weights.sizes import adopt
 
 RUNS = "runs"
 A_CHECKPOINT = "a run's workdir or a directory of pretrained weights"
@@ -60,11 +62,16 @@ class Arguments:
 
     @functools.cached_property
     def weights(self) -> Weights:
-        """The weights to use: of --checkpoint, else of the workdir.
+        """The weights to use: of --checkpoint, else of the workdir; with --lora on top.
 
         Raises:
             UserError: where none is named, or the place does not exist.
         """
+        weights = self._open_weights()
+        loras = parse_loras(self.flags.lora)
+        return weights.with_loras(loras) if loras else weights
+
+    def _open_weights(self) -> Weights:
         # Only --checkpoint may name a hub id or shipped weights: nobody means runs/demo
         # on the hub.
         if self.flags.checkpoint:
@@ -113,6 +120,12 @@ class Arguments:
         Raises:
             UserError: where the two name different places.
         """
+        if self.flags.lora:
+            raise UserError(
+                f"--lora={self.flags.lora[0]} is not for training; expected weights "
+                "with the adapters in them as --checkpoint: the run's own workdir, or "
+                "what save_pretrained wrote"
+            )
         config = self.config()
         start = self.flags.checkpoint
         both = (start, config.init_from)

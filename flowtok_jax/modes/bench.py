@@ -27,7 +27,7 @@ from flowtok_jax.runtime.compilation_cache import fresh_cache
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, to_place, write_json
-from flowtok_jax.tasks import TASKS
+from flowtok_jax.tasks import task_of
 from flowtok_jax.train.check import check_stage
 from flowtok_jax.weights.place import Weights
 
@@ -172,7 +172,7 @@ def _check_rows(config: ConfigDict, options: BenchOptions) -> None:
             stage = choose_stage(config)
             own = for_stage(config, stage)
             own.train.batch_size = rows
-            check_stage(own, TASKS[stage])
+            check_stage(own, task_of(own, stage))
         elif rows % count:
             raise UserError(
                 f"{part} at batch {rows} does not divide over {count} devices; "

@@ -34,12 +34,20 @@ from flowtok_jax.runtime.files import Place, reaching, read_json, write_json
 from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
-from flowtok_jax.tasks import abstract_groups, find_task, init_group, networks_of
+from flowtok_jax.tasks import (
+    abstract_groups,
+    find_task,
+    init_group,
+    networks_of,
+    task_of,
+)
 from flowtok_jax.tasks.base import Task
+from flowtok_jax.tasks.lora import BASE
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
+from flowtok_jax.weights.lora import lora_file, save_lora
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
@@ -65,6 +73,8 @@ from flowtok_jax.weights.workdir import (
     SUMMARY,
     open_workdir,
     read_vocabulary,
+    steps_of,
+    store_group,
 )
 
 INTERRUPTED = 130  # exit status
@@ -158,7 +168,7 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
     try:
         with Preemption() as asked:
             for stage, own in stages.items():
-                task = find_task(stage)
+                task = task_of(own, stage)
                 start = functools.partial(opened, own.init_from)
                 results[stage] = _train_stage(
                     own, task, workdir, vocabulary, start, asked
@@ -237,24 +247,31 @@ def _train_stage(
     preemption: Preemption,
 ) -> loop.StageResult:
     """Trains one stage with what it needs of others, unless it is finished."""
-    if (result := loop.finished(config, task, workdir)) is not None:
+    if (result := _find_result(config, task, workdir)) is not None:
         return result
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(task.name, 0, config.train.num_steps)
     nets = make_nets(config)
     begun_from = start()
     places = [Weights(workdir)] + ([begun_from] if begun_from else [])
-    wanted = abstract_groups(nets, (task.name, *task.frozen.values()))
-    own = wanted.pop(task.name)
+    wanted = abstract_groups(nets, (task.group, *task.frozen.values()))
+    own = wanted.pop(task.group)
     groups = load_groups(wanted, nets, places)
-    frozen = {role: groups[group] for role, group in task.frozen.items()}
+    used = {role: group for role, group in task.frozen.items() if role != BASE}
+    frozen = {role: groups[group] for role, group in used.items()}
     for name in task.judges(config):
         frozen[name] = load_metric_net(name, config.eval.weights).params
     trained_on = config
     if config.data.encode_first and "encoder" in task.passes:
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
-    return loop.train(
+    load = functools.partial(
+        _load_start, config, task, own, nets, begun_from, vocabulary, frozen
+    )
+    if task.lora is not None:
+        frozen[BASE] = _load_base(task, workdir, load)
+        load = lambda: None  # noqa: E731 - adapters start afresh
+    result = loop.train(
         trained_on,
         task,
         workdir,
@@ -263,10 +280,51 @@ def _train_stage(
         vocabulary=vocabulary,
         evaluate=make_preview(config, task, vocabulary, make_mesh(**config.mesh)),
         preemption=preemption,
-        load_start=lambda: _load_start(
-            config, task, own, nets, begun_from, vocabulary, frozen
-        ),
+        load_start=load,
     )
+    if task.lora is not None:
+        _hand_on(task, workdir, own, frozen[BASE])
+    return result
+
+
+def _find_result(
+    config: ConfigDict, task: Task, workdir: Place
+) -> loop.StageResult | None:
+    """Reads the result of a finished stage, which of adapters has written a file."""
+    result = loop.finished(config, task, workdir)
+    is_whole = task.lora is None or lora_file(workdir, task.group).is_file()
+    return result if is_whole else None
+
+
+def _load_base(task: Task, workdir: Place, load: Callable[[], Params | None]) -> Params:
+    """Reads the group that adapters are trained over: what the task would begin with.
+
+    Raises:
+        UserError: where it would begin with nothing.
+    """
+    base = load()
+    if base is None:
+        raise UserError(
+            f"lora.rank asks for adapters of {task.group}, and there are no trained "
+            "weights of it; expected --checkpoint=DIR with them, and init_trained=True"
+        )
+    # One of fewer steps is not that of this run's end.
+    first_does(lambda: lora_file(workdir, task.group).unlink(missing_ok=True))
+    # A copy of a teacher is nowhere else.
+    if task.init is not None and not steps_of(workdir, task.group):
+        store_group(workdir, task.group, base)
+    return base
+
+
+def _hand_on(
+    task: Task, workdir: Place, wanted: Mapping[str, Params], base: Params
+) -> None:
+    """Writes the adapters of a finished stage to a file of their own."""
+    path = lora_file(workdir, task.group)
+    # Every process reads: Orbax lets them wait for one another.
+    adapters = Weights(workdir).read_adapters(task.group, wanted)
+    first_does(lambda: save_lora(path, task.group, adapters, task.lora, base))
+    logging.info("adapters of %s alone: %s", task.group, path)
 
 
 def _load_start(
@@ -279,7 +337,7 @@ def _load_start(
     frozen: Params,
 ) -> Params | None:
     """Reads what training of a task starts from; None to start from nothing."""
-    group = task.name
+    group = task.group
     key = jax.random.key(config.train.seed)
     has_group = start is not None and group in start.groups
     if task.init is not None and not (config.init_trained and has_group):

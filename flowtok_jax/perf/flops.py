@@ -200,7 +200,7 @@ def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> St
         has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
-    trained = networks_of(task.name, nets)
+    trained = networks_of(task.group, nets)
     done = {*trained, "encoder"} if has_moments else {*trained}
     frozen = [name for name in task.passes if name not in done]
     model = sum(part.total for name in frozen for part in costs[name])

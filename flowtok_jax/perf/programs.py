@@ -25,7 +25,7 @@ from flowtok_jax.runtime.batches import row_parts
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import in_mesh, make_mesh, replicated
 from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions
-from flowtok_jax.tasks import TASKS, abstract_group, find_task
+from flowtok_jax.tasks import TASKS, abstract_group, find_task, task_of
 from flowtok_jax.train import loop, sharding
 from flowtok_jax.train.checkpoint import with_shardings
 from flowtok_jax.weights.nets import abstract_net
@@ -63,7 +63,7 @@ def plan_train_step(
     config: ConfigDict, stage: str, devices: Sequence[jax.Device]
 ) -> PlannedStep:
     """Plans the training loop's own step."""
-    task = TASKS[stage]
+    task = task_of(config, stage)
     nets = make_nets(config)
     frozen = {role: abstract_group(nets, g) for role, g in task.frozen.items()}
     frozen |= {name: abstract_net(name) for name in task.judges(config)}

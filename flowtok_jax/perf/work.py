@@ -20,7 +20,7 @@ from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import put
 from flowtok_jax.sampling import DIRECTIONS
-from flowtok_jax.tasks import TASKS, abstract_group, init_group
+from flowtok_jax.tasks import TASKS, abstract_group, init_group, task_of
 from flowtok_jax.train import loop
 from flowtok_jax.weights.nets import RANDOM, load_metric_net
 from flowtok_jax.weights.place import Weights
@@ -197,8 +197,8 @@ def training_work(
 ) -> Work:
     """Makes a step of the config's stage, on its mesh, with data made beforehand."""
     stage = programs.choose_stage(config)
-    task = TASKS[stage]
     config = for_stage(config, stage)
+    task = task_of(config, stage)
     config.train.batch_size = rows
     nets = make_nets(config)
     step = programs.plan_train_step(config, stage, devices)
@@ -218,7 +218,8 @@ def training_work(
             judge = load_metric_net(name, RANDOM).params
             held[name] = jax.device_put(judge, _places(frozen[name]))
         data = {k: _fill(x, nets.clip.vocab_size) for k, x in batch.items()}
-        state = planned.start(weights.trained(stage, nets))
+        own = weights.trained(stage, nets) if task.lora is None else None
+        state = planned.start(own)
 
         def call() -> None:
             nonlocal state  # the step takes the old one's memory

@@ -48,6 +48,7 @@ from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.card import Facts, write_card
 from flowtok_jax.weights.groups import known_groups, places_of
+from flowtok_jax.weights.lora import Loras
 from flowtok_jax.weights.place import Weights, load_groups, open_weights
 from flowtok_jax.weights.publish import publish
 
@@ -153,18 +154,19 @@ class FlowTok(AheadOfTime):
         source: str | Place,
         config: ConfigDict | None = None,
         *,
+        lora: Loras | None = None,
         local_files_only: bool = False,
         mesh: Mesh | None = None,
         quantize: str | None = None,
     ) -> "FlowTok":
-        """Loads weights of a directory, that ship with the package, or of a repository
-        on the Hugging Face hub.
+        """Loads weights of a directory, of the package, or of the Hugging Face hub.
 
         Args:
             source: the workdir of a run, what `save_pretrained` or `python -m
                 flowtok_jax.convert` wrote, the name of weights that ship with the
                 package, or a hub id OWNER/NAME of such files.
             config: used in place of the stored one, to sample with other options.
+            lora: adapters to add: DIR, or {DIR: weight} of several (docs/lora.md).
             local_files_only: takes a hub id from the cache, without the network.
             mesh: the devices to work on.
             quantize: "int8" or "int8_dynamic" for weights in less memory.
@@ -173,6 +175,7 @@ class FlowTok(AheadOfTime):
             UserError: where the weights do not exist, are damaged or incomplete.
         """
         weights = open_weights(source, local_files_only=local_files_only)
+        weights = weights if lora is None else weights.with_loras(lora)
         return cls.from_weights(weights, config, mesh, quantize)
 
     def save_pretrained(

@@ -6,12 +6,14 @@ A new task is one file here, with a `Task` of its own, and a config.
 from collections.abc import Iterable
 
 import jax
+from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.models.build import Nets, init_networks
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import distill, i2t, t2i, text_tokenizer, tokenizer
 from flowtok_jax.tasks.base import Task
+from flowtok_jax.tasks.lora import with_adapters
 
 # By name, in the order in which a whole run trains them.
 TASKS: dict[str, Task] = {
@@ -35,6 +37,15 @@ def find_task(stage: str) -> Task:
     if stage not in TASKS:
         raise UserError(f"stages has {stage!r}; expected some of {', '.join(TASKS)}")
     return TASKS[stage]
+
+
+def task_of(config: ConfigDict, stage: str) -> Task:
+    """Returns the task of a stage as a config asks for it, maybe with adapters.
+
+    Raises:
+        UserError: for a stage that no task describes, or adapters that cannot be.
+    """
+    return with_adapters(find_task(stage), config)
 
 
 def networks_of(group: str, nets: Nets) -> tuple[str, ...]:

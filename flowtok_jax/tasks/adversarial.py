@@ -26,6 +26,7 @@ from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import by_parts
 from flowtok_jax.tasks.base import Batch, Scalars, Task
+from flowtok_jax.tasks.lora import through_adapters
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule
 from flowtok_jax.tasks.state import Trainer, TrainState
 from flowtok_jax.tasks.step import advance, average, make_rule, make_single_trainer
@@ -214,8 +215,8 @@ def make_adversarial_trainer(
     Raises:
         UserError: for options that cannot be.
     """
-    gan = GanOptions(**config.loss[task.name].gan)
-    judges = config.loss[task.name].judges
+    gan = GanOptions(**config.loss[task.group].gan)
+    judges = config.loss[task.group].judges
     rate = _make_rate(config, gan)
     judge_optimizer = make_optimizer(rate, **config.optimizer.to_dict())
     module = make_discriminator(gan, jnp.dtype(judges.dtype))
@@ -231,7 +232,7 @@ def make_adversarial_trainer(
     judge = functools.partial(discriminator_loss, module=module, **options)
     step = functools.partial(
         adversarial_step,
-        loss=loss,
+        loss=through_adapters(task, loss),
         judge=judge,
         optimizer=make_rule(config, is_frozen)[1],
         judge_optimizer=judge_optimizer,

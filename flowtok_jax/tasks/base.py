@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import paths
 from flowtok_jax.models.build import Nets
+from flowtok_jax.models.lora import ADAPTED, LoraOptions
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import accumulate
@@ -92,6 +93,8 @@ class Task(NamedTuple):
         goes_on: whether training has to start from weights of the task's own group.
         init: makes the first parameters of (nets, frozen, key) where they are copies of
             a teacher's; None for random ones.
+        lora: options of the adapters that it trains over its networks, which are then
+            a frozen group like the others; None for the networks themselves.
     """
 
     name: str
@@ -109,6 +112,12 @@ class Task(NamedTuple):
     trains_tower: bool = False
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
     init: Callable[[Nets, Params, Key], dict[str, Params]] | None = None
+    lora: LoraOptions | None = None
+
+    @property
+    def group(self) -> str:
+        """Name of the stage without adapters: of its networks' group and its loss."""
+        return self.name if self.lora is None else self.name.removesuffix(ADAPTED)
 
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:

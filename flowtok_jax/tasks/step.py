@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, init_networks
+from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import Batch, Loss, Scalars, Task
+from flowtok_jax.tasks.lora import init_trained, through_adapters
 from flowtok_jax.tasks.optimizer import make_optimizer, make_schedule, without
 from flowtok_jax.tasks.state import Trainer, TrainState, make_state
 
@@ -114,10 +115,10 @@ def make_single_trainer(
     Raises:
         UserError: for a loss, a schedule or an optimiser that cannot be.
     """
-    if task.name not in config.loss:
-        raise UserError(f"the config has no section loss.{task.name}; add one to it")
+    if task.group not in config.loss:
+        raise UserError(f"the config has no section loss.{task.group}; add one to it")
     schedule, optimizer = make_rule(config, is_frozen)
-    options = {"parts": config.train.accumulate, **config.loss[task.name].to_dict()}
+    options = {"parts": config.train.accumulate, **config.loss[task.group].to_dict()}
 
     def start(params: Params | None = None) -> TrainState:
         if params is None:
@@ -125,12 +126,12 @@ def make_single_trainer(
             names = task.networks
             if task.trains_tower and nets.clip.trained_along:
                 names += ("clip",)
-            params = init_networks(nets, names, key)
+            params = init_trained(task, nets, names, key)
         return make_state(params, optimizer, config.train.seed)
 
     step = functools.partial(
         train_step,
-        loss=functools.partial(task.loss, nets=nets, **options),
+        loss=through_adapters(task, functools.partial(task.loss, nets=nets, **options)),
         optimizer=optimizer,
         ema_decay=config.train.ema_decay,
         ema_warms_up=config.train.ema_warms_up,

@@ -12,7 +12,7 @@ from flowtok_jax.models.build import make_nets
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks import abstract_group, find_task, networks_of
+from flowtok_jax.tasks import abstract_group, networks_of, task_of
 from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
 from flowtok_jax.weights.nets import check_metric_net
@@ -47,7 +47,7 @@ def check_run(
     checks: dict[str, Callable[[], object]] = {}
     trained: list[str] = []  # groups of the stages before
     for stage, config in stages.items():
-        task = find_task(stage)
+        task = task_of(config, stage)
         of = f" of {stage}" if len(stages) > 1 else ""
         checks[f"settings{of}"] = lambda c=config, t=task: check_stage(c, t)
         keys = ("train", "eval") if config.data.eval else ("train",)
@@ -58,10 +58,12 @@ def check_run(
                 c, t, k
             )
         needed = set(task.frozen.values()) - set(trained)
-        if own is not None and own.steps.get(stage, -1) >= config.train.num_steps:
+        if own is not None and own.steps.get(task.name, -1) >= config.train.num_steps:
             needed = set()  # a finished stage reads none
         if config.text.weights == "random":
             needed.discard("clip")
+        if task.init is not None:  # adapters of a copy of a teacher
+            needed.discard(task.group)
         if task.goes_on(config):
             needed.add(stage)
         for group in sorted(needed):
@@ -93,7 +95,7 @@ def check_fit(
     checks: dict[str, Callable[[], object]] = {}
     trained = set(own) - {"clip"}
     for stage, config in stages.items():
-        task = find_task(stage)
+        task = task_of(config, stage)
         used = set(task.frozen.values()) - trained
         if config.init_trained and stage not in own:
             used.add(stage)
@@ -101,7 +103,7 @@ def check_fit(
         if task.goes_on(config) and not config.init_trained:
             checks[f"settings of {stage}"] = lambda s=stage: _refuse_nothing(s)
         weights = start(config.init_from)
-        if own.get(stage, -1) >= config.train.num_steps or weights is None:
+        if own.get(task.name, -1) >= config.train.num_steps or weights is None:
             continue
         for group in sorted(used.intersection(weights.groups)):
             checks[group] = lambda g=group, c=config, s=stage, w=weights: _check_group(

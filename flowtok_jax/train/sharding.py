@@ -12,10 +12,18 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowtok_jax.array_types import ROWS
+from flowtok_jax.models.lora import A, B
 
-RULES = (
+KERNELS = (
     (r"(qkv|fc1|w12|modulation|embed\w*)/kernel$", ("fsdp", "tensor")),
     (r"(proj|fc2|w3|out|pixels)/kernel$", ("tensor", "fsdp")),
+)
+RULES = (
+    *KERNELS,
+    # Adapters of a kernel lie as its rows and as its columns do, so that their product
+    # is where the kernel is.
+    *((p.replace("$", f"/{A}$"), (rows, None)) for p, (rows, _) in KERNELS),
+    *((p.replace("$", f"/{B}$"), (None, columns)) for p, (_, columns) in KERNELS),
     (r"embed/embedding$", ("tensor", "fsdp")),
 )
 

@@ -11,6 +11,7 @@ import rich.table
 from ml_collections import ConfigDict
 
 from flowtok_jax.runtime.files import Place
+from flowtok_jax.tasks import task_of
 from flowtok_jax.train.loop import StageResult
 from flowtok_jax.weights.workdir import CONFIG, SAMPLES, SUMMARY, newest_steps
 
@@ -41,8 +42,9 @@ def describe_start(
         words: tokens of the vocabulary.
     """
     steps = newest_steps(workdir)
+    names = {stage: task_of(own, stage).name for stage, own in stages.items()}
     first = next(iter(stages.values()))
-    said = "goes on" if any(stage in steps for stage in stages) else "new"
+    said = "goes on" if any(name in steps for name in names.values()) else "new"
     held_out = f"{100 * first.data.held_out:g} % of it, held out"
     looked_at = first.data.eval or (held_out if first.data.held_out else "the same")
     lines = [
@@ -55,13 +57,13 @@ def describe_start(
         f"{first.compute.dtype}",
     ]
     for stage, config in stages.items():
-        done = steps.get(stage, 0)
+        done = steps.get(names[stage], 0)
         text = f"{config.train.num_steps} steps of {config.train.batch_size}"
         if done >= config.train.num_steps:
             text += ": done"
         elif done:
             text += f": goes on at {done}"
-        lines.append(f"{stage:<15} {text}")
+        lines.append(f"{names[stage]:<15} {text}")
     lines.append("Ctrl-C          saves and ends; the same command goes on")
     return lines
 

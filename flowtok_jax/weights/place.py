@@ -5,6 +5,7 @@ passed on. On gs:// every question asked again would be another request.
 """
 
 import contextlib
+import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.lora import ADAPTED, LoraOptions, abstract_adapters, merge
 from flowtok_jax.runtime import hub
-from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
+from flowtok_jax.weights.lora import Loras, merge_loras, open_loras
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
 FILES = (CONFIG, VOCABULARY, "*.safetensors")  # of a repository of the hub
@@ -50,9 +52,6 @@ CONVERTED = {
     "tokenizer": "--tokenizer=FlowTiTok_512.bin",
 }
 
-# Sections of a config that belong to weights, as a run or a directory stores them.
-OF_WEIGHTS = ("latent", *Nets._fields, "text", "loss", "sample", "caption")
-
 
 class Weights:
     """The trained weights of a place, by group of networks.
@@ -64,6 +63,7 @@ class Weights:
         is_shipped: whether the place is a part of the package.
         has_vocabulary: whether a vocabulary lies beside the weights.
         has_config: whether a config does.
+        loras: adapters on top of the groups.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Weights:
         self.kind = PRETRAINED if has_arrays else RUN
         self.has_vocabulary = VOCABULARY in names
         self.has_config = CONFIG in names
+        self.loras = ()
 
     @functools.cached_property
     def _stored(self) -> ConfigDict:
@@ -109,7 +110,25 @@ class Weights:
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups whose parameters the place holds."""
-        return tuple(self.steps if self.kind == RUN else self._stored.groups)
+        if self.kind == PRETRAINED:
+            return tuple(self._stored.groups)
+        return tuple(dict.fromkeys(name.removesuffix(ADAPTED) for name in self.steps))
+
+    def with_loras(self, loras: Loras) -> "Weights":
+        """Returns these weights with adapters on top.
+
+        Raises:
+            UserError: where there are none, or they adapt a group that is not here.
+        """
+        found = copy.copy(self)
+        found.loras = (*self.loras, *open_loras(loras))
+        for lora in found.loras:
+            if lora.group not in self.groups:
+                raise UserError(
+                    f"{lora.path} adapts {lora.group}; {self.place} has "
+                    f"{', '.join(self.groups)} only"
+                )
+        return found
 
     def make_nets(self) -> Nets:
         """Builds the networks of the stored config.
@@ -155,9 +174,34 @@ class Weights:
             raise UserError(f"no weights of {group} in {self.place}")
         self.check(group, wanted, nets, is_start=is_start)
         if self.kind == PRETRAINED:
-            return pretrained.read_group(self.place, group, wanted)
-        path = self._checkpoints / group / str(self.steps[group]) / "ema"
+            found = pretrained.read_group(self.place, group, wanted)
+        elif group + ADAPTED in self.steps:
+            found = self._read_adapted(group, wanted, nets)
+        else:
+            found = self._read_step(group, wanted)
+        return merge_loras(found, (x for x in self.loras if x.group == group))
+
+    def _read_step(self, name: str, wanted: Mapping[str, Params]) -> Params:
+        path = self._checkpoints / name / str(self.steps[name]) / "ema"
         return workdir.read_parameters(path, wanted)
+
+    def read_adapters(self, group: str, wanted: Mapping[str, Params]) -> Params:
+        """Reads the newest averaged adapters that a run trained over a group."""
+        adapters = abstract_adapters(wanted, LoraOptions(**self._stored.lora))
+        return self._read_step(group + ADAPTED, adapters)
+
+    def _read_adapted(
+        self, group: str, wanted: Mapping[str, Params], nets: Nets
+    ) -> Params:
+        """Reads what a run's adapters make of the group that they are over."""
+        if group in self.steps:  # a student that began as a copy of its teacher
+            base = self._read_step(group, wanted)
+        else:
+            start = open_start(self._stored.init_from)
+            place = find_place(group, [start] if start else [])
+            base = place.read(group, wanted, nets, is_start=True)
+        scale = LoraOptions(**self._stored.lora).scale
+        return jax.device_get(merge(base, self.read_adapters(group, wanted), scale))
 
     def check(
         self,
@@ -354,28 +398,3 @@ def load_start(
         return None
     logging.info("%s starts from %s", group, start.place)
     return start.read(group, wanted, nets, is_start=True)
-
-
-def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) -> None:
-    """Puts what is stored with weights into a config: sizes of networks, losses, and
-    options of sampling.
-
-    Args:
-        overrides: keys given on the command line, which win.
-
-    Raises:
-        UserError: where the weights have no config, or one of another version.
-    """
-    stored = weights.config
-    stage = config.stages[0]
-    with of_this_version(weights):
-        if "per_stage" in stored and stage in stored.per_stage:
-            stored = for_stage(stored, stage)
-        for section in OF_WEIGHTS:
-            if section in stored and section in Nets._fields:
-                config[section] = stored[section]  # every field of the network is there
-            elif section in stored:
-                config[section].update(stored[section])
-        config.update(config.init_changes)
-        config.update_from_flattened_dict(overrides)
-        make_nets(config)

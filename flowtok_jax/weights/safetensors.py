@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -102,13 +103,20 @@ def read_copies(
     return {name: np.array(x, np.float32) for name, x in arrays.items()}
 
 
-def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
     """Writes a file of arrays, one after the other.
 
     The library's own writer would hold contiguous copies of all arrays at once.
+
+    Args:
+        metadata: texts about the arrays.
     """
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header = {}
+    header = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, array in arrays.items():
         begin = end

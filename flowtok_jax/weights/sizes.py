@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.files import flatten
 from flowtok_jax.weights.place import Weights, find_value, of_this_version
@@ -31,6 +31,9 @@ LOOSE = (
     "projector.dropout",
     "text_decoder.dropout",
 )
+
+# Sections of a config that belong to weights, as a run or a directory stores them.
+OF_WEIGHTS = ("latent", *Nets._fields, "text", "loss", "sample", "caption")
 
 
 def adopt_sizes(
@@ -83,3 +86,28 @@ def find_differing(
         if is_size and key not in LOOSE and there.get(key, value) != value:
             differing[key] = (there[key], value)
     return differing
+
+
+def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) -> None:
+    """Puts what is stored with weights into a config: sizes of networks, losses, and
+    options of sampling.
+
+    Args:
+        overrides: keys given on the command line, which win.
+
+    Raises:
+        UserError: where the weights have no config, or one of another version.
+    """
+    stored = weights.config
+    stage = config.stages[0]
+    with of_this_version(weights):
+        if "per_stage" in stored and stage in stored.per_stage:
+            stored = for_stage(stored, stage)
+        for section in OF_WEIGHTS:
+            if section in stored and section in Nets._fields:
+                config[section] = stored[section]  # every field of the network is there
+            elif section in stored:
+                config[section].update(stored[section])
+        config.update(config.init_changes)
+        config.update_from_flattened_dict(overrides)
+        make_nets(config)

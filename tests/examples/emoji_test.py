@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.emoji import prepare
+from examples.emoji import prepare, robot
 from flowtok_jax.data.sources import make_source
+from flowtok_jax.weights.place import open_weights
 
 SCRIPT = "examples/emoji/prepare.py"
 
@@ -98,3 +99,15 @@ def test_mistakes_are_one_line(tmp_path, flags, said):
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_twenty_robots_are_written_in_words_that_the_weights_know(tmp_path):
+    folder = tmp_path / "robot"
+    assert robot.main(["--out", str(folder)]) == 0
+    lines = (folder / "metadata.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    pictures = {(folder / row["file_name"]).read_bytes() for row in rows}
+    assert len(pictures) == len(rows) == 20
+    vocabulary = open_weights("emoji").vocabulary(16)
+    (ids,) = vocabulary.encode([rows[0]["text"]])
+    assert vocabulary.unknown_id not in ids

@@ -19,6 +19,7 @@ def arguments(named="", config=None, changes=(), **flags) -> Arguments:
         "checkpoint": None,
         "minutes": None,
         "config": config,
+        "lora": [],
         **flags,
     }
     return Arguments(types.SimpleNamespace(**values), named, list(changes))

@@ -23,7 +23,8 @@ from flowtok_jax.modes.pretokenize import make_encode, make_writer, pretokenize
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256
 from flowtok_jax.tasks import abstract_group
-from flowtok_jax.weights.place import adopt, open_weights
+from flowtok_jax.weights.place import open_weights
+from flowtok_jax.weights.sizes import adopt
 from tests import run
 from tests.data import made
 from tests.runtime.processes_test import pid_of

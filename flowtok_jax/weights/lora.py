@@ -1,0 +1,195 @@
+"""Adapters in files of their own, and on top of weights that are loaded.
+
+DIR/GROUP.safetensors has the adapters of a group by their path, and in its metadata
+what they are: the options of models/lora.py, and a digest of the weights that they were
+trained over. A run writes WORKDIR/lora; either folder, or a file, is a place of them.
+"""
+
+import functools
+import logging
+import math
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from flowtok_jax.array_types import Params
+from flowtok_jax.models.lora import LoraOptions, abstract_adapters, merge
+from flowtok_jax.runtime.digests import params_sha256
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
+from flowtok_jax.weights.safetensors import (
+    check_file,
+    check_shapes,
+    read_safetensors,
+    write_safetensors,
+)
+
+FOLDER = "lora"  # of a run's workdir
+FORMAT = "flowtok_lora"
+EXPECTED = (
+    "expected the workdir of a run of --config=configs/finetune.py:lora that came to "
+    "its end, or the folder `lora` in it"
+)
+# DIR, or DIR -> weight of its adapters.
+Loras = str | Place | Mapping[str | Place, float | int]
+
+
+class Lora(NamedTuple):
+    """Adapters of one group, read from a file.
+
+    Attributes:
+        weight: factor of all that they add.
+        base_sha256: digest of the group that they were trained over.
+    """
+
+    path: Place
+    group: str
+    options: LoraOptions
+    adapters: Params
+    base_sha256: str
+    weight: float = 1.0
+
+    def check(self, params: Params) -> None:
+        """Refuses a group's parameters, or their shapes, that the adapters do not fit.
+
+        Raises:
+            UserError: naming the arrays.
+        """
+        what = f"{self.path} does not fit these weights"
+        try:
+            wanted = abstract_adapters(params, self.options)
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from error
+        got, expected = (
+            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
+            for t in (self.adapters, wanted)
+        )
+        check_shapes(what, got, expected)
+
+
+def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:
+    """Adds adapters, each with its weight, to the parameters of their group.
+
+    Raises:
+        UserError: where they do not fit.
+    """
+    loras = tuple(loras)
+    if not loras:
+        return params
+    found = params
+    digest = functools.cache(lambda: params_sha256(params))
+    for lora in loras:
+        lora.check(params)
+        if digest() != lora.base_sha256:
+            logging.info(
+                "%s was trained over other weights of %s than these, which it fits",
+                lora.path,
+                lora.group,
+            )
+        found = merge(found, lora.adapters, lora.weight * lora.options.scale)
+    return jax.device_get(found)  # where weights that were just read are
+
+
+def lora_file(workdir: Place, group: str) -> Place:
+    """Returns the path of the file in which a run hands on adapters of a group."""
+    return workdir / FOLDER / f"{group}.safetensors"
+
+
+def save_lora(
+    path: Place, group: str, adapters: Params, options: LoraOptions, base: Params
+) -> None:
+    """Writes the adapters of a group, whole or not at all.
+
+    Args:
+        base: the group's parameters that they were trained over.
+    """
+    metadata = {
+        "format": FORMAT,
+        "group": group,
+        **{name: str(value) for name, value in options._asdict().items()},
+        "base_sha256": params_sha256(base),
+    }
+    leaves = flatten_dict(adapters, sep="/")
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    with tempfile.TemporaryDirectory() as made:  # the path may be of a store
+        file = pathlib.Path(made, path.name)
+        write_safetensors(file, arrays, metadata)
+        write_bytes(path, file.read_bytes())
+
+
+def open_loras(loras: Loras) -> list[Lora]:
+    """Reads the adapters of one or several places.
+
+    Args:
+        loras: a folder or file; or several, each with its weight.
+
+    Raises:
+        UserError: where there are none, or a file holds something else.
+    """
+    weights = loras if isinstance(loras, Mapping) else {loras: 1.0}
+    found = []
+    for source, weight in weights.items():
+        if not math.isfinite(weight):
+            raise UserError(f"lora {source} has weight {weight}; expected 0.7, say")
+        for path in _find_files(to_place(source)):
+            found.append(_read(path)._replace(weight=float(weight)))
+    return found
+
+
+def _find_files(place: Place) -> list[Place]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UserError(f"lora {place} does not exist; {EXPECTED}")
+    folder = place / FOLDER if (place / FOLDER).is_dir() else place
+    paths = sorted(p for p in folder.iterdir() if p.name.endswith(".safetensors"))
+    if not paths:
+        raise UserError(f"lora {place} has no adapters; {EXPECTED}")
+    return paths
+
+
+def _read(path: Place) -> Lora:
+    check_file(path)
+    with local_file(path) as file:
+        arrays = {k: np.array(x) for k, x in read_safetensors(file).items()}
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} holds no adapters; {EXPECTED}")
+    try:
+        options = LoraOptions(
+            rank=int(metadata["rank"]),
+            alpha=float(metadata["alpha"]),
+            pattern=metadata["pattern"],
+        )
+        group, digest = metadata["group"], metadata["base_sha256"]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say what its adapters are ({error}); {EXPECTED}"
+        ) from error
+    return Lora(path, group, options, unflatten_dict(arrays, sep="/"), digest)
+
+
+def parse_loras(given: list[str]) -> dict[str, float]:
+    """Reads values of --lora, DIR or DIR:WEIGHT.
+
+    Raises:
+        UserError: where one is given twice.
+    """
+    found = {}
+    for text in given:
+        place, _, weight = text.rpartition(":")
+        try:
+            pair = (place, float(weight)) if place else (text, 1.0)
+        except ValueError:  # gs://BUCKET/DIR
+            pair = text, 1.0
+        if pair[0] in found:
+            raise UserError(f"--lora={pair[0]} is given twice; give one weight")
+        found[pair[0]] = pair[1]
+    return found
