@@ -74,7 +74,10 @@ def _make_handler(hub: FakeHub) -> type:
             if "commit" in parts:
                 repo = "/".join(parts[3:5])
                 self.take_commit(repo, body.decode())
-                found = {"commitUrl": f"{hub.endpoint}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+                found = {
+                    "commitUrl": f"{hub.endpoint}/{repo}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
                 return self.answer_json({**found, "pullRequestUrl": None})
             return self.answer_json({})  # yaml of the card is fine
 
