@@ -58,7 +58,8 @@ def _with_adapters(config: ConfigDict) -> ConfigDict:
     config.lora.update({"rank": 4, "alpha": 8.0, "pattern": "dit/blocks/"})
     config.train.update({"num_steps": 1000, "batch_size": 32, "ema_decay": 0.98})
     # The pattern leaves the projector as it is, of which these terms are.
-    config.loss.t2i.update({"kl_weight": 0.0, "align_weight": 0.0})
+    off = {"kl_weight": 0.0, "align_weight": 0.0}
+    config.init_changes = ConfigDict({"loss": {"t2i": off}})
     # A hundredth of the parameters, which begin at 0: they need and bear a larger rate.
     config.schedule.update({"lr": 2e-3, "warmup_steps": 20, "schedule": "cosine"})
     config.optimizer.weight_decay = 0.0

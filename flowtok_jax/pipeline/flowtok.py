@@ -8,7 +8,8 @@ One object loads any trained weights, draws and describes:
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,6 +76,7 @@ class FlowTok(AheadOfTime):
         sample: SampleOptions = SampleOptions(),  # noqa: B008 - immutable
         caption: SampleOptions = SampleOptions(scale=1.0),  # noqa: B008
         text_scale: float = 1.0,
+        losses: Mapping[str, Any] | None = None,
         mesh: Mesh | None = None,
     ):
         if len(vocabulary) > nets.clip.vocab_size:
@@ -89,6 +91,9 @@ class FlowTok(AheadOfTime):
         self.sample = sample.check("sample")
         self.caption = caption.check("caption")
         self.text_scale = text_scale
+        self.losses = (
+            losses or {}
+        )  # for further training, which `save_pretrained` keeps
         self._programs = Programs(nets, text_scale)
         self._compiled = RowPrograms(mesh)
 
@@ -109,6 +114,7 @@ class FlowTok(AheadOfTime):
             sample=SampleOptions(**config.sample),
             caption=SampleOptions(**config.caption),
             text_scale=config.loss.i2t.text_scale,
+            losses=config.loss.to_dict(),
             mesh=mesh,
         )
 
@@ -197,6 +203,7 @@ class FlowTok(AheadOfTime):
             sample=self.sample._asdict(),
             caption=self.caption._asdict(),
             text_scale=self.text_scale,
+            losses=self.losses,
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
         pretrained.save(to_place(directory), config, groups, self.vocabulary, dtype)

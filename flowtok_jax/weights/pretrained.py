@@ -62,13 +62,23 @@ def describe_nets(nets: Nets) -> dict[str, Any]:
 
 
 def make_stored_config(
-    nets: Nets, *, sample: Mapping, caption: Mapping, text_scale: float
+    nets: Nets,
+    *,
+    sample: Mapping,
+    caption: Mapping,
+    text_scale: float,
+    losses: Mapping[str, Mapping] | None = None,
 ) -> dict[str, Any]:
-    """Returns the config of a trained model, as `FlowTok.from_config` reads it."""
+    """Returns the config of a trained model, as `FlowTok.from_config` reads it.
+
+    Args:
+        losses: sections of config.loss that the weights were trained by, so that they
+            are trained further by the same ones.
+    """
+    kept = {name: dict(own) for name, own in (losses or {}).items()}
+    kept["i2t"] = kept.get("i2t", {}) | {"text_scale": text_scale}
     sampling = {"sample": dict(sample), "caption": dict(caption)}
-    return (
-        describe_nets(nets) | sampling | {"loss": {"i2t": {"text_scale": text_scale}}}
-    )
+    return describe_nets(nets) | sampling | {"loss": kept}
 
 
 def _plain(value: Any) -> Any:
