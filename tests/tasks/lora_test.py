@@ -100,7 +100,11 @@ def test_a_tower_that_is_trained_along_may_have_adapters():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"loss.tokenizer.trains": "decoder"}, {"loss.tokenizer.gan.weight": 0.1}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"loss.tokenizer.trains": "decoder"},
+        pytest.param({"loss.tokenizer.gan.weight": 0.1}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_trainer_of_the_tokenizer_starts_and_steps_adapters(changes):
@@ -128,7 +132,11 @@ def test_the_trainer_of_the_tokenizer_starts_and_steps_adapters(changes):
 
 @pytest.mark.parametrize(
     ("stage", "sizes"),
-    [("t2i", (8, 1, 1)), ("t2i", (2, 2, 2)), ("tokenizer", (1, 4, 2))],
+    [
+        pytest.param("t2i", (8, 1, 1), marks=pytest.mark.slow),
+        ("t2i", (2, 2, 2)),
+        pytest.param("tokenizer", (1, 4, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_compute_what_one_does(stage, sizes):
     state, frozen, step, _ = setting(stage)
