@@ -20,7 +20,8 @@ from flowtok_jax.runtime.errors import UserError
 def get_config() -> ConfigDict:
     """Returns the default config: text-to-image with FlowTok-B."""
     config = ConfigDict()
-    config.stages = ("t2i",)  # some of tokenizer, text_tokenizer, t2i, i2t, in order
+    # Some of tokenizer, text_tokenizer, t2i, i2t, in order; both is the last three.
+    config.stages = ("t2i",)
     config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
     # A workdir, or a directory of pretrained weights. It gives the groups that this run
     # needs and does not train, the vocabulary, and the start of the groups that this
@@ -111,6 +112,9 @@ def _add_networks(config: ConfigDict) -> None:
     # time at which a step begins, the others see its end; takes_scale: whether the
     # guidance is chosen in sampling, and not in training.
     config.student = ConfigDict({"early": 2 / 3, "takes_scale": False})
+    # The same of both directions, configs/both.py. tells_direction: whether each has
+    # rows of its own, conditional and null; else only the tokens tell them apart.
+    config.shared_dit = ConfigDict({"tells_direction": True})
     # From tokens to captions: blocks, heads, hidden features of the MLPs, share of
     # values that training drops.
     config.text_decoder = ConfigDict(
@@ -265,6 +269,21 @@ def _add_losses(config: ConfigDict) -> None:
                 "target": "mean",  # mean or sample of the text posterior
                 "text_scale": 1.0,  # flow's text tokens = raw text tokens * this
             },
+            "both": {
+                "null_rate": 0.1,  # that of t2i
+                "time_location": 0.0,  # that of t2i
+                "i2t_weight": 1.0,  # of the flow back to text
+                "caption_weight": 1.0,  # of the captions read off samples
+                "image_source": "sample",  # of the flow back: sample or mean
+                "target": "mean",  # that of i2t
+                "text_scale": 1.0,  # that of i2t
+                "kl": "",  # that of t2i
+                "kl_weight": 0.01,  # that of t2i
+                "align": "",  # that of t2i
+                "align_weight": 1.0,  # that of t2i
+                "align_margin": 0.5,  # that of t2i
+                "align_groups": 1,  # that of t2i
+            },
             "t2i_distilled": {
                 "scale": guidance[0],  # inside; sample.scale, unless given
                 **distilled,
@@ -279,6 +298,9 @@ def _add_losses(config: ConfigDict) -> None:
     )
     for key in ("target", "text_scale"):
         config.loss.i2t_distilled[key] = config.loss.i2t.get_ref(key)
+        config.loss.both[key] = config.loss.i2t.get_ref(key)
+    for key in config.loss.t2i:  # one way: both may differ
+        config.loss.both[key] = config.loss.t2i.get_oneway_ref(key)
 
 
 def _add_data(config: ConfigDict) -> None:

@@ -7,8 +7,10 @@
 --checkpoint names trained weights: a run's workdir (runs/demo) or a directory of
 pretrained weights. Sizes, losses and options of sampling are those stored with them.
 configs/finetune.py:i2t trains image to text instead, from weights that hold its text
-tokenizer. Batch, rate and number of steps suit a few thousand images on one
-accelerator; they are guesses to start from, as neither paper nor release fine-tunes.
+tokenizer, and configs/finetune.py:both a group of both directions (configs/both.py),
+from one or from text to image. Batch, rate and number of steps suit a few thousand
+images on one accelerator; they are guesses to start from, as neither paper nor release
+fine-tunes.
 Captions in words that the weights lack are refused; --config.init_vocabulary=captions
 takes a vocabulary made of them, for i2t with --config.stages=text_tokenizer,i2t.
 configs/finetune.py:lora and :lora_i2t train adapters over a direction's flow instead,
@@ -26,13 +28,14 @@ from flowtok_jax.runtime.errors import UserError
 VARIANTS = {
     "t2i": ("t2i", False),
     "i2t": ("i2t", False),
+    "both": ("both", False),
     "lora": ("t2i", True),
     "lora_i2t": ("i2t", True),
 }
 
 
 def get_config(variant: str = "t2i") -> ConfigDict:
-    """Returns the config that fine-tunes one direction."""
+    """Returns the config that fine-tunes one direction, or both."""
     if variant not in VARIANTS:
         raise UserError(
             f"stage is {variant!r}; expected one of {', '.join(VARIANTS)}, as in "

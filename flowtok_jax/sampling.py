@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float16, Int, UInt8
 
 from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import average_velocity, samplers
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, has_group, take_group
 from flowtok_jax.models.dit import average_modulations, modulations
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
@@ -153,7 +153,7 @@ def choose_without_judge(
         groups: of parameters that the model has.
     """
     judge = flow_group("t2i", sample.solver)
-    if caption.candidates == 1 or judge in groups:
+    if caption.candidates == 1 or has_group(judge, groups):
         return caption
     logging.warning(
         "caption.candidates is %d, and these weights have no %s to choose by: an image "
@@ -192,7 +192,7 @@ def _flow(
     Args:
         flow: t2i or i2t.
     """
-    of_flow = params[flow_group(flow, options.solver)]
+    of_flow = take_group(params, flow_group(flow, options.solver))
     if options.solver == samplers.AVERAGE:
         student = of_flow["student"]
         return average_velocity.average_steps(
@@ -223,25 +223,21 @@ class Programs(NamedTuple):
     def _features(
         self, params: Params, ids: CaptionIds, group: str = "clip"
     ) -> TextFeatures:
-        return self.nets.clip.apply({"params": params[group]["clip"]}, ids)
-
-    def _project(
-        self, params: Params, group: str, text_feats: TextFeatures
-    ) -> Posterior:
-        projector = {"params": params[group]["projector"]}
-        return self.nets.projector.apply(projector, text_feats)
+        tower = {"params": take_group(params, group)["clip"]}
+        return self.nets.clip.apply(tower, ids)
 
     def project(self, params: Params, ids: CaptionIds) -> Posterior:
         """Encodes captions as the posterior of text to image's source."""
-        return self._project_shared(params, ids, self._features(params, ids))
+        return self._project(params, "t2i", ids, self._features(params, ids))
 
-    def _project_shared(
-        self, params: Params, ids: CaptionIds, text_feats: TextFeatures
+    def _project(
+        self, params: Params, group: str, ids: CaptionIds, text_feats: TextFeatures
     ) -> Posterior:
         """Encodes captions, whose features by the frozen tower are there already."""
-        if "clip" in params["t2i"]:
-            text_feats = self._features(params, ids, "t2i")
-        return self._project(params, "t2i", text_feats)
+        own = take_group(params, group)
+        if "clip" in own:
+            text_feats = self._features(params, ids, group)
+        return self.nets.projector.apply({"params": own["projector"]}, text_feats)
 
     def encode(self, params: Params, images: Image) -> Posterior:
         """Encodes images as the posterior of their raw tokens."""
@@ -270,13 +266,15 @@ class Programs(NamedTuple):
         return jnp.clip(image, 0.0, 1.0)
 
     def _decode_text(self, params: Params, tokens: Tokens) -> CaptionIds:
-        decoder = {"params": params["text_tokenizer"]["text_decoder"]}
+        # The decoder reads tokens of the projector that it was trained with.
+        own = take_group(params, "text_tokenizer")
+        decoder = {"params": own["text_decoder"]}
         return self.nets.text_decoder.apply(decoder, tokens).argmax(-1)
 
     def reconstruct_text(self, params: Params, ids: CaptionIds) -> CaptionIds:
         """Sends captions through the text tokenizer and back."""
         text_feats = self._features(params, ids)
-        posterior = self._project(params, "text_tokenizer", text_feats)
+        posterior = self._project(params, "text_tokenizer", ids, text_feats)
         return self._decode_text(params, posterior.mean)
 
     def text_to_image(
@@ -319,7 +317,7 @@ class Programs(NamedTuple):
         rows: Int[Array, " b"],
         options: SampleOptions,
     ) -> Tokens:
-        posterior = self._project_shared(params, ids, text_feats)
+        posterior = self._project(params, "t2i", ids, text_feats)
         z_txt = _start(posterior, key, rows, options.source)
         z_img = _flow(self.nets, params, "t2i", z_txt, options)
         # The flow runs on scaled tokens, the decoder takes raw ones.

@@ -14,7 +14,7 @@ from configs import default
 from flowtok_jax.data.transforms import Filters, ImageTransform
 from flowtok_jax.models.build import make_nets
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import AverageDiT, DiT
+from flowtok_jax.models.dit import AverageDiT, DiT, SharedDiT
 from flowtok_jax.models.lora import LoraOptions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Decoder, Encoder, Tokenizer
@@ -23,7 +23,7 @@ from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import make_mesh
-from flowtok_jax.tasks import TASKS, abstract_group, distill, i2t, networks_of
+from flowtok_jax.tasks import TASKS, abstract_group, distill, i2t, networks_of, t2i
 from flowtok_jax.tasks.adversarial import GanOptions
 from flowtok_jax.tasks.optimizer import MuonOptions, make_optimizer, make_schedule
 from flowtok_jax.tasks.tokenizer import JudgeOptions
@@ -38,7 +38,8 @@ ARGUMENTS = {
     "default": ("",),
     "tokenizer": ("", "256", "512", "256_detok", "decoder"),
     "i2t": ("", "text_tokenizer", "i2t"),
-    "finetune": ("", "t2i", "i2t", "lora", "lora_i2t"),
+    "finetune": ("", "t2i", "i2t", "both", "lora", "lora_i2t"),
+    "both": ("", "demo", "emoji", "s", "b", "l", "xl", "h"),
     "own": ("", "small", "medium", "large"),
     "distill": ("", "t2i", "i2t"),
     "eval": ("",),
@@ -51,6 +52,8 @@ SHARED = ("t2i", "__init__")  # files that are no configs
 # section -> what takes its keys as arguments, and which of those come from elsewhere
 MODULE = {"dtype", "remat", "layout", "parent", "name"}
 LATENT = {"tokens", "channels", "attention"} | MODULE
+OF_DIT = {"width", "depth", "heads", "mlp_ratio"} | LATENT
+OF_LOSS = {"trained", "frozen", "batch", "key", "keys", "nets", "parts", "source"}
 SPLATTED = {
     "clip": (ClipText, {"context"} | MODULE),
     "tokenizer": (Tokenizer, LATENT),
@@ -77,12 +80,10 @@ SPLATTED = {
     "bench": (BenchOptions, set()),
     "loss.tokenizer.judges": (JudgeOptions, set()),
     "loss.tokenizer.gan": (GanOptions, set()),
+    **{f"loss.{task}": (TASKS[task].loss, OF_LOSS) for task in TASKS},
     **{
-        f"loss.{task}": (
-            TASKS[task].loss,
-            {"trained", "frozen", "batch", "key", "nets", "parts"},
-        )
-        for task in TASKS
+        f"loss.{task}": ((TASKS[task].loss, t2i.draw_source), OF_LOSS)
+        for task in ("t2i", "both")
     },
     "loss.t2i_distilled": (distill.Options, set()),
     "loss.i2t_distilled": (
@@ -90,7 +91,8 @@ SPLATTED = {
         {"frozen", "batch", "keys", "nets"},
     ),
     "lora": (LoraOptions, set()),
-    "student": (AverageDiT, {"width", "depth", "heads", "mlp_ratio"} | LATENT),
+    "student": (AverageDiT, OF_DIT),
+    "shared_dit": (SharedDiT, OF_DIT),
 }
 
 
@@ -152,7 +154,8 @@ def test_a_stage_as_argument_leaves_that_stage(file, argument):
         ("s", "1, 2, 512"),
         ("tokenizer", "256, 512, 256_detok, decoder"),
         ("i2t", "text_tokenizer, i2t"),
-        ("finetune", "t2i, i2t, lora, lora_i2t"),
+        ("finetune", "t2i, i2t, both, lora, lora_i2t"),
+        ("both", "demo, emoji, s, b, l, xl, h"),
         ("distill", "t2i, i2t"),
         ("demo", "tokenizer, text_tokenizer, t2i, i2t"),
     ],
@@ -169,6 +172,16 @@ def test_arguments_make_the_difference_they_name():
     assert get("tokenizer", "512").tokenizer.image_size == 512
     widths = [get(size, "").dit.width for size in ("s", "b", "l", "xl", "h")]
     assert widths == sorted(set(widths))
+
+
+def test_both_directions_have_the_losses_of_each_and_may_have_their_own():
+    config = get("demo", "")
+    assert config.loss.both.kl == config.loss.t2i.kl == "release_element_mean"
+    config.update_from_flattened_dict({"loss.both.kl_weight": 2.0})
+    assert (config.loss.both.kl_weight, config.loss.t2i.kl_weight) == (2.0, 0.5)
+    # What sampling divides by is one number.
+    config.update_from_flattened_dict({"loss.both.text_scale": 0.7})
+    assert config.loss.i2t.text_scale == 0.7
 
 
 @pytest.mark.parametrize("section", SPLATTED)

@@ -28,7 +28,7 @@ from flowtok_jax.convert.layout import (
 )
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import SIZES, AverageDiT, DiT
+from flowtok_jax.models.dit import SIZES, AverageDiT, DiT, SharedDiT
 from flowtok_jax.models.layers import rope_tables, sincos_positions
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
@@ -229,6 +229,7 @@ def networks(sizes: Mapping[str, Any]) -> Nets:
         dit=DiT(**dit, **latent),
         text_decoder=TextDecoder(),
         student=AverageDiT(**dit, **latent),
+        shared_dit=SharedDiT(**dit, **latent),
     )
 
 

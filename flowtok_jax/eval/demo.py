@@ -21,6 +21,7 @@ from flowtok_jax.eval.previews import (
     load_examples,
     mean_psnr_db,
 )
+from flowtok_jax.models.build import find_provider
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
@@ -47,7 +48,8 @@ def summarize_demo(
     Returns:
         Nothing for a run on other data, or with a stage still to train.
     """
-    needed = {group for way in DIRECTIONS.values() for group in way.groups}
+    groups = {group for way in DIRECTIONS.values() for group in way.groups}
+    needed = {find_provider(group, trained) for group in groups}
     is_whole = needed - {TEXT_TOWER} <= set(trained)
     if not (is_whole and are_told_scenes(config)):
         return {}, {}

@@ -30,6 +30,7 @@ from flowtok_jax.eval.demo import are_told_scenes, summarize_demo
 from flowtok_jax.eval.evaluate import run_part
 from flowtok_jax.eval.parts import PARTS, PartMaker
 from flowtok_jax.eval.previews import Pictures
+from flowtok_jax.models.build import find_provider, has_group
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.cli import wrap_text
 from flowtok_jax.runtime.config import for_stage
@@ -70,7 +71,7 @@ def check_ending(config: ConfigDict) -> None:
     Raises:
         UserError: where there are no images.
     """
-    if set(config.stages) & set(PARTS):
+    if any(has_group(part, config.stages) for part in PARTS):
         try:
             _open_pictures(config)
         except UserError as error:
@@ -112,7 +113,7 @@ def measure_ending(
     """
     if are_told_scenes(config):
         return summarize_demo(config, workdir, trained)
-    names = [name for name in PARTS if name in trained]
+    names = [name for name in PARTS if has_group(name, trained)]
     if not names:
         return {}, {}
     count = len(_open_pictures(config))
@@ -229,6 +230,7 @@ def _score_lines(scores: RunScores) -> Iterator[str]:
 
 def _more_steps(config: ConfigDict, stage: str) -> str:
     """Returns the flag that doubles the steps of a stage."""
+    stage = find_provider(stage, config.stages)
     number = 2 * for_stage(config, stage).train.num_steps
     own = stage in config.per_stage and "train" in config.per_stage[stage]
     if own and "num_steps" in config.per_stage[stage].train:
@@ -356,13 +358,13 @@ def _usage(
     """Yields the commands that use what was trained."""
     main = f"python -m flowtok_jax.main --checkpoint={shlex.quote(str(workdir))}"
     trained = summary["params_sha256"]
-    if "t2i" in trained:
+    if has_group("t2i", trained):
         prompt = "a caption"
         if is_measured(summary):
             prompt = open_evaluation(config)[0]["caption"]
         yield from ("", "To draw:", f"  {main} --mode=sample \\")
         yield f"    --prompt={shlex.quote(prompt)}"
-    if "i2t" in trained:
+    if has_group("i2t", trained):
         images = workdir / SAMPLES / "0001" / "0*.png"
         source = parse_sources(config.data.eval or config.data.train)[0]
         if source.kind == "folder":

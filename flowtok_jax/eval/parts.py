@@ -39,6 +39,7 @@ from flowtok_jax.eval.scene_judges import (
 )
 from flowtok_jax.eval.t2i import TextToImage
 from flowtok_jax.eval.tokenizer import Reconstruction
+from flowtok_jax.models.build import find_provider
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime import processes
 from flowtok_jax.runtime.digests import params_sha256
@@ -225,6 +226,9 @@ class PartMaker:
     def _weights(self, groups: Sequence[str]) -> dict[str, Any]:
         """Describes what the numbers depend on beside data and metrics."""
         config = self._config
+        there = self._flowtok.params
+        # Several parts of `both` are one group.
+        groups = list(dict.fromkeys(find_provider(g, there) for g in groups))
         weights: dict[str, Any] = {"kind": "pretrained"}
         if self._opened.kind == RUN:
             steps = self._opened.steps
@@ -233,8 +237,7 @@ class PartMaker:
         for group in groups:
             if group not in self._digests:
                 # Digests take seconds at full size, and parts share groups.
-                params = self._flowtok.params[group]
-                self._digests[group] = params_sha256(params)
+                self._digests[group] = params_sha256(there[group])
         digests = {group: self._digests[group] for group in groups}
         found = {"weights": weights | {"sha256": digests}}
         # Integers have one digest, whether activations are rounded too or not.

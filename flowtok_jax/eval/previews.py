@@ -186,9 +186,13 @@ def make_preview(
         # Where they lie: FlowTok would copy them to every device.
         flowtok.params = {**groups, task.group: whole_params(task, ema, frozen)}
         made = task.preview(flowtok, examples)
-        scalars, grids = judge(made, examples)
-        for measure in measures:
-            scalars |= measure(made)
+        scalars, grids = {}, {}
+        for one in made if isinstance(made, list) else [made]:
+            values, pictures = judge(one, examples)
+            scalars |= values
+            grids |= pictures
+            for measure in measures if one.images is not None else ():
+                scalars |= measure(one)
         return scalars, grids
 
     return preview

@@ -1,9 +1,12 @@
-"""Networks from a config.
+"""Networks from a config, and where a group's parameters are found.
 
 Parameters live elsewhere, in groups of networks that one task trains together; `t2i`
-and `text_tokenizer` each have a projector of their own.
+and `text_tokenizer` each have a projector of their own. The group `both` has one for
+all: `t2i`, `i2t` and `text_tokenizer` are parts of it, and whatever needs one of them
+takes it from there where it is not to be had by itself.
 """
 
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,12 +15,15 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.models.clip import ClipText
-from flowtok_jax.models.dit import AverageDiT, DiT
+from flowtok_jax.models.dit import AverageDiT, DiT, SharedDiT, one_direction
 from flowtok_jax.models.text import AlignHead, TextDecoder, TextProjector
 from flowtok_jax.models.tokenizer import Tokenizer
 from flowtok_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
+BOTH = "both"
+# Group that BOTH stands for -> direction of the DiT; None: it has none.
+STANDS_FOR = {"t2i": 0, "i2t": 1, "text_tokenizer": None}
 
 
 class Nets(NamedTuple):
@@ -30,6 +36,7 @@ class Nets(NamedTuple):
     dit: DiT
     text_decoder: TextDecoder
     student: AverageDiT  # of the DiT's sizes
+    shared_dit: SharedDiT  # of the DiT's sizes too
 
 
 def make_nets(config: ConfigDict) -> Nets:
@@ -57,8 +64,11 @@ def make_nets(config: ConfigDict) -> Nets:
             width=config.clip.width,
             **text,
         ),
-        # Weights of versions that had no student say nothing of it.
+        # Weights of versions that had no such network say nothing of it.
         student=AverageDiT(**config.dit, **config.get("student", {}), **latent, **big),
+        shared_dit=SharedDiT(
+            **config.dit, **config.get("shared_dit", {}), **latent, **big
+        ),
     )
 
 
@@ -77,6 +87,7 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         "dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool)),
         "text_decoder": (tokens,),
         "student": (tokens, *[jnp.zeros(1)] * 2, jnp.ones(1)),
+        "shared_dit": (tokens, jnp.zeros(1), jnp.zeros(1, bool), jnp.zeros(1, int)),
     }
     # The order of names decides the keys, and so the bits of a fresh start.
     keys = jax.random.split(key, len(names))
@@ -84,3 +95,44 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         name: getattr(nets, name).init(k, *inputs[name])["params"]
         for name, k in zip(names, keys, strict=True)
     }
+
+
+def find_provider(group: str, groups: Container[str]) -> str:
+    """Returns which of some groups has another one's parameters: BOTH, or itself.
+
+    A group that is there itself goes before BOTH; of one that is not there at all the
+    name is returned.
+    """
+    if group in STANDS_FOR and group not in groups and BOTH in groups:
+        return BOTH
+    return group
+
+
+def find_providers(needed: Iterable[str], *places: Container[str]) -> list[str]:
+    """Returns the groups that have all those needed, each as in the first of several
+    places that has it at all.
+    """
+    found = set()
+    # Where places are asked in turn, a part in the first hides a group in the next.
+    for group in needed:
+        there = [groups for groups in places if has_group(group, groups)]
+        found.add(find_provider(group, there[0] if there else ()))
+    return sorted(found)
+
+
+def has_group(group: str, groups: Container[str]) -> bool:
+    """Returns whether some groups have a group, be it as a part of BOTH."""
+    return find_provider(group, groups) in groups
+
+
+def take_group(params: Mapping[str, Params], group: str) -> Params:
+    """Returns the parameters of a group, by network, from those of several groups."""
+    if find_provider(group, params) == group:
+        return params[group]
+    # Arrays are shared, not copied; of the DiT only a table of a few rows is cut.
+    found = dict(params[BOTH])
+    shared = found.pop("shared_dit")
+    direction = STANDS_FOR[group]
+    if direction is not None:
+        found["dit"] = one_direction(shared, direction)
+    return found

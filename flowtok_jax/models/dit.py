@@ -55,10 +55,10 @@ def _modulation(width: int, parts: int, dtype: DTypeLike) -> nn.Dense:
     )
 
 
-def _indicator(width: int, dtype: DTypeLike) -> nn.Embed:
+def _indicator(width: int, dtype: DTypeLike, rows: int = 2) -> nn.Embed:
     """Makes the table of the indicator: row 0 is conditional, row 1 null."""
     init = nn.initializers.normal(0.02)
-    return nn.Embed(2, width, dtype=dtype, embedding_init=init, name="indicator")
+    return nn.Embed(rows, width, dtype=dtype, embedding_init=init, name="indicator")
 
 
 class Modulations(NamedTuple):
@@ -220,6 +220,46 @@ class DiT(nn.Module):
         x, _ = blocks(x, of_blocks)
         final = FinalLayer(self.channels, self.dtype, known, self.layout, name="final")
         return final(x, of_final).astype(jnp.float32)
+
+
+class SharedDiT(DiT):
+    """Velocity of n tokens in both directions, text to image (0) and back (1).
+
+    The table of the indicator has the row 2 * direction + null, so that each direction
+    has a null row of its own. Without `tells_direction` it has the rows of a DiT, and
+    only the tokens themselves tell where they come from.
+    """
+
+    tells_direction: bool = True
+
+    @nn.compact
+    def __call__(
+        self, z_t: Tokens, t: Time, null: Rows, direction: Int[Array, " b"]
+    ) -> Float[Array, "b n c"]:
+        rows = null.astype(jnp.int32)
+        count = 2  # rows of the table
+        if self.tells_direction:
+            rows = 2 * direction + rows
+            count = 4
+        table = _indicator(self.width, self.dtype, count)
+        k = self._time(t) + table(rows)
+        return self._transform(z_t, k, k, nn.broadcast)
+
+
+def one_direction(params: Params, direction: int) -> Params:
+    """Returns the parameters of the DiT that a SharedDiT is in one direction."""
+    table = params["indicator"]["embedding"]
+    if table.shape[0] == 2:  # the rows of both
+        return dict(params)
+    rows = table[2 * direction : 2 * direction + 2]
+    return {**params, "indicator": {"embedding": rows}}
+
+
+def both_directions(params: Params, tells_direction: bool) -> Params:
+    """Returns parameters of a SharedDiT that is a DiT of these in both directions."""
+    table = params["indicator"]["embedding"]
+    rows = jnp.concatenate([table, table]) if tells_direction else table
+    return {**params, "indicator": {"embedding": rows}}
 
 
 class AverageDiT(DiT):

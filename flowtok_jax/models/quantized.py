@@ -28,6 +28,7 @@ LAYERS = r".*blocks/(attention|mlp)/(qkv|proj|fc1|fc2|w12|w3)"
 METHODS = {
     "dit": ("__call__",),
     "student": ("__call__",),
+    "shared_dit": ("__call__",),
     "tokenizer": ("__call__", "encode", "decode"),
 }
 

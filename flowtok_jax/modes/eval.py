@@ -21,6 +21,7 @@ from flowtok_jax.eval.evaluate import PROTOCOL, run_part, show_results
 from flowtok_jax.eval.features import check_resize
 from flowtok_jax.eval.parts import PARTS, PartMaker
 from flowtok_jax.eval.protocols import PROTOCOLS
+from flowtok_jax.models.build import has_group
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.sample import random_tower_note
 from flowtok_jax.runtime import processes
@@ -122,7 +123,7 @@ def _choose(config: ConfigDict, groups: Sequence[str]) -> list[str]:
     """
     # ml_collections reads "t2i,i2t" as a tuple of that one text.
     asked = [name for text in config.eval.parts for name in text.split(",")]
-    there = [name for name in PARTS if name in groups]
+    there = [name for name in PARTS if has_group(name, groups)]
     if not there:
         raise UserError(
             f"the weights have none of {', '.join(PARTS)}; expected the workdir of a "

@@ -22,7 +22,13 @@ from flowtok_jax.data.loader import (
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.eval import ending, pictures
 from flowtok_jax.eval.previews import make_preview
-from flowtok_jax.models.build import Nets, init_networks, make_nets
+from flowtok_jax.models.build import (
+    find_provider,
+    find_providers,
+    has_group,
+    init_networks,
+    make_nets,
+)
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.eval import check_options
 from flowtok_jax.modes.pretokenize import encode_first
@@ -35,10 +41,11 @@ from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.runtime.processes import Preemption, first_does, is_first
 from flowtok_jax.tasks import (
+    abstract_group,
     abstract_groups,
     find_task,
-    init_group,
     networks_of,
+    pick_group,
     task_of,
 )
 from flowtok_jax.tasks.base import Task
@@ -46,6 +53,7 @@ from flowtok_jax.tasks.lora import BASE
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
+from flowtok_jax.train.start import load_start
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
 from flowtok_jax.weights.lora import lora_file, save_lora
 from flowtok_jax.weights.nets import load_metric_net
@@ -53,16 +61,13 @@ from flowtok_jax.weights.place import (
     Weights,
     inherit_vocabulary,
     load_groups,
-    load_start,
     open_start,
     open_weights,
     store_random_clip,
 )
 from flowtok_jax.weights.rows import (
-    ROWS,
     describe_match,
     match_tokens,
-    read_moved,
     store_moved_clip,
 )
 from flowtok_jax.weights.sizes import adopt_sizes
@@ -120,9 +125,11 @@ def _adopt_used(
     trained.discard("clip")  # nobody trains it: the folder's own is a copy
     used = set()
     for stage in config.stages:
-        used |= set(find_task(stage).frozen.values()) - trained
+        frozen = find_task(stage).frozen.values()
+        used |= {group for group in frozen if not has_group(group, trained)}
         trained.add(stage)
-    groups = sorted(used.intersection(start.groups))
+    groups = sorted({find_provider(group, start.groups) for group in used})
+    groups = [group for group in groups if group in start.groups]
     nets = start.make_nets()
     networks = [name for group in groups for name in networks_of(group, nets)]
     adopt_sizes(config, start, networks, overrides)
@@ -253,12 +260,12 @@ def _train_stage(
         raise loop.PreemptedError(task.name, 0, config.train.num_steps)
     nets = make_nets(config)
     begun_from = start()
+    renewed = vocabulary if config.init_vocabulary else None
     places = [Weights(workdir)] + ([begun_from] if begun_from else [])
-    wanted = abstract_groups(nets, (task.group, *task.frozen.values()))
-    own = wanted.pop(task.group)
-    groups = load_groups(wanted, nets, places)
     used = {role: group for role, group in task.frozen.items() if role != BASE}
-    frozen = {role: groups[group] for role, group in used.items()}
+    needed = find_providers(used.values(), *[place.groups for place in places])
+    groups = load_groups(abstract_groups(nets, needed), nets, places)
+    frozen = {role: pick_group(groups, group, nets) for role, group in used.items()}
     for name in task.judges(config):
         frozen[name] = load_metric_net(name, config.eval.weights).params
     trained_on = config
@@ -266,7 +273,7 @@ def _train_stage(
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
     load = functools.partial(
-        _load_start, config, task, own, nets, begun_from, vocabulary, frozen
+        load_start, config, task, nets, begun_from, frozen, renewed
     )
     if task.lora is not None:
         frozen[BASE] = _load_base(task, workdir, load)
@@ -283,7 +290,7 @@ def _train_stage(
         load_start=load,
     )
     if task.lora is not None:
-        _hand_on(task, workdir, own, frozen[BASE])
+        _hand_on(task, workdir, abstract_group(nets, task.group), frozen[BASE])
     return result
 
 
@@ -325,33 +332,6 @@ def _hand_on(
     adapters = Weights(workdir).read_adapters(task.group, wanted)
     first_does(lambda: save_lora(path, task.group, adapters, task.lora, base))
     logging.info("adapters of %s alone: %s", task.group, path)
-
-
-def _load_start(
-    config: ConfigDict,
-    task: Task,
-    wanted: Mapping[str, Params],
-    nets: Nets,
-    start: Weights | None,
-    vocabulary: Vocabulary,
-    frozen: Params,
-) -> Params | None:
-    """Reads what training of a task starts from; None to start from nothing."""
-    group = task.group
-    key = jax.random.key(config.train.seed)
-    has_group = start is not None and group in start.groups
-    if task.init is not None and not (config.init_trained and has_group):
-        logging.info("%s starts as a copy of its teacher", group)
-        return jax.jit(functools.partial(task.init, nets))(frozen, key)
-    if not config.init_trained:
-        if start is not None:
-            logging.info("%s starts from nothing (init_trained=False)", group)
-        return None
-    if not (config.init_vocabulary and group in ROWS and has_group):
-        return load_start(group, wanted, nets, start)
-    logging.info("%s starts from %s, with the run's vocabulary", group, start.place)
-    init = functools.partial(init_group, nets, group, key)
-    return read_moved(start, group, wanted, nets, vocabulary, jax.jit(init))
 
 
 def _summarize(

@@ -175,6 +175,7 @@ def forward(nets: Nets) -> dict[str, list[Forward]]:
         "dit": [dit(nets.dit)],
         "text_decoder": [text],
         "student": [dit(nets.student)],
+        "shared_dit": [dit(nets.shared_dit).of(2)],  # a pair goes both ways
     }
 
 

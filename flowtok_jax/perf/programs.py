@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import ROWS
 from flowtok_jax.data.loader import abstract_batch
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import find_provider, make_nets
 from flowtok_jax.perf import flops, hlo, judges
 from flowtok_jax.perf.machine import GIB
 from flowtok_jax.runtime.batches import row_parts
@@ -55,7 +55,7 @@ def choose_stage(config: ConfigDict) -> str:
         UserError: for a stage that no task describes.
     """
     tasks = [find_task(stage) for stage in config.stages]
-    drawing = [task.name for task in tasks if task.direction == MAIN_DIRECTION]
+    drawing = [task.name for task in tasks if MAIN_DIRECTION in task.directions]
     return [*drawing, config.stages[-1]][0]
 
 
@@ -83,15 +83,20 @@ def plan_train_step(
 
 
 def plan_sample_step(
-    config: ConfigDict, stage: str, devices: Sequence[jax.Device]
+    config: ConfigDict,
+    stage: str,
+    devices: Sequence[jax.Device],
+    name: str | None = None,
 ) -> PlannedStep:
     """Plans the pipeline's program, its batch split, parameters as in training.
 
-    A stage that enables no direction of sampling stands for text to image.
+    Args:
+        name: of the direction; None for the first that the stage enables, or for text
+            to image where it enables none.
     """
     nets = make_nets(config)
     mesh = make_mesh(**config.mesh, devices=devices)
-    name = TASKS[stage].direction or MAIN_DIRECTION
+    name = name or (*TASKS[stage].directions, MAIN_DIRECTION)[0]
     direction = DIRECTIONS[name]
     options = SampleOptions(**config[direction.section]).check(direction.section)
     size = options.batch_size
@@ -102,7 +107,7 @@ def plan_sample_step(
         )
     programs = Programs(nets, config.loss.i2t.text_scale)
     function = functools.partial(getattr(programs, name), options=options)
-    groups = direction.groups_of(options.solver)
+    groups = {find_provider(g, (stage,)) for g in direction.groups_of(options.solver)}
     params = {group: abstract_group(nets, group) for group in groups}
     side = nets.tokenizer.image_size
     rows = jax.ShapeDtypeStruct((size, nets.dit.tokens), np.int32)

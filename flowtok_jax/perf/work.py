@@ -13,14 +13,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import Nets, find_provider, make_nets
 from flowtok_jax.perf import flops, profile, programs
 from flowtok_jax.perf.machine import GIB, peak_memory_gib, peak_tflops, room_gib
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.mesh import put
 from flowtok_jax.sampling import DIRECTIONS
-from flowtok_jax.tasks import TASKS, abstract_group, init_group, task_of
+from flowtok_jax.tasks import (
+    abstract_group,
+    init_group,
+    pick_group,
+    task_of,
+)
 from flowtok_jax.train import loop
 from flowtok_jax.weights.nets import RANDOM, load_metric_net
 from flowtok_jax.weights.place import Weights
@@ -64,6 +69,11 @@ class WeightMaker:
         self._weights = weights
         self._made = {}
 
+    def find_stage(self, group: str) -> str:
+        """Returns the group of the weights that has another one's parameters."""
+        there = () if self._weights is None else self._weights.groups
+        return find_provider(group, there)
+
     def trained(self, group: str, nets: Nets) -> Params | None:
         """Reads a group to train; None where the run is to make its own."""
         if self._weights is None or group not in self._weights.groups:
@@ -85,8 +95,10 @@ class WeightMaker:
 
     def _make(self, group: str, nets: Nets, places: Any) -> Params:
         if self._weights is not None:
-            wanted = abstract_group(nets, group)
-            return put(self._weights.read(group, wanted, nets), places)
+            provider = self.find_stage(group)
+            wanted = abstract_group(nets, provider)
+            found = {provider: self._weights.read(provider, wanted, nets)}
+            return put(pick_group(found, group, nets), places)
         init = functools.partial(init_group, nets, group)
         return jax.jit(init, out_shardings=places)(jax.random.key(SEED))
 
@@ -171,12 +183,12 @@ def sampling_work(
     """Makes a direction of sampling: parameters on every device, rows split."""
     section = DIRECTIONS[part].section
     # The stage's own values in per_stage count, as when its weights were trained.
-    stage = next(name for name, task in TASKS.items() if task.direction == part)
+    stage = weights.find_stage(DIRECTIONS[part].flow)
     config = for_stage(config, stage)
     config.mesh.update({"data": len(devices), "fsdp": 1, "tensor": 1})
     config[section].update({"batch_size": rows, "num_steps": num_steps})
     nets = make_nets(config)
-    step = programs.plan_sample_step(config, stage, devices)
+    step = programs.plan_sample_step(config, stage, devices, part)
     made = _compile(f"{part} at batch {rows}", step, devices)
     abstract, *inputs = step.arguments
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, find_provider, has_group
 from flowtok_jax.models.quantized import check_exact
 from flowtok_jax.runtime.batches import RowPrograms
 from flowtok_jax.runtime.errors import UserError
@@ -90,9 +90,10 @@ class AheadOfTime:
         for name, direction in DIRECTIONS.items():
             own = getattr(self, direction.section)
             chosen = own.changed({**options, "candidates": 1})
-            if flow_group(direction.flow, chosen.solver) in self.params:
+            if has_group(flow_group(direction.flow, chosen.solver), self.params):
                 images = np.zeros((1, size, size, 3), np.float32)
                 row = images if direction.takes_images else self._ids([""])
                 groups = direction.groups_of(chosen.solver)
+                groups = {find_provider(group, self.params) for group in groups}
                 used = {group: self.params[group] for group in groups}
                 yield RowProgram(getattr(self._programs, name), used, row, chosen)

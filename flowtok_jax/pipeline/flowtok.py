@@ -28,7 +28,7 @@ from flowtok_jax.data.inputs import (
     to_uint8,
 )
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import Nets, has_group, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.models.quantized import check_exact, quantize_blocks
 from flowtok_jax.pipeline.ahead import AheadOfTime
@@ -61,7 +61,7 @@ class FlowTok(AheadOfTime):
     """Networks, their parameters by group, and a vocabulary.
 
     `params` maps the name of a group of networks to its parameters; a direction whose
-    group (t2i or i2t) is absent is refused with a UserError when it is asked for.
+    group (t2i or i2t, or both) is absent is refused with a UserError when asked for.
 
     With a `mesh` the rows of a batch are split over its devices, parameters are copied
     to all, and each process, which has to make the same calls, gets all the results.
@@ -141,10 +141,9 @@ class FlowTok(AheadOfTime):
         found = known_groups(weights, ("clip", *TASKS))
         needed = {"clip", "tokenizer", *found}
         for task in (TASKS[group] for group in found if group in TASKS):
-            if task.direction is not None:
-                needed.update(DIRECTIONS[task.direction].groups)
-        places = places_of(weights, needed, config)
-        wanted = abstract_groups(nets, sorted(needed))
+            needed.update(*(DIRECTIONS[way].groups for way in task.directions))
+        places, groups = places_of(weights, needed, config)
+        wanted = abstract_groups(nets, groups)
         params = load_groups(wanted, nets, places)
         how = config.compute.quantize if quantize is None else quantize
         if how:
@@ -348,7 +347,7 @@ class FlowTok(AheadOfTime):
         return [said[k][i] for i, k in enumerate(best)]
 
     def _need(self, group: str, what: str) -> None:
-        if group not in self.params:
+        if group not in self.params and not has_group(group, self.params):
             raise UserError(
                 f"these weights cannot do {what}: group {group!r} is not among "
                 f"{', '.join(sorted(self.params))}; train stage {group} first"

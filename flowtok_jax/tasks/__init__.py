@@ -3,15 +3,15 @@
 A new task is one file here, with a `Task` of its own, and a config.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
-from flowtok_jax.models.build import Nets, init_networks
+from flowtok_jax.models.build import Nets, init_networks, take_group
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.tasks import distill, i2t, t2i, text_tokenizer, tokenizer
+from flowtok_jax.tasks import both, distill, i2t, t2i, text_tokenizer, tokenizer
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.tasks.lora import with_adapters
 
@@ -23,6 +23,7 @@ TASKS: dict[str, Task] = {
         text_tokenizer.TASK,
         t2i.TASK,
         i2t.TASK,
+        both.TASK,
         *distill.TASKS,
     )
 }
@@ -61,6 +62,14 @@ def networks_of(group: str, nets: Nets) -> tuple[str, ...]:
     task = TASKS[group]
     has_tower = task.trains_tower and nets.clip.trained_along
     return (*task.networks, "clip") if has_tower else task.networks
+
+
+def pick_group(
+    params: Mapping[str, Params], group: str, nets: Nets
+) -> dict[str, Params]:
+    """Returns a group's networks, of groups that have it, or have it in `both`."""
+    found = take_group(params, group)
+    return {name: found[name] for name in networks_of(group, nets)}
 
 
 def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:

@@ -7,9 +7,10 @@ value and named scalars. `trained` holds the parameters of the task's own networ
 (of t2i its DiT) sees the rows part by part, see tasks/accumulate.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +19,10 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import paths
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, has_group
 from flowtok_jax.models.lora import ADAPTED, LoraOptions
 from flowtok_jax.models.posterior import Posterior
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import losses
 from flowtok_jax.tasks.accumulate import accumulate
 from flowtok_jax.tasks.state import Trainer
@@ -28,6 +30,7 @@ from flowtok_jax.tasks.state import Trainer
 Batch = dict[str, Array]
 Scalars = dict[str, Float[Array, ""]]
 Loss = Callable[..., tuple[Float[Array, ""], Scalars]]
+CHOICES = ("mean", "sample")  # of a posterior
 
 
 @runtime_checkable
@@ -79,20 +82,23 @@ class Task(NamedTuple):
         networks: the networks of models/build.py whose parameters form the group.
         frozen: role in the loss -> group whose parameters are only used.
         loss: called with `nets`, `parts` and the keys of config.loss[TASK].
-        preview: makes something of (model with the trained weights, examples).
+        preview: makes something, or a list, of (model with the trained weights,
+            examples).
         passes: forward passes of frozen networks in a step, for counting FLOPs:
             networks' names, or the tokenizer's `encoder` or `decoder`.
         draws: whether previews have images to measure.
         copies: whether these images should equal the examples' own.
         contents: contents of the data that will do, "image" or "moments" (latents).
-        direction: the direction of sampling.py that the group enables, if any.
+        directions: the directions of sampling.py that the group enables.
         make_trainer: builds the state and the step; None for one optimiser.
         judges: names of the frozen networks of eval.weights that the loss needs, each
             also its role.
         trains_tower: whether it trains a text tower too where clip.trained_along asks.
         goes_on: whether training has to start from weights of the task's own group.
-        init: makes the first parameters of (nets, frozen, key) where they are copies of
-            a teacher's; None for random ones.
+        init: makes the first parameters of (nets, parameters by role or group, key)
+            where they are copies of others'; None for random ones.
+        begins_from: groups that `init` takes, where the weights to start from have them
+            and not the task's own.
         lora: options of the adapters that it trains over its networks, which are then
             a frozen group like the others; None for the networks themselves.
     """
@@ -101,23 +107,30 @@ class Task(NamedTuple):
     networks: tuple[str, ...]
     frozen: Mapping[str, str]
     loss: Loss
-    preview: Callable[[PreviewModel, Any], Preview]
+    preview: Callable[[PreviewModel, Any], Preview | list[Preview]]
     passes: tuple[str, ...]
     draws: bool = False  # metrics of images are loaded before the stage begins
     copies: bool = False
     contents: tuple[str, ...] = ("image", "moments")
-    direction: str | None = None
+    directions: tuple[str, ...] = ()
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     trains_tower: bool = False
     goes_on: Callable[[ConfigDict], bool] = lambda config: False
-    init: Callable[[Nets, Params, Key], dict[str, Params]] | None = None
+    init: Callable[[Nets, Params, Key], dict[str, Params] | None] | None = None
+    begins_from: tuple[str, ...] = ()
     lora: LoraOptions | None = None
 
     @property
     def group(self) -> str:
         """Name of the stage without adapters: of its networks' group and its loss."""
         return self.name if self.lora is None else self.name.removesuffix(ADAPTED)
+
+    def starts_of(self, groups: Collection[str]) -> list[str]:
+        """Returns which groups of weights the first parameters come from."""
+        if has_group(self.group, groups):
+            return [self.group]
+        return [group for group in self.begins_from if has_group(group, groups)]
 
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
@@ -171,6 +184,21 @@ def draw_noise(nets: Nets, key: Key, rows: int) -> Tokens:
     return jax.random.normal(key, (rows, nets.dit.tokens, nets.dit.channels))
 
 
+def choose_tokens(posterior: Posterior, key: Key, how: str, name: str) -> Tokens:
+    """Returns a posterior's mean or a sample.
+
+    Args:
+        how: "mean" or "sample".
+        name: of the config's key that says so.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if how not in CHOICES:
+        raise UserError(f"{name} is {how!r}; expected one of {CHOICES}")
+    return posterior.mean if how == "mean" else posterior.sample(key)
+
+
 def latent_scalars(prefix: str, posterior: Posterior) -> Scalars:
     """Computes the spread of a posterior: a collapsed one has a small sigma."""
     return {
@@ -195,16 +223,61 @@ def flow_loss(
     A share `null_rate` of the rows is null rows, whose targets come from one another.
     The DiT sees the rows in `parts`, one after the other.
     """
+    points = draw_points(
+        z_src, z_tgt, key, null_rate=null_rate, time_location=time_location
+    )
+    return points_loss(nets.dit, dit, points, key, parts)[0]
+
+
+class Points(NamedTuple):
+    """Points of straight paths, at which a network learns the velocity.
+
+    Attributes:
+        path: the points z_t, and the velocity there: gradients reach a trained source
+            through them.
+        where: what the network sees beside: times, null rows, and whatever it takes
+            more.
+    """
+
+    path: tuple[Tokens, Tokens]
+    where: tuple[Array, ...]
+
+
+def draw_points(
+    z_src: Tokens, z_tgt: Tokens, key: Key, *, null_rate: float, time_location: float
+) -> Points:
+    """Draws a time for each row, and null rows, whose targets come from one another.
+
+    Null rows couple the batch, so they are drawn before it is parted.
+    """
     keys = dict(zip(("time", "null"), jax.random.split(key), strict=True))
     t = paths.sample_time(keys["time"], z_src.shape[0], time_location)
     chosen = jax.random.bernoulli(keys["null"], null_rate, t.shape)
     z_tgt, null = paths.null_row_targets(z_tgt, chosen)
+    return Points(paths.straight_path(z_src, z_tgt, t), (t, null))
 
-    def rows_loss(params, inputs, rest, key):
-        # inputs: (z_t, velocity), through which gradients reach a trained source.
-        predicted = nets.dit.apply({"params": params}, inputs[0], *rest)
-        return losses.velocity_loss(predicted, inputs[1]).mean(), ()
 
-    # Null rows couple the batch, so times and targets are drawn before it is parted.
-    path = paths.straight_path(z_src, z_tgt, t)
-    return accumulate(rows_loss, parts)(dit, path, (t, null), key)[0]
+def points_loss(
+    net: nn.Module,
+    params: Params,
+    points: Points,
+    key: Key,
+    parts: int,
+    weights: Float[Array, " b"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+    """Computes a network's velocity loss at points, mean over rows, and each row's.
+
+    Args:
+        parts: parts of the rows that the network sees one after the other.
+        weights: of the rows in the mean; None for 1.
+    """
+
+    def rows_loss(params, path, rest, key):
+        where, weights = rest
+        predicted = net.apply({"params": params}, path[0], *where)
+        errors = losses.velocity_loss(predicted, path[1])
+        weighted = errors if weights is None else weights * errors
+        return weighted.mean(), errors
+
+    rest = points.where, weights
+    return accumulate(rows_loss, parts)(params, points.path, rest, key)

@@ -13,20 +13,18 @@ from jaxtyping import Array, Float
 
 from flowtok_jax.array_types import Key, Params, Tokens
 from flowtok_jax.models.build import Nets
-from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks.base import (
     Batch,
     Preview,
     PreviewModel,
     Scalars,
     Task,
+    choose_tokens,
     flow_loss,
     image_posterior,
     project,
     text_features,
 )
-
-TARGETS = ("mean", "sample")
 
 
 def draw_ends(
@@ -48,10 +46,8 @@ def draw_ends(
     text_feats = text_features(nets, frozen, batch)
     # Without a key no dropout: the target is the same at every visit of a caption.
     text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
-    if target not in TARGETS:
-        raise UserError(f"loss.i2t.target is {target!r}; expected one of {TARGETS}")
-    z_txt = text_scale * (text.mean if target == "mean" else text.sample(keys["text"]))
-    return z_img, z_txt
+    z_txt = choose_tokens(text, keys["text"], target, "loss.i2t.target")
+    return z_img, text_scale * z_txt
 
 
 def i2t_loss(
@@ -78,7 +74,7 @@ def i2t_loss(
     return loss, scalars
 
 
-def _preview(model: PreviewModel, examples: Any) -> Preview:
+def preview_captions(model: PreviewModel, examples: Any) -> Preview:
     """Describes the examples' images."""
     examples = examples.with_images(model)  # of stored latents there are none
     # A preview has no text to image, to choose among candidates.
@@ -95,7 +91,7 @@ TASK = Task(
         "text_tokenizer": "text_tokenizer",
     },
     loss=i2t_loss,
-    preview=_preview,
+    preview=preview_captions,
     passes=("clip", "encoder", "projector"),
-    direction="image_to_text",
+    directions=("image_to_text",),
 )

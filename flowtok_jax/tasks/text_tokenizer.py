@@ -8,9 +8,9 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from flowtok_jax.array_types import Key, Params
+from flowtok_jax.array_types import CaptionIds, Key, Params, Tokens
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.tasks import losses
@@ -26,6 +26,22 @@ from flowtok_jax.tasks.base import (
     project,
     text_features,
 )
+
+
+def decode_captions(
+    nets: Nets, params: Params, tokens: Tokens, caption_ids: CaptionIds, key: Key
+) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+    """Computes each caption's cross-entropy, and whether all of it is read rightly.
+
+    Args:
+        params: the text decoder's.
+        key: of its dropout.
+    """
+    logits = nets.text_decoder.apply(
+        {"params": params}, tokens, deterministic=False, rngs={"dropout": key}
+    )
+    right = losses.caption_is_exact(logits, caption_ids)
+    return losses.caption_loss(logits, caption_ids), right
 
 
 def text_tokenizer_loss(
@@ -49,15 +65,11 @@ def text_tokenizer_loss(
         posterior = project(
             nets, params["projector"], rest["text_feats"], projector_key
         )
-        logits = nets.text_decoder.apply(
-            {"params": params["text_decoder"]},
-            posterior.at(rest["noise"]),
-            deterministic=False,
-            rngs={"dropout": decoder_key},
-        )
-        caption = losses.caption_loss(logits, rest["caption_ids"])
+        tokens = posterior.at(rest["noise"])
+        decoder = params["text_decoder"]
+        captions = rest["caption_ids"], decoder_key
+        caption, exact = decode_captions(nets, decoder, tokens, *captions)
         divergence = losses.kl_loss(posterior.mean, posterior.logvar, kl, rows)
-        exact = losses.caption_is_exact(logits, rest["caption_ids"])
         moments = posterior.mean, posterior.logvar
         return caption.mean() + kl_weight * divergence, (caption, exact, moments)
 

@@ -8,7 +8,12 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.loader import open_source, training_side
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.models.build import make_nets
+from flowtok_jax.models.build import (
+    find_provider,
+    find_providers,
+    has_group,
+    make_nets,
+)
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import make_mesh
@@ -57,7 +62,7 @@ def check_run(
             checks[f"data.{key}{of}"] = lambda c=config, t=task, k=key: check_data(
                 c, t, k
             )
-        needed = set(task.frozen.values()) - set(trained)
+        needed = {g for g in task.frozen.values() if not has_group(g, trained)}
         if own is not None and own.steps.get(task.name, -1) >= config.train.num_steps:
             needed = set()  # a finished stage reads none
         if config.text.weights == "random":
@@ -67,13 +72,19 @@ def check_run(
         if task.goes_on(config):
             needed.add(stage)
         for group in sorted(needed):
-            checks[group] = lambda g=group, c=config: find_place(
+            checks[group] = lambda g=group, c=config: _find_group(
                 g, [p for p in (own, start(c.init_from)) if p is not None]
             )
         for name in (*task.judges(config), *preview_nets(config, task)):
             checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
         trained.append(stage)
     raise_together(checks, "the run cannot start")
+
+
+def _find_group(group: str, places: Sequence[Weights]) -> Weights:
+    """Returns the first of the places that has a group, be it as a part of `both`."""
+    (found,) = find_providers([group], *[place.groups for place in places])
+    return find_place(found, places)
 
 
 def check_fit(
@@ -96,18 +107,21 @@ def check_fit(
     trained = set(own) - {"clip"}
     for stage, config in stages.items():
         task = task_of(config, stage)
-        used = set(task.frozen.values()) - trained
-        if config.init_trained and stage not in own:
-            used.add(stage)
+        used = {g for g in task.frozen.values() if not has_group(g, trained)}
+        weights = start(config.init_from)
+        begun = []
+        # What a stage begins with may be of another size, not of other heads.
+        if config.init_trained and stage not in own and weights is not None:
+            begun = task.starts_of(weights.groups)
         trained.add(stage)
         if task.goes_on(config) and not config.init_trained:
             checks[f"settings of {stage}"] = lambda s=stage: _refuse_nothing(s)
-        weights = start(config.init_from)
         if own.get(task.name, -1) >= config.train.num_steps or weights is None:
             continue
-        for group in sorted(used.intersection(weights.groups)):
-            checks[group] = lambda g=group, c=config, s=stage, w=weights: _check_group(
-                g, c, s, w, vocabulary
+        there = {find_provider(g, weights.groups): g in begun for g in (*used, *begun)}
+        for group in sorted(set(there).intersection(weights.groups)):
+            checks[group] = lambda g=group, c=config, s=stage, w=weights, i=there: (
+                _check_group(g, c, s, w, vocabulary, is_start=i[g])
             )
     raise_together(checks, "the weights do not fit this config")
 
@@ -125,9 +139,9 @@ def _check_group(
     stage: str,
     weights: Weights,
     vocabulary: Vocabulary | None,
+    is_start: bool,
 ) -> None:
     """Refuses weights of a group that a stage cannot use or start from."""
-    is_start = group == stage
     if vocabulary is not None and group == "text_tokenizer" and not is_start:
         there = weights.vocabulary(config.latent.tokens)
         if there.sha256() != vocabulary.sha256():

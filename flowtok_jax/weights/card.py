@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, has_group
 
 LIBRARY = "flowtok_jax"
 PAPER = "https://arxiv.org/abs/2503.10772"
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
 def find_tasks(params: Params) -> list[str]:
     """Returns what weights can do, by the hub's names."""
     tasks = TASKS_OF_GROUPS.items()
-    return [task for task, groups in tasks if any(g in params for g in groups)]
+    return [task for task, groups in tasks if any(has_group(g, params) for g in groups)]
 
 
 def write_card(repo_id: str, nets: Nets, params: Params, facts: Facts) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.models.build import find_providers
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.place import PRETRAINED, Weights, open_start
 
@@ -29,8 +30,11 @@ def known_groups(weights: Weights, known: Sequence[str]) -> set[str]:
     return set(weights.groups).difference(unknown)
 
 
-def places_of(weights: Weights, needed: set[str], config: ConfigDict) -> list[Weights]:
-    """Returns the places where groups are, or should be: weights, and their start.
+def places_of(
+    weights: Weights, needed: set[str], config: ConfigDict
+) -> tuple[list[Weights], list[str]]:
+    """Returns the places where groups are, or should be: weights, and their start; and
+    the groups to read there, `both` for its parts.
 
     Args:
         config: of the run, or of the directory.
@@ -38,7 +42,10 @@ def places_of(weights: Weights, needed: set[str], config: ConfigDict) -> list[We
     Raises:
         UserError: where a pretrained directory, which has no start, lacks some.
     """
-    missing = sorted(needed.difference(weights.groups))
+    if needed.issubset(weights.groups):
+        return [weights], sorted(needed)
+    found = find_providers(needed, weights.groups)
+    missing = [group for group in found if group not in weights.groups]
     if missing and weights.kind == PRETRAINED:
         raise UserError(
             f"{weights.place} has {', '.join(weights.groups)} only, and not "
@@ -46,4 +53,6 @@ def places_of(weights: Weights, needed: set[str], config: ConfigDict) -> list[We
         )
     # A run trains some groups, and has the others where it started from.
     start = open_start(config.init_from) if missing else None
-    return [weights] if start is None else [weights, start]
+    if start is None:
+        return [weights], found
+    return [weights, start], find_providers(needed, weights.groups, start.groups)

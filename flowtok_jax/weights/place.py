@@ -7,7 +7,6 @@ passed on. On gs:// every question asked again would be another request.
 import contextlib
 import copy
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +43,7 @@ UNSEEN = {
     "text_decoder": ("text_decoder.heads",),
     "dit": ("dit.heads", "tokenizer.latent_scale"),
     "student": ("dit.heads", "student.early", "tokenizer.latent_scale"),
+    "shared_dit": ("dit.heads", "tokenizer.latent_scale"),
 }
 
 # Groups that the release or the hub has, and the flag that converts them.
@@ -385,16 +385,3 @@ def store_random_clip(
     if inherited is None or "clip" not in inherited.groups:
         drawn = jax.jit(init)(jax.random.key(config.text.seed))
         workdir.store_group(folder, "clip", drawn)
-
-
-def load_start(
-    group: str, wanted: Mapping[str, Params], nets: Nets, start: Weights | None
-) -> Params | None:
-    """Reads what training of a group starts from; None to start afresh."""
-    if start is None:
-        return None
-    if group not in start.groups:
-        logging.info("%s starts afresh: %s does not have it", group, start.place)
-        return None
-    logging.info("%s starts from %s", group, start.place)
-    return start.read(group, wanted, nets, is_start=True)

@@ -37,9 +37,11 @@ from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
 # Fields of networks that `make_nets` fills from other sections of a config.
 SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention", "layout")
 STORED = ("float32", "float16")  # types that files may have
+_OF_DIT = ("width", "depth", "heads", "mlp_ratio")
 _SHARED = {
     "text_decoder": (*SHARED, "vocab_size", "width"),
-    "student": (*SHARED, "width", "depth", "heads", "mlp_ratio"),
+    "student": (*SHARED, *_OF_DIT),
+    "shared_dit": (*SHARED, *_OF_DIT),
 }
 
 

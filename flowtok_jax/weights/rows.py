@@ -30,6 +30,7 @@ ROWS = {
     "t2i": {"clip/embed/embedding": 0},  # of its own tower, if it has one
     "text_tokenizer": {"text_decoder/out/kernel": 1, "text_decoder/out/bias": 0},
 }
+ROWS["both"] = ROWS["t2i"] | ROWS["text_tokenizer"]
 
 # For each id of a new vocabulary the ids of the old one whose rows it gets the mean of.
 Match = Sequence[tuple[int, ...]]

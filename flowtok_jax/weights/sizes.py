@@ -19,6 +19,7 @@ SIZES = {
     "align_head": ("align_head", "latent", "clip.width"),
     "dit": ("dit", "latent"),
     "student": ("dit", "student", "latent"),
+    "shared_dit": ("dit", "shared_dit", "latent"),
     "text_decoder": ("text_decoder", "latent", "clip.width", "clip.vocab_size"),
 }
 # Keys of these sections that fit any weights: training may change them.

@@ -212,15 +212,19 @@ def open_workdir(
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file; expected a directory")
     new = json.loads(config_to_json(config))
-    is_known = check_claim(
-        workdir / CONFIG,
+    path = workdir / CONFIG
+    stored = read_json(path) if path.is_file() else None
+    # A task that the run's version did not know has trained nothing there.
+    known = stored["loss"] if stored and "loss" in stored else new["loss"]
+    unknown = tuple(f"loss.{task}." for task in new["loss"] if task not in known)
+    check_claim(
+        path,
         new,
         complaint="belongs to another config",
         cure="give another --workdir, or the config that it was made with",
-        is_free=_is_free,
+        is_free=lambda key: _is_free(key) or key.startswith(unknown),
         before=default_values(),
     )
-    stored = read_json(workdir / CONFIG) if is_known else None
     if stored:
         new["stages"] = all_stages(stored["stages"], new["stages"])
     # Before the config is stored, because making a vocabulary may refuse the config.

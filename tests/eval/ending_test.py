@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import default, demo
+from configs import both, default, demo
 from flowtok_jax.eval import ending
 from flowtok_jax.eval.ending import RunScores, Score
 
@@ -112,6 +112,19 @@ def test_a_new_run_in_a_time_is_told_a_longer_time():
     for text in ending.find_weak(config, scores(**parts)):
         assert "--minutes=40" in text
         assert "num_steps" not in text
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"t2i": {"retrieval_top1_pixels_n331_of3953": 0.25}},
+        {"i2t": {"word_f1_n331": 0.35}},
+        {"i2t": {"exact_match_text_tokenizer_n331": 0.6}},
+    ],
+)
+def test_a_run_of_both_directions_is_told_the_steps_of_its_stage(parts):
+    (text,) = ending.find_weak(both.get_config("demo"), scores(**parts))
+    assert text.endswith("--config.per_stage.both.train.num_steps=6400")
 
 
 def test_a_config_without_steps_of_stages_is_told_the_common_key():

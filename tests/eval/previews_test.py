@@ -159,8 +159,9 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
     groups = TASKS[task].frozen.items()
     frozen = {role: flowtok.params[group] for role, group in groups}
     trained = flowtok.params.get(task)
-    if trained is None:  # a distilled flow, which starts as a copy of its teacher
-        trained = TASKS[task].init(flowtok.nets, frozen, jax.random.key(0))
+    if trained is None:  # one that starts as a copy of others
+        given = {**flowtok.params, **frozen}
+        trained = TASKS[task].init(flowtok.nets, given, jax.random.key(0))
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     preview = previews.make_preview(config, TASKS[task], flowtok.vocabulary, mesh)
     scalars, grids = preview(
@@ -176,9 +177,10 @@ def test_previews_measure_and_show_the_parameters_they_are_given(demo, flowtok, 
         "t2i": {"eval/attribute_accuracy_n5"},
         "i2t": {"eval/exact_match_n5"},
     }
+    names["both"] = names["t2i"] | names["i2t"]
     assert set(scalars) == names[task.removesuffix("_distilled")]
     assert all(np.isfinite(value) for value in scalars.values())
-    assert len(grids) == (task != "text_tokenizer")
+    assert len(grids) == {"text_tokenizer": 0, "both": 2}.get(task, 1)
     for grid in grids.values():
         assert grid.dtype == np.uint8
     assert task not in frozen

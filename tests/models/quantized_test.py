@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flowtok_jax.models.dit import DiT, average_modulations, modulations
+from flowtok_jax.models.dit import (
+    DiT,
+    average_modulations,
+    modulations,
+    one_direction,
+)
 from flowtok_jax.models.layers import LAYOUTS
 from flowtok_jax.models.quantized import METHODS, QUANTIZED, quantize_blocks
 from flowtok_jax.pipeline import FlowTok
@@ -23,6 +28,7 @@ pytest.importorskip("qwix")
 pytestmark = pytest.mark.filterwarnings("ignore:'VariableState':DeprecationWarning")
 
 GROUPS = {"dit": "t2i", "student": "t2i_distilled", "tokenizer": "tokenizer"}
+GROUPS["shared_dit"] = "both"
 PROMPTS = ["a red circle at the top left", "a blue square at the top right"]
 TOLERANCE = 0.03  # relative L2 error of a network of two blocks
 
@@ -41,6 +47,9 @@ def outputs(nets, name: str, params) -> jax.Array:
         known = average_modulations(net, params, times, 2.0)
         at = jax.tree.map(lambda x: x[0], known)
         return net.apply({"params": params}, z_t, at)
+    if name == "shared_dit":  # sampled as the DiT of a direction
+        net = nets.dit
+        params = one_direction(params, 1)
     at = jax.tree.map(lambda x: x[1], modulations(net, params, times))
     return net.apply({"params": params}, z_t, at, jnp.zeros(1, bool))
 

@@ -41,6 +41,24 @@ def measure(config, devices, stage="t2i", step="train"):
     return programs.measure_program(config, stage, step, devices)
 
 
+@pytest.mark.parametrize(
+    ("direction", "groups"),
+    [
+        (None, {"both", "clip", "tokenizer"}),
+        ("text_to_image", {"both", "clip", "tokenizer"}),
+        ("image_to_text", {"both", "tokenizer"}),
+    ],
+)
+def test_either_direction_of_both_is_planned_with_its_group(direction, groups):
+    found = programs.plan_sample_step(
+        config("both"), "both", jax.devices()[:1], direction
+    )
+    assert set(found.arguments[0]) == groups
+    is_text = found.arguments[1].ndim == 2
+    assert is_text == (direction != "image_to_text")
+    jax.eval_shape(found.program, *found.arguments)  # parameters are those it takes
+
+
 @pytest.fixture(scope="module")
 def split():
     return measure(config(**{"mesh.fsdp": 8, "mesh.data": 1}), jax.devices())

@@ -148,6 +148,8 @@ def spread(state, frozen, step, sizes):
         ("t2i", (8, 1, 1)),
         ("t2i", (2, 2, 2)),
         ("tokenizer", (1, 4, 2)),
+        ("both", (8, 1, 1)),
+        ("both", (2, 2, 2)),
         ("t2i_distilled", (2, 2, 2)),
         ("i2t_distilled", (1, 4, 2)),
     ],

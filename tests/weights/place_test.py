@@ -15,10 +15,10 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS, abstract_group, abstract_groups
 from flowtok_jax.train.loop import make_program
+from flowtok_jax.train.start import load_start
 from flowtok_jax.weights.place import (
     inherit_vocabulary,
     load_groups,
-    load_start,
     open_start,
     open_weights,
 )
@@ -35,9 +35,8 @@ def read(place, group, config):
 
 def load(group, config):
     """What training of a group starts from."""
-    nets = make_nets(config)
-    wanted = abstract_group(nets, group)
-    return load_start(group, wanted, nets, open_start(config.init_from))
+    start = open_start(config.init_from)
+    return load_start(config, TASKS[group], make_nets(config), start, {})
 
 
 class Disk:

@@ -1,0 +1,71 @@
+"""The parameters that training of a task starts from."""
+
+import functools
+import logging
+
+import jax
+from ml_collections import ConfigDict
+
+from flowtok_jax.array_types import Params
+from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.models.build import Nets, find_provider
+from flowtok_jax.tasks import abstract_group, init_group, pick_group
+from flowtok_jax.tasks.base import Task
+from flowtok_jax.weights.place import Weights
+from flowtok_jax.weights.rows import ROWS, read_moved
+
+
+def load_start(
+    config: ConfigDict,
+    task: Task,
+    nets: Nets,
+    start: Weights | None,
+    frozen: Params,
+    vocabulary: Vocabulary | None = None,
+) -> Params | None:
+    """Reads what training of a task starts from; None to start from nothing.
+
+    Args:
+        start: the weights to start from, if any.
+        frozen: parameters by role, of which a student's first ones are copies.
+        vocabulary: that of the run where it is not that of the weights.
+    """
+    name = task.group
+    is_read = start is not None and config.init_trained
+    groups = task.starts_of(start.groups) if is_read else []
+    if name in groups:
+        logging.info("%s starts from %s", name, start.place)
+        return _read(config, name, nets, start, vocabulary)
+    # A student always has its teacher to copy; others begin so where they can.
+    if task.init is not None and (groups or not task.begins_from):
+        of = f"{' and '.join(groups)} in {start.place}" if groups else "its teacher"
+        logging.info("%s starts as a copy of %s", name, of)
+        read = {g: _read(config, g, nets, start, vocabulary) for g in groups}
+        key = jax.random.key(config.train.seed)
+        return jax.jit(functools.partial(task.init, nets))({**frozen, **read}, key)
+    if is_read:
+        logging.info("%s starts afresh: %s does not have it", name, start.place)
+    elif start is not None:
+        logging.info("%s starts from nothing (init_trained=False)", name)
+    return None
+
+
+def _read(
+    config: ConfigDict,
+    group: str,
+    nets: Nets,
+    start: Weights,
+    vocabulary: Vocabulary | None,
+) -> Params:
+    """Reads a group to train further, or its part of another one."""
+    # Files are read whole, as their shapes are checked whole.
+    provider = find_provider(group, start.groups)
+    wanted = abstract_group(nets, provider)
+    if vocabulary is not None and provider in ROWS:
+        logging.info("%s gets the run's vocabulary", provider)
+        key = jax.random.key(config.train.seed)
+        init = jax.jit(functools.partial(init_group, nets, provider, key))
+        found = read_moved(start, provider, wanted, nets, vocabulary, init)
+    else:
+        found = start.read(provider, wanted, nets, is_start=True)
+    return pick_group({provider: found}, group, nets)
