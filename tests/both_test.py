@@ -153,7 +153,9 @@ def go_on(cli, config, weights, workdir):
     return outcome.stderr
 
 
-@pytest.mark.parametrize("stage", ["both", "t2i", "i2t"])
+@pytest.mark.parametrize(
+    "stage", ["both", "t2i", pytest.param("i2t", marks=pytest.mark.slow)]
+)
 def test_it_is_trained_further_whole_or_in_one_direction(cli, trained, tmp_path, stage):
     said = go_on(cli, f"finetune.py:{stage}", trained.saved, tmp_path)
     assert f"{stage} starts from {trained.saved}" in said
@@ -168,7 +170,7 @@ def test_it_is_trained_further_whole_or_in_one_direction(cli, trained, tmp_path,
         assert len(mine.image_to_text(np.zeros((2, 32, 32, 3), np.float32))) == 2
 
 
-@pytest.mark.parametrize("flow", ["t2i", "i2t"])
+@pytest.mark.parametrize("flow", [pytest.param("t2i", marks=pytest.mark.slow), "i2t"])
 def test_it_teaches_few_steps_in_either_direction(cli, trained, tmp_path, flow):
     said = go_on(cli, f"distill.py:{flow}", trained.saved, tmp_path)
     assert "starts as a copy of its teacher" in said
