@@ -68,8 +68,9 @@ class Arguments:
             UserError: where none is named, or the place does not exist.
         """
         weights = self._open_weights()
-        loras = parse_loras(self.flags.lora)
-        return weights.with_loras(loras) if loras else weights
+        if not self.flags.lora:
+            return weights
+        return weights.with_loras(parse_loras(self.flags.lora))
 
     def _open_weights(self) -> Weights:
         # Only --checkpoint may name a hub id or shipped weights: nobody means runs/demo

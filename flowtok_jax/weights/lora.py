@@ -79,9 +79,6 @@ def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:
     Raises:
         UserError: where they do not fit.
     """
-    loras = tuple(loras)
-    if not loras:
-        return params
     found = params
     digest = functools.cache(lambda: params_sha256(params))
     for lora in loras:

@@ -179,7 +179,8 @@ class Weights:
             found = self._read_adapted(group, wanted, nets)
         else:
             found = self._read_step(group, wanted)
-        return merge_loras(found, (x for x in self.loras if x.group == group))
+        loras = [lora for lora in self.loras if lora.group == group]
+        return merge_loras(found, loras) if loras else found
 
     def _read_step(self, name: str, wanted: Mapping[str, Params]) -> Params:
         path = self._checkpoints / name / str(self.steps[name]) / "ema"
