@@ -140,7 +140,7 @@ flags.DEFINE_multi_string(
     "lora",
     [],
     "Adapters on top of the weights, once or more: the workdir of a run of "
-    "configs/finetune.py:lora or the folder lora in it, with a weight or without.",
+    "configs/finetune.py:lora or the folder lora in it, with a weight or without",
 )
 flags.DEFINE_float(
     "minutes",
@@ -159,7 +159,7 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string(
     "images",
     [],
-    "Images to caption: a file, a directory or a quoted glob; once or more.",
+    "Images to caption: a file, a directory or a quoted glob",
 )
 flags.DEFINE_bool("json", False, "Captions as one JSON object a line.")
 flags.DEFINE_string(
