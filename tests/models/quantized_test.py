@@ -28,7 +28,6 @@ pytest.importorskip("qwix")
 pytestmark = pytest.mark.filterwarnings("ignore:'VariableState':DeprecationWarning")
 
 GROUPS = {"dit": "t2i", "student": "t2i_distilled", "tokenizer": "tokenizer"}
-GROUPS["shared_dit"] = "both"
 PROMPTS = ["a red circle at the top left", "a blue square at the top right"]
 TOLERANCE = 0.03  # relative L2 error of a network of two blocks
 
@@ -47,9 +46,6 @@ def outputs(nets, name: str, params) -> jax.Array:
         known = average_modulations(net, params, times, 2.0)
         at = jax.tree.map(lambda x: x[0], known)
         return net.apply({"params": params}, z_t, at)
-    if name == "shared_dit":  # sampled as the DiT of a direction
-        net = nets.dit
-        params = one_direction(params, 1)
     at = jax.tree.map(lambda x: x[1], modulations(net, params, times))
     return net.apply({"params": params}, z_t, at, jnp.zeros(1, bool))
 
@@ -65,7 +61,7 @@ def made(name: str, how: str, **compute):
 
 @pytest.mark.parametrize("how", QUANTIZED)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_a_network_computes_nearly_the_same(name, layout, how):
     nets, params, quantized, rounded = made(name, how, layout=layout)
     exact = outputs(nets, name, params)
@@ -75,13 +71,25 @@ def test_a_network_computes_nearly_the_same(name, layout, how):
 
 
 @pytest.mark.parametrize("how", QUANTIZED)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_bfloat16_stays_bfloat16(name, how):
     nets, params, quantized, rounded = made(name, how, dtype="bfloat16")
     exact = outputs(nets, name, params)
     close = outputs(quantized, name, rounded)
     assert close.dtype == exact.dtype
     assert 1e-4 < tiny.relative_error(close, exact) < 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_a_direction_of_both_has_the_integers_of_that_dit(how):
+    nets = tiny.nets()
+    shared = tiny.random_params(nets, "both")["shared_dit"]
+    groups = {"both": {"shared_dit": shared}, "t2i": {"dit": one_direction(shared, 0)}}
+    _, found = quantize_blocks(nets, groups, how)
+    part = one_direction(found["both"]["shared_dit"], 0)
+    jax.tree.map(np.testing.assert_array_equal, part, found["t2i"]["dit"])
+    assert any(x.dtype == np.int8 for x in jax.tree.leaves(part))
+    assert set(METHODS) == {*GROUPS, "shared_dit"}
 
 
 def test_each_block_and_channel_has_a_scale_that_its_largest_weight_decides():
