@@ -79,6 +79,12 @@ def match_objects(scene: Scene | None, wanted: Sequence[Wanted]) -> Scene | None
     return None
 
 
+def is_true_of(caption: str, scene: Scene) -> bool:
+    """Tells whether a scene has all that a caption names; no, if it cannot be read."""
+    wanted = read_caption(caption)
+    return wanted is not None and match_objects(scene, wanted) is not None
+
+
 def _agrees(has: Object, wanted: Wanted) -> bool:
     return all(name in (None, own) for own, name in zip(has, wanted, strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowtok_jax.data import scenes
-from flowtok_jax.data.open_captions import match_objects, read_caption
+from flowtok_jax.data.open_captions import is_true_of
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.captions import (
     PLAIN_WORD,
@@ -147,8 +147,7 @@ class ImageToText(Part):
         """Tells whether a caption is right for a generated scene."""
         scene = self._real.scene(number)
         if self._real.are_open:  # and names what it names rightly
-            wanted = read_caption(caption)
-            return wanted is not None and match_objects(scene, wanted) is not None
+            return is_true_of(caption, scene)
         return scenes.parse_caption(caption) == scene
 
     def measure(self, arrays: Arrays) -> Measured:

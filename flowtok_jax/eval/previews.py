@@ -186,7 +186,8 @@ def make_preview(
         # Where they lie: FlowTok would copy them to every device.
         flowtok.params = {**groups, task.group: whole_params(task, ema, frozen)}
         made = task.preview(flowtok, examples)
-        scalars, grids = {}, {}
+        scalars = {}
+        grids = {}
         for one in made if isinstance(made, list) else [made]:
             values, pictures = judge(one, examples)
             scalars |= values

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowtok_jax.array_types import CaptionIds, Key, Params, Tokens
-from flowtok_jax.models.build import BOTH, STANDS_FOR, Nets, init_networks
+from flowtok_jax.models.build import BOTH, Nets, init_networks
 from flowtok_jax.models.dit import both_directions
 from flowtok_jax.tasks import i2t, t2i
 from flowtok_jax.tasks.accumulate import accumulate
@@ -185,5 +185,5 @@ TASK = t2i.TASK._replace(
     preview=_preview,
     directions=t2i.TASK.directions + i2t.TASK.directions,
     init=begin_both,
-    begins_from=tuple(g for g, way in STANDS_FOR.items() if way != 1),
+    begins_from=("t2i", "text_tokenizer"),
 )

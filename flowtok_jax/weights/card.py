@@ -22,7 +22,7 @@ TASKS_OF_GROUPS = {
 
 
 class Facts(NamedTuple):
-    """What the weights themselves do not tell.
+    """Facts that the weights themselves do not tell.
 
     Attributes:
         license: by the hub's names, as "apache-2.0" or "cc-by-sa-4.0"; "" leaves it

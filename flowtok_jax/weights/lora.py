@@ -165,7 +165,8 @@ def _read(path: Place) -> Lora:
             alpha=float(metadata["alpha"]),
             pattern=metadata["pattern"],
         )
-        group, digest = metadata["group"], metadata["base_sha256"]
+        group = metadata["group"]
+        digest = metadata["base_sha256"]
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{path} does not say what its adapters are ({error}); {EXPECTED}"
