@@ -206,13 +206,17 @@ def _add_losses(config: ConfigDict) -> None:
     """Adds the losses of each task."""
     distilled = {
         "scale_to": placeholder(float),  # end of a range; needs student.takes_scale
+        # path: the average of the teacher's own path; or the rule that averages follow,
+        # with du/dt by jvp, or by a difference between two calls.
+        "method": "path",
+        # Euler steps of the teacher's path, for which captions alone (in i2t images
+        # alone) are enough; with jvp and difference 0: points of the data's path.
+        "trajectory_steps": 16,
+        "pairs": 8,  # steps learned of each path, by method path alone
+        # By jvp and difference alone.
         "equal_share": 0.5,  # share of rows with r = t: 0, 0.25, 0.5, 0.75 or 1
-        "method": "jvp",  # of du/dt: jvp, or a difference between two calls
-        "width": 0.005,  # of that difference, in time
+        "width": 0.005,  # of the difference, in time
         "locations": (-0.4, 1.2),  # of a row's two logit-normal times
-        # Euler steps of the teacher to the points where the student learns, for which
-        # captions alone (in i2t images alone) are enough; 0: points of the data's path.
-        "trajectory_steps": 0,
         "adaptive_floor": 0.01,  # added to the error that a row is divided by
     }
     # Times 1: values of their own, which the command line can change alone.

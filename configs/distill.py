@@ -30,8 +30,9 @@ def get_config(flow: str = "t2i") -> ConfigDict:
     config = default.from_trained(f"{flow}_distilled")
     few = {"solver": AVERAGE, "num_steps": 4}
     config.init_changes = ConfigDict({FLOWS[flow]: few})
-    config.train.update({"num_steps": 20_000, "batch_size": 256})
-    config.schedule.lr = 1e-4
-    config.optimizer.weight_decay = 0.0
+    # Of each caption or image the student learns `pairs` rows, 256 together.
+    config.train.update({"num_steps": 20_000, "batch_size": 32})
+    config.schedule.update({"lr": 5e-4, "schedule": "cosine"})
+    config.optimizer.update({"name": "muon", "weight_decay": 0.0})
     config.log.preview_every = 500
     return config

@@ -6,9 +6,10 @@
           du/dt = (d_z u) v_s + d_t u
     z_r = z_t + (r - t) u(z_t, t, r), a step however long                           (4)
 
-A network learns u from (3), with the right side, in which u is its own, held still.
-Time runs from the source, 0, to the target, 1, so that the sign of (3) is the opposite
-of the papers'.
+A network learns u from (2) where paths are at hand: the difference of their ends. Or
+from (3) at single points, with the right side, in which u is its own, held still. Time
+runs from the source, 0, to the target, 1, so that the sign of (3) is the opposite of
+the papers'.
 
 Source: arXiv:2505.13447 (MeanFlow); arXiv:2510.24474, which starts it from a teacher.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowtok_jax.array_types import Key, Time, Tokens
 from flowtok_jax.flow.samplers import Prepare, Velocity
@@ -39,6 +40,20 @@ def sample_times(
     logits = jax.random.normal(key, (2, batch)) + jnp.asarray(locations)[:, None]
     times = jax.nn.sigmoid(logits)
     return times.min(0), times.max(0)
+
+
+def sample_spans(
+    key: Key, shape: tuple[int, int], num_steps: int
+) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
+    """Draws steps on paths of `num_steps` short ones, of any length alike, anywhere.
+
+    Returns:
+        The numbers of the points where the drawn steps begin, and where they end.
+    """
+    of_length, of_place = jax.random.split(key)
+    length = jax.random.randint(of_length, shape, 1, num_steps + 1)
+    first = jax.random.randint(of_place, shape, 0, num_steps - length + 1)
+    return first, first + length
 
 
 def average_target(

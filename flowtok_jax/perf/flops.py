@@ -12,7 +12,9 @@ With everything trained, inside blocks and recomputed in full the fraction is 1/
 the compiler recomputes of its own accord is not in it.
 """
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from flowtok_jax.flow.samplers import AVERAGE
 from flowtok_jax.models.build import Nets
@@ -191,26 +193,38 @@ class StepFlops(NamedTuple):
         return self.recomputed / self.model
 
 
-def count_train_step(nets: Nets, task: Task, rows: int, has_moments: bool) -> StepFlops:
+def count_train_step(
+    nets: Nets, task: Task, options: Mapping[str, Any], rows: int, has_moments: bool
+) -> StepFlops:
     """Counts (1) and (2) of a task's step over `rows` examples.
 
     What judges add to the image tokenizer's step is in perf/judges.py.
     The first layers' inputs need no gradient, which is counted all the same.
 
     Args:
+        options: of config.loss[TASK].
         has_moments: whether the examples are encoded already.
     """
     costs = forward(nets)
     trained = networks_of(task.group, nets)
     done = {*trained, "encoder"} if has_moments else {*trained}
-    frozen = [name for name in task.passes if name not in done]
-    model = sum(part.total for name in frozen for part in costs[name])
+    passes = Counter(task.passes)
+    passes.update(task.more_passes(options))
+    model = sum(
+        count * part.total
+        for name, count in passes.items()
+        if name not in done
+        for part in costs[name]
+    )
     again = 0
     for name in trained:
+        # A row of the batch may be several rows of the network.
+        times = 1 + task.more_passes(options).get(name, 0)
         for part in costs[name]:
-            model += 3 * part.total
-            again += part.recomputed(getattr(getattr(nets, name), "remat", "none"))
-    return StepFlops(rows * model, rows * again)
+            model += 3 * times * part.total
+            remat = getattr(getattr(nets, name), "remat", "none")
+            again += times * part.recomputed(remat)
+    return StepFlops(round(rows * model), round(rows * again))
 
 
 # Networks of a direction of sampling beside the flow's.

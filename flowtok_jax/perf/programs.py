@@ -75,7 +75,8 @@ def plan_train_step(
         for name, a in batch.items()
     }
     rows = config.train.batch_size
-    cost = flops.count_train_step(nets, task, rows, "moments" in batch)
+    options = config.loss[task.group]
+    cost = flops.count_train_step(nets, task, options, rows, "moments" in batch)
     if stage == "tokenizer":
         cost = judges.add_recipe(cost, config.loss.tokenizer, nets, rows)
     arguments = (planned.abstract, planned.frozen, stacked)

@@ -86,6 +86,8 @@ class Task(NamedTuple):
             examples).
         passes: forward passes of frozen networks in a step, for counting FLOPs:
             networks' names, or the tokenizer's `encoder` or `decoder`.
+        more_passes: the same a row by the options of config.loss[TASK], beside
+            `passes`; of a trained network how often more a row goes forth and back.
         draws: whether previews have images to measure.
         copies: whether these images should equal the examples' own.
         contents: contents of the data that will do, "image" or "moments" (latents).
@@ -109,6 +111,7 @@ class Task(NamedTuple):
     loss: Loss
     preview: Callable[[PreviewModel, Any], Preview | list[Preview]]
     passes: tuple[str, ...]
+    more_passes: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda options: {}
     draws: bool = False  # metrics of images are loaded before the stage begins
     copies: bool = False
     contents: tuple[str, ...] = ("image", "moments")

@@ -5,16 +5,21 @@ and learns the average velocities of the teacher's guided flow
 (flow/average_velocity.py). All else stays frozen: a source that learned too would let
 the loss collapse it.
 
-    points     z_t of the data's path, or with `trajectory_steps` of the teacher's own
-    rows       a share `equal_share` has r = t, where the target is the guided velocity
+    path       the teacher goes from the source to the end in `trajectory_steps`; of
+               each path the student learns `pairs` steps between two of its points
+    jvp,       points z_t of the data's path, or with `trajectory_steps` of the
+    difference teacher's; a share `equal_share` of the rows has r = t, where the target
+               is the guided velocity
     L          mean over rows of l / stop_gradient(l + adaptive_floor)
 
-Source: REFERENCE.md section 13; arXiv:2505.13447 and arXiv:2510.24474.
+Source of all but `path`: REFERENCE.md section 13; arXiv:2505.13447 and 2510.24474.
+`path` is the plain regression that these avoid since a path costs many calls of the
+teacher. Shared by its pairs it costs half of a step, and its targets are exact.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +44,8 @@ from flowtok_jax.tasks.base import (
 
 # Parts of the rows, of which some whole ones have r = t: on every device alike.
 PARTS = 4
+PATH = "path"  # learns averages of the path itself, the other methods their rule
+METHODS = (PATH, *average_velocity.METHODS)
 Scales = Float[Array, " b"]
 
 
@@ -49,9 +56,11 @@ class Options(NamedTuple):
         scale, scale_to: ends of the range of the guidance; without the second one
             `scale` alone.
         equal_share: share of the rows with r = t, in quarters.
-        method, width: of `average_target`.
+        method: path, or of `average_target`.
+        width: of `average_target`.
         locations: of the times.
-        trajectory_steps: steps of the teacher whose points are z_t; 0: the data's path.
+        trajectory_steps: steps of the teacher's path; 0: z_t are points of the data's.
+        pairs: steps learned of each path by method path, whose rows they multiply.
         adaptive_floor: of `adaptive_loss`.
     """
 
@@ -62,6 +71,7 @@ class Options(NamedTuple):
     width: float
     locations: tuple[float, float]
     trajectory_steps: int
+    pairs: int
     adaptive_floor: float
 
     def check(self, name: str, nets: Nets) -> "Options":
@@ -81,10 +91,10 @@ class Options(NamedTuple):
                 f"loss.{name}.scale_to is {high}, and the student takes no scale; "
                 "expected --config.student.takes_scale=True, or no scale_to"
             )
-        if self.method not in average_velocity.METHODS:
+        if self.method not in METHODS:
             raise UserError(
                 f"loss.{name}.method is {self.method!r}; expected one of "
-                f"{', '.join(average_velocity.METHODS)}"
+                f"{', '.join(METHODS)}"
             )
         quarters = self.equal_share * PARTS
         if quarters != int(quarters) or not 0 <= quarters <= PARTS:
@@ -92,6 +102,13 @@ class Options(NamedTuple):
                 f"loss.{name}.equal_share is {self.equal_share}; expected 0, 0.25, "
                 "0.5, 0.75 or 1"
             )
+        if self.method == PATH and self.trajectory_steps < 2:
+            raise UserError(
+                f"loss.{name}.trajectory_steps is {self.trajectory_steps}; expected at "
+                "least 2 with method=path, or method=jvp, which needs no path"
+            )
+        if self.pairs < 1:
+            raise UserError(f"loss.{name}.pairs is {self.pairs}; expected at least 1")
         return self
 
     @property
@@ -117,26 +134,30 @@ def guided_velocity(
     return v_null + scales[:, None, None] * (v_cond - v_null)
 
 
-def trajectory_point(
+def trajectory(
     nets: Nets,
     dit: Params,
     z_src: Tokens,
-    t: Time,
+    end: Time,
     scales: Scales | None,
     num_steps: int,
-) -> Tokens:
-    """Computes the points at which the teacher's own guided flow is at times t.
+) -> Float[Array, "m b n c"]:
+    """Computes the teacher's own guided paths from 0 to each row's end.
 
     Args:
-        num_steps: Euler steps from 0 to t, of each row as long as its t is.
+        num_steps: Euler steps, of each row as long as its end is far.
+
+    Returns:
+        The points where steps begin or end, m = num_steps + 1.
     """
 
     def step(z, i):
-        at = t * (i / num_steps)
-        v = guided_velocity(nets, dit, z, at, scales)
-        return z + (t / num_steps)[:, None, None] * v, None
+        v = guided_velocity(nets, dit, z, end * (i / num_steps), scales)
+        z = z + (end / num_steps)[:, None, None] * v
+        return z, z
 
-    return jax.lax.scan(step, z_src, jnp.arange(num_steps))[0]
+    points = jax.lax.scan(step, z_src, jnp.arange(num_steps))[1]
+    return jnp.concatenate([z_src[None], points])
 
 
 def distill_loss(
@@ -166,34 +187,82 @@ def distill_loss(
         raise UserError(f"train.accumulate is {parts}; expected 1 in stage {name}")
     ends = dict(zip(("image", "text"), jax.random.split(keys["ends"]), strict=True))
     z_src, z_tgt = draw_ends(frozen, batch, ends, nets=nets, **options)
-    rows = z_src.shape[0]
-    t, r = average_velocity.sample_times(keys["times"], rows, chosen.locations)
-    scales = chosen.draw_scales(keys["scales"], rows)
-    guidance = None if chosen.range == (1, 1) else scales  # half the calls
-    teacher = frozen["teacher"]["dit"]
-    if chosen.trajectory_steps:
-        steps = chosen.trajectory_steps
-        z_t = trajectory_point(nets, teacher, z_src, t, guidance, steps)
-    else:
-        z_t = paths.straight_path(z_src, z_tgt, t)[0]
-    v = guided_velocity(nets, teacher, z_t, t, guidance)
+    scales = chosen.draw_scales(keys["scales"], z_src.shape[0])
+    dit = frozen["teacher"]["dit"]
+    lesson = _along_path if chosen.method == PATH else _at_points
+    inputs = lesson(nets, dit, (z_src, z_tgt), scales, keys["times"], chosen)
     # Whatever made them, nothing but the student learns.
-    inputs = jax.lax.stop_gradient((z_t, t, r, v, scales))
+    inputs = jax.lax.stop_gradient(inputs)
     predicted, target = _compare(nets, trained["student"], inputs, chosen)
     error, loss = average_velocity.adaptive_loss(
         predicted, target, chosen.adaptive_floor
     )
     scalars = {
-        "loss/velocity": error.mean() / math.prod(z_t.shape[1:]),
+        "loss/velocity": error.mean() / math.prod(z_src.shape[1:]),
         "source/std": z_src.std(),
     }
     return loss.mean(), scalars
+
+
+def _guidance(scales: Scales, options: Options) -> Scales | None:
+    return None if options.range == (1, 1) else scales  # half the calls
+
+
+def _along_path(
+    nets: Nets,
+    dit: Params,
+    ends: tuple[Tokens, Tokens],
+    scales: Scales,
+    key: Key,
+    options: Options,
+) -> tuple[Float[Array, "bp ..."], ...]:
+    """Draws z_t, t, r, u and the scale of steps on the teacher's paths.
+
+    Returns:
+        Of `pairs` steps of each path, bp = b * pairs.
+    """
+    z_src = ends[0]  # a path is the teacher's alone, so that z_tgt is never computed
+    rows = z_src.shape[0]
+    steps = options.trajectory_steps
+    guidance = _guidance(scales, options)
+    points = trajectory(nets, dit, z_src, jnp.ones(rows), guidance, steps)
+    shape = rows, options.pairs
+    first, last = average_velocity.sample_spans(key, shape, steps)
+    of_rows = jax.vmap(lambda path, at: path[at], (1, 0))  # on the row's own device
+    z_t, z_r = of_rows(points, first), of_rows(points, last)  # [b p n c]
+    average = (z_r - z_t) * (steps / (last - first))[:, :, None, None]
+    scales = jnp.repeat(scales[:, None], options.pairs, 1)
+    arrays = z_t, first / steps, last / steps, average, scales
+    # Pairs of a row stay together, as the rows of a device do.
+    return tuple(x.reshape(-1, *x.shape[2:]) for x in arrays)
+
+
+def _at_points(
+    nets: Nets,
+    dit: Params,
+    ends: tuple[Tokens, Tokens],
+    scales: Scales,
+    key: Key,
+    options: Options,
+) -> tuple[Float[Array, "b ..."], ...]:
+    """Draws z_t, t, r, the guided velocity at z_t and the scale of a step a row."""
+    rows = scales.shape[0]
+    t, r = average_velocity.sample_times(key, rows, options.locations)
+    guidance = _guidance(scales, options)
+    if steps := options.trajectory_steps:
+        z_t = trajectory(nets, dit, ends[0], t, guidance, steps)[-1]
+    else:
+        z_t = paths.straight_path(*ends, t)[0]
+    return z_t, t, r, guided_velocity(nets, dit, z_t, t, guidance), scales
 
 
 def _compare(
     nets: Nets, student: Params, inputs: tuple[Array, ...], options: Options
 ) -> tuple[Tokens, Tokens]:
     """Computes predictions and targets, of rows with r = t without a derivative."""
+    if options.method == PATH:  # the target is known
+        z_t, t, r, average, scales = inputs
+        return nets.student.apply({"params": student}, z_t, t, r, scales), average
     quarters = int(options.equal_share * PARTS)
     if inputs[0].shape[0] % PARTS:
         raise UserError(
@@ -238,6 +307,25 @@ def draw_t2i_ends(
     return source.sample(keys["text"]), z_img
 
 
+def count_passes(
+    options: Mapping[str, Any], *, target: tuple[str, ...]
+) -> dict[str, float]:
+    """Counts passes of a row beside `Task.passes` and one of the student.
+
+    Args:
+        target: networks that only the target of the data's path needs.
+    """
+    is_guided = (options["scale"], options["scale_to"]) not in ((1, None), (1, 1))
+    steps = options["trajectory_steps"]
+    found = dict.fromkeys(target, -1.0 if steps else 0.0)
+    if options["method"] == PATH:
+        found |= {"dit": steps * (1.0 + is_guided), "student": options["pairs"] - 1.0}
+    else:  # a derivative costs what a pass costs, of either method
+        derived = 1 - options["equal_share"]
+        found["dit"] = (steps + 1) * (1 + is_guided) + derived
+    return found
+
+
 def copy_teacher(nets: Nets, frozen: Params, key: Key) -> dict[str, Params]:
     """Makes the student's first parameters: the teacher's, and those it lacks."""
     fresh = init_networks(nets, ("student",), key)["student"]
@@ -258,7 +346,9 @@ def _preview_captions(model: PreviewModel, examples: Any) -> Preview:
     return Preview("few_steps", captions=captions, described=examples.images)
 
 
-def _make(teacher: Task, draw_ends: Callable, preview: Callable) -> Task:
+def _make(
+    teacher: Task, draw_ends: Callable, preview: Callable, target: tuple[str, ...]
+) -> Task:
     name = f"{teacher.name}_distilled"
     return teacher._replace(
         name=name,
@@ -266,15 +356,15 @@ def _make(teacher: Task, draw_ends: Callable, preview: Callable) -> Task:
         frozen={**teacher.frozen, "teacher": teacher.name},
         loss=functools.partial(distill_loss, draw_ends=draw_ends, name=name),
         preview=preview,
-        # The projector, which t2i trains, and the teacher for both halves of guidance.
-        passes=tuple({**dict.fromkeys(teacher.passes), "projector": None})
-        + ("dit",) * 2,
+        # The projector too, which t2i trains.
+        passes=tuple({**dict.fromkeys(teacher.passes), "projector": None}),
+        more_passes=functools.partial(count_passes, target=target),
         trains_tower=False,
         init=copy_teacher,
     )
 
 
 TASKS = (
-    _make(t2i.TASK, draw_t2i_ends, _preview_images),
-    _make(i2t.TASK, i2t.draw_ends, _preview_captions),
+    _make(t2i.TASK, draw_t2i_ends, _preview_images, ("encoder",)),
+    _make(i2t.TASK, i2t.draw_ends, _preview_captions, ("clip", "projector")),
 )

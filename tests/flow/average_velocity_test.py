@@ -10,6 +10,7 @@ from flowtok_jax.flow.average_velocity import (
     adaptive_loss,
     average_steps,
     average_target,
+    sample_spans,
     sample_times,
 )
 
@@ -103,3 +104,14 @@ def test_rows_weigh_alike_whatever_their_error():
     assert weighed[2] < 1e-4
     slope = jax.grad(loss)(predicted)
     np.testing.assert_allclose(slope[1], -2 / 8.01, rtol=1e-4)  # 2 (0 - 1) / 8.01
+
+
+def test_spans_are_of_any_length_alike_and_anywhere():
+    first, last = map(np.asarray, sample_spans(jax.random.key(0), (4000, 3), 4))
+    lengths = np.bincount((last - first).ravel(), minlength=5)
+    np.testing.assert_allclose(lengths[1:] / 12_000, 0.25, atol=0.02)
+    assert lengths[0] == 0
+    assert first.min() == 0
+    assert last.max() == 4
+    places = np.bincount(first[last - first == 2], minlength=3)
+    np.testing.assert_allclose(places / places.sum(), 1 / 3, atol=0.03)

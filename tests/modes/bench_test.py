@@ -89,7 +89,9 @@ def check_flops(text: dict, image: dict, train: dict) -> None:
         assert one["model_gflop_per_image"] == pytest.approx(wanted / ROWS / 1e9)
         rate = wanted / one["seconds"]["p50"] / 1e12
         assert one["tflops_per_sec"] == pytest.approx(rate)
-    wanted = flops.count_train_step(tiny_nets("t2i"), TASKS["t2i"], ROWS, False).model
+    wanted = flops.count_train_step(
+        tiny_nets("t2i"), TASKS["t2i"], {}, ROWS, False
+    ).model
     assert train["model_tflop_per_call"] == pytest.approx(wanted / 1e12)
 
 

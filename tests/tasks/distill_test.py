@@ -14,7 +14,7 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.sampling import SampleOptions, _flow
 from flowtok_jax.tasks import TASKS
-from flowtok_jax.tasks.distill import copy_teacher, guided_velocity, trajectory_point
+from flowtok_jax.tasks.distill import copy_teacher, guided_velocity, trajectory
 from tests import run, tiny
 
 OPTIONS = {
@@ -25,6 +25,7 @@ OPTIONS = {
     "width": 0.005,
     "locations": (-0.4, 1.2),
     "trajectory_steps": 0,
+    "pairs": 2,
     "adaptive_floor": 0.01,
 }
 OWN = {"t2i_distilled": {}, "i2t_distilled": {"target": "mean", "text_scale": 0.5}}
@@ -121,7 +122,7 @@ def test_points_of_a_trajectory_are_those_of_the_sampler(frozen):
     z = tiny.normal(np.random.default_rng(0), 3, 6, 4)
     dit = frozen["teacher"]["dit"]
     end = jnp.full(3, samplers.END)
-    got = trajectory_point(NETS, dit, z, end, jnp.full(3, 2.0), 7)
+    got = trajectory(NETS, dit, z, end, jnp.full(3, 2.0), 7)[-1]
     options = SampleOptions(num_steps=7, scale=2.0, times="left")
     wanted = _flow(NETS, {"t2i": {"dit": dit}}, "t2i", z, options)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
@@ -135,6 +136,7 @@ def test_points_of_a_trajectory_are_those_of_the_sampler(frozen):
         {"equal_share": 1.0},
         {"equal_share": 0.0},
         {"method": "difference"},
+        {"method": "path", "trajectory_steps": 4},
         {"trajectory_steps": 3},
         {"scale": 1.0},
         {"adaptive_floor": 1.0},
@@ -201,8 +203,10 @@ def test_without_pictures_captions_alone_decide(frozen):
     [
         ({"scale_to": 4.0}, "student.takes_scale=True"),
         ({"scale": 0.0}, "above 0"),
-        ({"method": "forward"}, "expected one of jvp, difference"),
+        ({"method": "forward"}, "expected one of path, jvp, difference"),
         ({"equal_share": 0.3}, "expected 0, 0.25"),
+        ({"method": "path"}, "trajectory_steps is 0; expected at least 2"),
+        ({"pairs": 0}, "pairs is 0"),
         ({"parts": 2}, "train.accumulate is 2"),
     ],
 )
