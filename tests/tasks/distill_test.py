@@ -252,6 +252,7 @@ FLAGS = {
     "train.batch_size": 8,
     "checkpoint.every": 2,
     "schedule.warmup_steps": 0,
+    "schedule.schedule": "constant",  # whatever the number of steps
     "log.preview_every": 0,
     "log.preview_samples": 4,
     "data.threads": 1,
