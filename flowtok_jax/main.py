@@ -15,6 +15,13 @@ Draw captions, describe images, measure, with the weights of a run:
       --images=photos
   python -m flowtok_jax.main --mode=eval --workdir=runs/demo
 
+Draw a picture again, bit for bit; change what another one shows:
+
+  python -m flowtok_jax.main --mode=sample --checkpoint=runs/demo \\
+      --from-image=a.png
+  python -m flowtok_jax.main --mode=edit --checkpoint=runs/demo --images=a.png \\
+      --after="a blue circle at the top left"
+
 Train further on images of your own; faster, if they are encoded once before:
 
   python -m flowtok_jax.main --config=configs/finetune.py \\
@@ -58,6 +65,7 @@ from ml_collections import config_flags
 from flowtok_jax.modes import MODES
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.compile import STEPS
+from flowtok_jax.modes.edit import EDIT_KINDS
 from flowtok_jax.runtime import cli
 from flowtok_jax.runtime.config import (
     check_config_flags,
@@ -93,8 +101,19 @@ FLAG_GROUPS = {
         "prompts_file": "FILE",
         "num_images": "NUMBER",
         "seed": "NUMBER",
+        "from_image": "PNG",
     },
     "Images to describe (--mode=caption)": {"images": "PATH", "json": ""},
+    "What to edit (--mode=edit), with --images or --prompts": {
+        "edit": "KIND",
+        "before": "TEXT",
+        "after": "TEXT",
+        "strength": "SHARE",
+        "columns": "NUMBER",
+        "solver": "NAME",
+        "num_steps": "NUMBER",
+        "scale": "NUMBER",
+    },
     "What to compile (--mode=compile)": {"topology": "KIND:SHAPE", "step": "STEP"},
     "Several processes as one run": {
         "coordinator": "HOST:PORT",
@@ -170,6 +189,23 @@ flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 
 flags.DEFINE_integer(
     "num_images", 1, "Images of each prompt, of the seeds --seed, --seed + 1, ..."
 )
+flags.DEFINE_multi_string(
+    "from_image",
+    [],
+    "A PNG that --mode=sample wrote, to draw again bit for bit; once or more.",
+)
+flags.DEFINE_enum("edit", "edit", tuple(EDIT_KINDS), "What is done with the images.")
+flags.DEFINE_string("before", None, "Caption of the images; read off them if absent.")
+flags.DEFINE_string(
+    "after", None, "Caption to edit to; in combining what the sum should be."
+)
+flags.DEFINE_float(
+    "strength", None, "How much may change, from 0 to 1; 0.5 of an edit, unless given."
+)
+flags.DEFINE_integer("columns", 7, "Pictures from one end to the other one.")
+flags.DEFINE_string("solver", None, "Way back along the flow: see docs/editing.md.")
+flags.DEFINE_integer("num_steps", None, "Steps of the way, or of drawing.")
+flags.DEFINE_float("scale", None, "Guidance on the way, or in drawing; 1 is without.")
 flags.DEFINE_bool(
     "print_config", False, "Shows the whole config as the command has it, and ends."
 )
@@ -192,6 +228,7 @@ def parse_flags(argv: list[str]) -> Arguments:
     if not named:  # the config stored with the weights is meant
         changes = [a for a in argv if a.startswith("--config.")]
         argv = [a for a in argv if a not in changes]
+    argv = [_as_spelled(argument) for argument in argv]
     try:
         # absl prints a config file's own errors beside raising them.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -205,6 +242,14 @@ def parse_flags(argv: list[str]) -> Arguments:
         raise UserError(f"what is {rest[1]!r}? {cure}")
     check_seed("--seed", flags.FLAGS.seed)
     return Arguments(flags.FLAGS, named, changes)
+
+
+def _as_spelled(argument: str) -> str:
+    """Returns --from-image=PNG as --from_image=PNG, and so for every flag."""
+    name, equals, value = argument.partition("=")
+    spelled = name.replace("-", "_").replace("__", "--", 1)
+    is_flag = name.startswith("--") and spelled[2:] in flags.FLAGS
+    return f"{spelled}{equals}{value}" if is_flag else argument
 
 
 def help_text() -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import numbers
 from collections.abc import Container
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
 
 SOURCES = ("sample", "mean")
+T = TypeVar("T", bound=tuple)
 
 
 def flow_group(flow: str, solver: str) -> str:
@@ -62,6 +63,20 @@ DIRECTIONS = {
 }
 
 
+def change_options(options: T, changes: dict[str, Any]) -> T:
+    """Returns a named tuple of options with some of them replaced.
+
+    Raises:
+        UserError: where there is no such option.
+    """
+    if unknown := sorted(set(changes) - set(options._fields)):
+        raise UserError(
+            f"no option {', '.join(unknown)}; expected some of "
+            f"{', '.join(options._fields)}"
+        )
+    return options._replace(**changes)
+
+
 class SampleOptions(NamedTuple):
     """The way the flow is run; each choice of options is one compiled program.
 
@@ -92,12 +107,7 @@ class SampleOptions(NamedTuple):
         Raises:
             UserError: where there is no such option, or a value is wrong.
         """
-        if unknown := sorted(set(changes) - set(self._fields)):
-            raise UserError(
-                f"no option {', '.join(unknown)}; expected some of "
-                f"{', '.join(self._fields)}"
-            )
-        return self._replace(**changes).check()
+        return change_options(self, changes).check()
 
     def check(self, section: str = "") -> "SampleOptions":
         """Validates the options and returns them unchanged.
@@ -169,22 +179,28 @@ def noise_key(seed: int) -> np.ndarray:
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
+def row_noise(
+    key: Key, rows: Int[np.ndarray | Array, " b"], shape: tuple[int, ...]
+) -> Float[Array, "b *shape"]:
+    """Draws the noise of rows; a row's number, not its batch, decides it."""
+    # A key a row: one draw of the whole batch would change with its size.
+    draw = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
+    return draw(rows)
+
+
 def _start(
     posterior: Posterior, key: Key, rows: Int[Array, " b"], source: str
 ) -> Tokens:
-    """Draws the flow's source; a row's number, not its batch, decides its noise."""
+    """Draws the flow's source."""
     if source == "mean":
         return posterior.mean
-    shape = posterior.mean.shape[1:]
-    # A key a row: one draw of the whole batch would change with its size.
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
-    return posterior.mean + posterior.std * noise(rows)
+    return posterior.at(row_noise(key, rows, posterior.mean.shape[1:]))
 
 
-def _flow(
-    nets: Nets, params: Params, flow: str, z_src: Tokens, options: SampleOptions
-) -> Tokens:
-    """Solves the flow from its source to its end, guided.
+def guided_flow(
+    nets: Nets, params: Params, flow: str, scale: float
+) -> tuple[samplers.Velocity, samplers.Prepare]:
+    """Returns the guided velocity of a flow, and what prepares its times.
 
     A DiT's modulations depend on time only, so they are computed once, before the
     steps, and not in every step for every row.
@@ -192,26 +208,32 @@ def _flow(
     Args:
         flow: t2i or i2t.
     """
-    of_flow = take_group(params, flow_group(flow, options.solver))
+    dit = take_group(params, flow)["dit"]
+    velocity = samplers.guided(
+        lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), scale
+    )
+    return velocity, lambda t: modulations(nets.dit, dit, t)
+
+
+def _flow(
+    nets: Nets, params: Params, flow: str, z_src: Tokens, options: SampleOptions
+) -> Tokens:
+    """Solves the flow from its source to its end, guided.
+
+    Args:
+        flow: t2i or i2t.
+    """
     if options.solver == samplers.AVERAGE:
-        student = of_flow["student"]
+        student = take_group(params, flow_group(flow, options.solver))["student"]
         return average_velocity.average_steps(
             lambda z, at: nets.student.apply({"params": student}, z, at),
             z_src,
             options.num_steps,
             lambda t: average_modulations(nets.student, student, t, options.scale),
         )
-    dit = of_flow["dit"]
-    velocity = samplers.guided(
-        lambda z, at, null: nets.dit.apply({"params": dit}, z, at, null), options.scale
-    )
-    return samplers.SOLVERS[options.solver](
-        velocity,
-        z_src,
-        options.num_steps,
-        options.times,
-        prepare=lambda t: modulations(nets.dit, dit, t),
-    )
+    velocity, prepare = guided_flow(nets, params, flow, options.scale)
+    solve = samplers.SOLVERS[options.solver]
+    return solve(velocity, z_src, options.num_steps, options.times, prepare)
 
 
 class Programs(NamedTuple):
@@ -290,6 +312,22 @@ class Programs(NamedTuple):
         text_feats = self._features(params, ids)
         tokens = self._draw(params, ids, text_feats, key, rows, options)
         return self._decode_image(params, tokens, text_feats)
+
+    def draw_from(
+        self,
+        params: Params,
+        ids: CaptionIds,
+        z_txt: Tokens,
+        key: Key,
+        rows: Int[Array, " b"],
+        *,
+        options: SampleOptions,
+    ) -> tuple[Image, Tokens]:
+        """Draws images and their raw tokens from sources, decoded with captions."""
+        del key, rows  # the sources have their noise
+        z_img = _flow(self.nets, params, "t2i", z_txt, options)
+        tokens = z_img / self.nets.tokenizer.latent_scale
+        return self.decode(params, tokens, ids), tokens
 
     def drawing_error(
         self,

@@ -159,7 +159,7 @@ def test_the_walk_of_sampling_is_short(demo):
     *moves, counts = found.stdout.splitlines()
     counts = json.loads(counts)
     assert counts["moves"] == len(moves)
-    assert counts["files"] <= 32
-    assert counts["before_the_caption"] <= 84
+    assert counts["files"] <= 34
+    assert counts["before_the_caption"] <= 86
     assert "pipeline/flowtok.py -> data/vocabulary.py Vocabulary.encode" in moves
     assert moves.index("main.py -> modes/sample.py run") < counts["before_the_caption"]

@@ -1,4 +1,4 @@
-"""Chunks of PNG files that decide no pixel, left out before a file is decoded.
+"""Chunks of PNG files that decide no pixel: left out before decoding, or one read.
 
 Generators and editors of images keep prompts, workflows and histories in a PNG, of
 megabytes and compressed. Pillow unpacks them when it opens the file, and refuses the
@@ -16,6 +16,39 @@ SEEN = (b"tRNS", b"eXIf")
 # Texts with the orientation: XMP, and EXIF before PNG had a chunk for it.
 TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 TEXT_BYTES = 1 << 20  # of a turning text, packed and unpacked; Pillow's limit too
+
+
+def read_text(data: bytes, keyword: str, most: int) -> str | None:
+    """Returns the text of the first tEXt chunk of a keyword, None where none is.
+
+    Args:
+        most: bytes that the text may have.
+
+    Raises:
+        ValueError: if the file is no PNG, ends early, or the chunk is damaged or long.
+    """
+    if not data.startswith(SIGNATURE):
+        raise ValueError("it is no PNG")
+    start = keyword.encode("latin-1") + b"\0"
+    place = len(SIGNATURE)
+    while place + FRAME <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + FRAME + length
+        if end > len(data):
+            break
+        # No more of a long chunk than tells that it is long.
+        content = data[place + 8 : min(end - 4, place + 8 + len(start) + most + 1)]
+        if kind == b"tEXt" and content.startswith(start):
+            text = content[len(start) :]
+            if len(text) > most:
+                raise ValueError(f"its text {keyword} has more than {most} bytes")
+            if zlib.crc32(kind + content) != int.from_bytes(data[end - 4 : end]):
+                raise ValueError(f"the checksum of its text {keyword} is wrong")
+            return text.decode("latin-1")
+        if kind == b"IEND":
+            return None
+        place = end
+    raise ValueError("it ends early")
 
 
 def strip_png(data: bytes) -> bytes:

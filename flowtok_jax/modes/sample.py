@@ -5,7 +5,8 @@
 
 Each call has a new folder, samples/NUMBER/ of --workdir, else of the weights. Images of
 a prompt have the seeds --seed, --seed + 1, ...; a name has its prompt's number and its
-seed, and the same prompts with that --seed alone draw the same files.
+seed, and the same prompts with that --seed alone draw the same files. A file says how
+it was drawn, and --from-image=PNG draws it again.
 """
 
 import contextlib
@@ -17,15 +18,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowtok_jax.data.inputs import to_uint8
 from flowtok_jax.eval import pictures
 from flowtok_jax.eval.previews import RANDOM_TOWER
 from flowtok_jax.modes.arguments import Arguments
 from flowtok_jax.modes.prompts import collect_prompts
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.pipeline.recipe import read_recipe
 from flowtok_jax.runtime.batches import long_slices
 from flowtok_jax.runtime.cli import say
 from flowtok_jax.runtime.config import choose_seeds
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, check_writable, is_remote, writing
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.workdir import SAMPLES
@@ -40,6 +42,8 @@ SLICE = 8  # batches whose images are held at once
 def run(arguments: Arguments) -> int:
     """Draws every prompt, and says the paths of the files."""
     flags = arguments.flags
+    if flags.from_image:
+        return _run_again(arguments)
     prompts = collect_prompts(flags.prompt, flags.prompts, flags.prompts_file)
     seeds = choose_seeds(flags.seed, flags.num_images)
     config = arguments.weights_config()
@@ -52,6 +56,29 @@ def run(arguments: Arguments) -> int:
         say(str(path))
     if note:
         logging.info(note)
+    return 0
+
+
+def _run_again(arguments: Arguments) -> int:
+    """Draws the pictures of --from_image again, under their names."""
+    flags = arguments.flags
+    if flags.prompt or flags.prompts or flags.prompts_file:
+        raise UserError(
+            "--from_image and prompts are both given; expected one of them: the image "
+            "says its own prompt"
+        )
+    # Before the weights are loaded: most mistakes are in the file.
+    recipes = [read_recipe(path) for path in flags.from_image]
+    config = arguments.weights_config()
+    folder = arguments.output() / SAMPLES
+    check_writable(folder / GRID)
+    flowtok = FlowTok.from_weights(arguments.weights, config)
+    drawn = [flowtok.redraw(path) for path in flags.from_image]
+    place = new_folder(folder)
+    for i, (recipe, picture) in enumerate(zip(recipes, drawn, strict=True)):
+        path = place / _file_name(i, recipe.prompt, recipe.seed)
+        pictures.save_png(path, np.asarray(picture), picture.text)
+        say(str(path))
     return 0
 
 
@@ -119,10 +146,13 @@ def sample(
     together = [seeds[k : k + SLICE] for k in range(0, len(seeds), SLICE)]
     slices = long_slices(len(prompts), batch * max(1, SLICE // len(seeds)))
     for rows, some in itertools.product(slices, together):
-        drawn = flowtok.text_to_image(prompts[rows], some[0], rows.start, len(some))
+        drawn = flowtok.draw(
+            prompts[rows], some[0], first_row=rows.start, num_images=len(some)
+        )
         made = itertools.product(range(len(prompts))[rows], some)
-        for image, pixels in zip(made, to_uint8(drawn), strict=True):
-            pictures.save_png(paths[image], pixels)
+        for image, picture in zip(made, drawn, strict=True):
+            pixels = np.asarray(picture)
+            pictures.save_png(paths[image], pixels, picture.text)
             if image in in_grid:
                 shown[image] = pixels
     if len(paths) > SHOWN:

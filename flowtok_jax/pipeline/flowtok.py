@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from PIL import Image as Pillow
 
 from flowtok_jax.array_types import Image, Params
 from flowtok_jax.data.inputs import (
@@ -25,13 +24,15 @@ from flowtok_jax.data.inputs import (
     check_prompts,
     check_tokens,
     load_images,
-    to_uint8,
 )
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, has_group, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.models.quantized import check_exact, quantize_blocks
 from flowtok_jax.pipeline.ahead import AheadOfTime
+from flowtok_jax.pipeline.edit_programs import EditOptions
+from flowtok_jax.pipeline.editing import Editing
+from flowtok_jax.pipeline.recipe import Recording
 from flowtok_jax.runtime.batches import RowPrograms, put_rows
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
@@ -57,7 +58,7 @@ from flowtok_jax.weights.publish import publish
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
 
 
-class FlowTok(AheadOfTime):
+class FlowTok(Recording, Editing, AheadOfTime):
     """Networks, their parameters by group, and a vocabulary.
 
     `params` maps the name of a group of networks to its parameters; a direction whose
@@ -65,6 +66,7 @@ class FlowTok(AheadOfTime):
 
     With a `mesh` the rows of a batch are split over its devices, parameters are copied
     to all, and each process, which has to make the same calls, gets all the results.
+    `place` says where the weights are from, for the pictures that are saved.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class FlowTok(AheadOfTime):
         text_scale: float = 1.0,
         losses: Mapping[str, Any] | None = None,
         mesh: Mesh | None = None,
+        place: str = "",
     ):
         if len(vocabulary) > nets.clip.vocab_size:
             raise UserError(
@@ -96,6 +99,8 @@ class FlowTok(AheadOfTime):
         )  # for further training, which `save_pretrained` keeps
         self._programs = Programs(nets, text_scale)
         self._compiled = RowPrograms(mesh)
+        self.place = place
+        self._digests: dict[str, str] = {}  # by group, once they are asked for
 
     @classmethod
     def from_config(
@@ -150,6 +155,7 @@ class FlowTok(AheadOfTime):
             nets, params = quantize_blocks(nets, params, how)
         vocabulary = weights.vocabulary(config.latent.tokens)
         made = cls.from_config(config, params, vocabulary, mesh, nets)
+        made.place = weights.name
         made.caption = choose_without_judge(made.caption, made.sample, params)
         return made
 
@@ -292,17 +298,6 @@ class FlowTok(AheadOfTime):
         drawn = [self._in_batches(program, (ids,), s, first_row, chosen) for s in seeds]
         return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])
 
-    def draw(
-        self, prompts: Iterable[str], seed: int = 0, **options
-    ) -> list[Pillow.Image]:
-        """Draws prompts as images of Pillow, which have `.save(PATH)`.
-
-        Saved as PNG they are the files that `--mode=sample` writes; the arguments are
-        those of `text_to_image`.
-        """
-        images = self.text_to_image(prompts, seed, **options)
-        return [Pillow.fromarray(pixels) for pixels in to_uint8(images)]
-
     def image_to_text(
         self,
         images: Images,
@@ -370,8 +365,8 @@ class FlowTok(AheadOfTime):
         inputs: Sequence[np.ndarray],
         seed: int,
         first_row: int,
-        options: SampleOptions,
-    ) -> np.ndarray:
+        options: SampleOptions | EditOptions,
+    ) -> Any:
         key = noise_key(check_seed("seed", seed))
         first_row = check_seed("first_row", first_row)
         most = options.batch_size

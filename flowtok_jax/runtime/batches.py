@@ -155,6 +155,10 @@ class RowPrograms:
         self._mesh = mesh
         self._compiled: dict[tuple, Callable] = {}
 
+    def rows_of(self, count: int, most: int) -> int:
+        """Returns the rows of the program that `run` takes for so many rows."""
+        return program_rows(count, most, row_parts(self._mesh))
+
     def get(
         self, function: Callable, params: Any, inputs: Sequence, **static: Any
     ) -> Callable:
@@ -191,8 +195,7 @@ class RowPrograms:
             most: rows of a program at most.
         """
         count = len(inputs[0])
-
-        size = program_rows(count, most, row_parts(self._mesh))
+        size = self.rows_of(count, most)
         program = None
 
         def start(rows: np.ndarray) -> Any:
@@ -218,7 +221,7 @@ class RowPrograms:
         **static: Any,
     ) -> None:
         """Compiles the program that `run` takes for so many rows as this one."""
-        rows = np.arange(program_rows(count, most, row_parts(self._mesh)))
+        rows = np.arange(self.rows_of(count, most))
         inputs = self._put([x[0 * rows] for x in row], key, rows)
         self.get(function, params, inputs, **static)
 

@@ -16,13 +16,13 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteError
 from flowtok_jax.runtime.paths import expand_path
@@ -331,8 +331,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def save_png(path: Place, image: np.ndarray) -> None:
-    """Writes an uint8 image [h, w, 3], whole or not at all."""
+def save_png(
+    path: Place, image: np.ndarray, text: Mapping[str, str] | None = None
+) -> None:
+    """Writes an uint8 image [h, w, 3], whole or not at all.
+
+    Args:
+        text: chunks of text, by keyword.
+    """
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="png")
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    Image.fromarray(image).save(file, format="png", pnginfo=chunks)
     write_bytes(path, file.getvalue())

@@ -81,6 +81,11 @@ class Weights:
         self.has_config = CONFIG in names
         self.loras = ()
 
+    @property
+    def name(self) -> str:
+        """The place as a user would name it."""
+        return self.place.name if self.is_shipped else str(self.place)
+
     @functools.cached_property
     def _stored(self) -> ConfigDict:
         # Not at once: a folder of checkpoints without a config loads as well.
