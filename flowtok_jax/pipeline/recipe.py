@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from flowtok_jax import __version__
+import flowtok_jax
 from flowtok_jax.array_types import Params
 from flowtok_jax.data.inputs import Picture, check_prompts, to_uint8
 from flowtok_jax.data.png import read_text
@@ -256,9 +256,9 @@ class Recording:
         Saved as PNG they are the files that `--mode=sample` writes, and say how to draw
         them again; the arguments are those of `text_to_image`.
         """
-        chosen = self.sample.changed(options)
         texts = check_prompts(prompts)
         images = self.text_to_image(texts, seed, first_row, num_images, **options)
+        chosen = self.sample.changed(options)
         size = self._compiled.rows_of(len(texts), chosen.batch_size)
         about = self._about(chosen)
         found = []
@@ -313,7 +313,7 @@ class Recording:
             "dtype": jnp.dtype(self.nets.dit.dtype).name,
             "weights": {group: self._digests[group] for group in groups},
             "place": self.place,
-            "package": __version__,
+            "package": flowtok_jax.__version__,
             "jax": jax.__version__,
             "device": jax.default_backend(),
         }
