@@ -5,7 +5,8 @@
         --out=runs/editing_emoji
 
 On weights of generated scenes an oracle reads each edited picture: whether the asked
-attribute is right, and whether every other one is unchanged. --tones is a folder of
+attribute is right, and whether every other one is unchanged; `background` is the
+correlation of the brightness of backgrounds, before and after. --tones is a folder of
 examples/emoji/prepare.py; the skin tone of its held-out pictures is changed, and the
 nearest of all its pictures, averaged to 16 x 16, says what became of it. Ways back are
 those of flow/editing.py; a way closes where there and back again is at most 1e-3 away
@@ -49,13 +50,21 @@ SHOWN = 6  # rows of the picture
 Judge = Callable[[np.ndarray], dict[str, float]]
 
 
+def brightness(images: np.ndarray) -> np.ndarray:
+    """Returns the brightness of each scene's background, which no caption tells."""
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # [b 4 3]
+    return np.median(corners.mean(-1), axis=1)
+
+
 def scene_task(flowtok: FlowTok, count: int) -> tuple[np.ndarray, list, list, Judge]:
     """Returns images, captions before and after, and the judge of scenes."""
     images, edits = draw_edits(count, flowtok.nets.tokenizer.image_size, 0)
 
     def judge(edited: np.ndarray) -> dict[str, float]:
         marks = judge_edits(edited, edits)
-        return {name: float(values.mean()) for name, values in marks.items()}
+        shares = {name: float(values.mean()) for name, values in marks.items()}
+        kept = np.corrcoef(brightness(images), brightness(edited))[0, 1]
+        return shares | {"background": float(kept)}
 
     return images, [e.before for e in edits], [e.after for e in edits], judge
 

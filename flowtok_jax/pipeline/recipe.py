@@ -35,7 +35,7 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.data.inputs import Picture, check_prompts, to_uint8
 from flowtok_jax.data.png import read_text
 from flowtok_jax.data.records import printable
-from flowtok_jax.models.build import Nets
+from flowtok_jax.models.build import Nets, find_providers
 from flowtok_jax.runtime.batches import RowPrograms
 from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.digests import params_sha256
@@ -304,7 +304,9 @@ class Recording:
 
     def _about(self, options: SampleOptions) -> dict[str, Any]:
         """Returns the fields of a recipe that all pictures of a call share."""
-        groups = DIRECTIONS["text_to_image"].groups_of(options.solver)
+        needed = DIRECTIONS["text_to_image"].groups_of(options.solver)
+        # Of one group for both directions the whole.
+        groups = find_providers(needed, self.params)
         for group in groups:
             if group not in self._digests:  # gigabytes are hashed once
                 self._digests[group] = params_sha256(self.params[group])
