@@ -94,9 +94,8 @@ class FlowTok(Recording, Editing, AheadOfTime):
         self.sample = sample.check("sample")
         self.caption = caption.check("caption")
         self.text_scale = text_scale
-        self.losses = (
-            losses or {}
-        )  # for further training, which `save_pretrained` keeps
+        # For further training, which `save_pretrained` keeps.
+        self.losses = losses or {}
         self._programs = Programs(nets, text_scale)
         self._compiled = RowPrograms(mesh)
         self.place = place
