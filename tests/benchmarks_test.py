@@ -160,6 +160,6 @@ def test_the_walk_of_sampling_is_short(demo):
     counts = json.loads(counts)
     assert counts["moves"] == len(moves)
     assert counts["files"] <= 34
-    assert counts["before_the_caption"] <= 87
+    assert counts["before_the_caption"] <= 84
     assert "pipeline/flowtok.py -> data/vocabulary.py Vocabulary.encode" in moves
     assert moves.index("main.py -> modes/sample.py run") < counts["before_the_caption"]

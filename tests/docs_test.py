@@ -405,10 +405,10 @@ def test_the_task_to_add_trains_its_networks():
 
 
 def test_the_sampler_to_add_has_order_two():
-    midpoint = extension("midpoint_increment")["midpoint"]
+    midpoint = extension("midpoint")["midpoint"]
 
     def error(steps):
-        z = midpoint(lambda z, t: z * t[0], jnp.ones((1, 1, 1)), steps, "left")
+        z = midpoint(lambda z, t: z * t[0], jnp.ones((1, 1, 1)), steps)
         return abs(float(z.squeeze()) - np.exp(END**2 / 2))
 
     assert 3 < error(4) / error(8) < 5

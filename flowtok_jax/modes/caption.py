@@ -38,7 +38,16 @@ def run(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
-def find_pictures(pattern: str) -> list[pathlib.Path]:
+def find_pictures(patterns: Sequence[str]) -> list[pathlib.Path]:
+    """Finds the files that globs match, each once, and the images in folders.
+
+    Raises:
+        UserError: where a pattern matches none.
+    """
+    return list(dict.fromkeys(path for p in patterns for path in _matching(p)))
+
+
+def _matching(pattern: str) -> list[pathlib.Path]:
     """Finds the files that a glob matches, or the images in the one folder it matches.
 
     Raises:
@@ -74,8 +83,7 @@ def caption(
     Raises:
         UserError: where no file matches a pattern.
     """
-    # A file that several patterns match is captioned once.
-    paths = list(dict.fromkeys(path for p in patterns for path in find_pictures(p)))
+    paths = find_pictures(patterns)
     centre = CentreReader(flowtok.nets.tokenizer.image_size)
     done = 0
     failed = 0

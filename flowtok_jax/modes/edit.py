@@ -75,9 +75,7 @@ def write_strips(strips: Strips, folder: Place) -> list[Place]:
 def _images(flags: Any) -> list[str]:
     if not flags.images:
         raise UserError(f"--edit={flags.edit} has no images; expected --images=a.png")
-    # A file that several patterns match is edited once.
-    found = dict.fromkeys(path for p in flags.images for path in find_pictures(p))
-    return [str(path) for path in found]
+    return [str(path) for path in find_pictures(flags.images)]
 
 
 def _prompts(flags: Any) -> list[str]:
@@ -113,10 +111,8 @@ def _edit(flowtok: FlowTok, flags: Any, options: dict[str, Any]) -> Strips:
     if not flags.after:
         # Before the images are read and the weights used.
         raise UserError("no caption to edit to; expected --after='a blue circle'")
-    images = _images(flags)
-    return flowtok.edit(
-        images, flags.before, flags.after, **_strength(flags), **options
-    )
+    captions = flags.before, flags.after
+    return flowtok.edit(_images(flags), *captions, **_strength(flags), **options)
 
 
 def _combine(flowtok: FlowTok, flags: Any, options: dict[str, Any]) -> Strips:

@@ -64,7 +64,7 @@ def _run_again(arguments: Arguments) -> int:
     flags = arguments.flags
     if flags.prompt or flags.prompts or flags.prompts_file:
         raise UserError(
-            "--from_image and prompts are both given; expected one of them: the image "
+            "--from-image and prompts are both given; expected one of them: the image "
             "says its own prompt"
         )
     # Before the weights are loaded: most mistakes are in the file.
@@ -146,9 +146,8 @@ def sample(
     together = [seeds[k : k + SLICE] for k in range(0, len(seeds), SLICE)]
     slices = long_slices(len(prompts), batch * max(1, SLICE // len(seeds)))
     for rows, some in itertools.product(slices, together):
-        drawn = flowtok.draw(
-            prompts[rows], some[0], first_row=rows.start, num_images=len(some)
-        )
+        call = (prompts[rows], some[0], rows.start, len(some))
+        drawn = flowtok.with_recipes(flowtok.text_to_image(*call), *call)
         made = itertools.product(range(len(prompts))[rows], some)
         for image, picture in zip(made, drawn, strict=True):
             pixels = np.asarray(picture)

@@ -14,14 +14,14 @@ from flowtok_jax.sampling import Programs, SampleOptions, guided_flow
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuses what is no share above 0.
+    """Refuses what is no share.
 
     Raises:
         UserError: naming it.
     """
-    is_number = isinstance(value, numbers.Real) and value is not True
-    if not is_number or not 0 < value <= 1:
-        raise UserError(f"{name} is {value!r}; expected a number above 0, up to 1")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
+        raise UserError(f"{name} is {value!r}; expected a number from 0 to 1")
 
 
 class EditOptions(NamedTuple):
@@ -31,7 +31,7 @@ class EditOptions(NamedTuple):
         num_steps: steps of the whole path, of which the way has a share.
         scale: strength of the guidance, 1 for none.
         solver: a name of flow.editing.ROUTES.
-        way: share of the path that is gone back, from above 0 to 1.
+        way: share of the path that is gone back, from 0 to 1.
         batch_size: rows of the program.
     """
 
@@ -55,11 +55,7 @@ class EditOptions(NamedTuple):
                 f"solver is {self.solver!r}; expected one of "
                 f"{', '.join(editing.ROUTES)}"
             )
-        is_number = isinstance(self.way, int | float)
-        if not is_number or isinstance(self.way, bool) or not 0 < self.way <= 1:
-            raise UserError(
-                f"strength is {self.way!r}; expected a number above 0, up to 1"
-            )
+        check_share("strength", self.way)  # its name where it is chosen
         return self
 
     @property

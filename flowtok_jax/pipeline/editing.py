@@ -23,15 +23,11 @@ import numpy as np
 from jaxtyping import Float
 
 from flowtok_jax.array_types import Image
-from flowtok_jax.data.inputs import check_prompts, load_images
+from flowtok_jax.data.inputs import check_prompts
 from flowtok_jax.flow import editing
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.pipeline.edit_programs import (
-    EditOptions,
-    EditPrograms,
-    check_share,
-)
+from flowtok_jax.pipeline.edit_programs import EditOptions, EditPrograms, check_share
 from flowtok_jax.runtime.config import check_seed, choose_seeds
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.sampling import (
@@ -77,6 +73,7 @@ class Editing:
     _programs: Programs
     _need: Callable[[str, str], None]
     _ids: Callable[[object], np.ndarray]
+    _images: Callable[[object], np.ndarray]
     _in_batches: Callable[..., Any]
 
     def interpolate(
@@ -107,7 +104,7 @@ class Editing:
             captions = check_prompts(() if prompts is None else prompts)
             posterior = self.encode_text(captions)
         else:
-            pictures = self._pictures(images)
+            pictures = self._images(images)
             captions = self._captions(pictures, prompts)
             posterior = self.encode_image(pictures)
         if len(captions) < 2:
@@ -145,13 +142,12 @@ class Editing:
         Args:
             captions: of the images, one for all or one each; read where not given.
             num_images: variations of each image, of the seeds `seed`, `seed` + 1, ...
-            strength: share of the path that is gone back, from above 0 to 1.
+            strength: share of the path that is gone back, from 0 to 1.
             options: fields of EditOptions but for `way`.
         """
-        check_share("strength", strength)
         chosen = self._chosen(options, way=strength)
         seeds = choose_seeds(seed, num_images)
-        pictures = self._pictures(images)
+        pictures = self._images(images)
         captions = self._captions(pictures, captions)
         state, own, _, _ = self._back(pictures, captions, chosen)
         std = np.asarray(self.encode_text(captions).std)
@@ -180,7 +176,7 @@ class Editing:
             options: fields of EditOptions.
         """
         chosen = self._chosen(options)
-        pictures = self._pictures(images)
+        pictures = self._images(images)
         captions = self._captions(pictures, captions)
         state, _, copies, errors = self._back(pictures, captions, chosen)
         texts = [[c, "there and back"] for c in captions]
@@ -207,10 +203,9 @@ class Editing:
                 which draws from the mean of the new caption.
             options: fields of EditOptions but for `way`.
         """
-        if strength != 0:
-            check_share("strength", strength)
+        check_share("strength", strength)
         chosen = self._chosen(options, way=1.0)
-        pictures = self._pictures(images)
+        pictures = self._images(images)
         before = self._captions(pictures, before)
         after = self._captions(pictures, after)
         state, _, copies, errors = self._back(pictures, before, chosen)
@@ -261,7 +256,7 @@ class Editing:
         Args:
             options: fields of SampleOptions that replace the object's own in drawing.
         """
-        pictures = self._pictures(images)
+        pictures = self._images(images)
         said = self.image_to_text(pictures, seed)
         drawn = self.text_to_image(said, seed, **options)
         own, new = (np.asarray(self.encode_image(x).mean) for x in (pictures, drawn))
@@ -276,9 +271,6 @@ class Editing:
         if given := fixed.keys() & options.keys():
             raise UserError(f"no option {', '.join(given)} here; expected strength")
         return change_options(EditOptions(**fixed), options).check()
-
-    def _pictures(self, images: object) -> np.ndarray:
-        return load_images(images, self.nets.tokenizer.image_size)
 
     def _captions(
         self, pictures: np.ndarray, captions: str | Iterable[str] | None

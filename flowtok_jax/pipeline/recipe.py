@@ -1,33 +1,20 @@
 """Recipes of drawn pictures: a text chunk of a PNG file that says how to draw it again.
 
-The chunk is a tEXt of the keyword `flowtok_jax`, one JSON object in ASCII; version 1:
-
-    version   1
-    prompt    the caption, as it was given
-    seed      of the noise
-    row       number of the prompt, which with the seed decides its noise
-    slot      place in the batch that it was drawn in
-    rows      rows of that batch's program, which may round otherwise than others
-    options   num_steps, scale, source, solver, times of SampleOptions
-    dtype     of the networks' computations
-    weights   SHA-256 of the parameters of each group that was used
-    place     where the weights lay, as it was given
-    package   version of flowtok_jax
-    jax       version of JAX
-    device    platform that it was drawn on
-    pixels    SHA-256 of the picture's pixels
+The chunk is a tEXt of the keyword `flowtok_jax`: one JSON object in ASCII, of `version`
+and the fields of `Recipe`. docs/editing.md says what each of them means.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, PngImagePlugin
 
 import flowtok_jax
@@ -51,7 +38,19 @@ OPTIONS = ("num_steps", "scale", "source", "solver", "times")
 
 
 class Recipe(NamedTuple):
-    """Everything that a picture depends on; see the module."""
+    """Everything that a picture depends on.
+
+    Attributes:
+        row: number of the prompt, which with the seed decides its noise.
+        slot: place in the batch that it was drawn in.
+        rows: rows of that batch's program, which may round otherwise than others.
+        options: those of OPTIONS.
+        weights: SHA-256 of the parameters of each group that was used.
+        place: where the weights lay.
+        package, jax: versions.
+        device: platform that it was drawn on.
+        pixels: SHA-256 of the picture.
+    """
 
     prompt: str
     seed: int
@@ -256,8 +255,24 @@ class Recording:
         Saved as PNG they are the files that `--mode=sample` writes, and say how to draw
         them again; the arguments are those of `text_to_image`.
         """
-        texts = check_prompts(prompts)
-        images = self.text_to_image(texts, seed, first_row, num_images, **options)
+        call = (check_prompts(prompts), seed, first_row, num_images)
+        images = self.text_to_image(*call, **options)
+        return self.with_recipes(images, *call, **options)
+
+    def with_recipes(
+        self,
+        images: Float[np.ndarray, "b s s 3"],
+        texts: Sequence[str],
+        seed: int = 0,
+        first_row: int = 0,
+        num_images: int = 1,
+        **options,
+    ) -> list[DrawnImage]:
+        """Returns images that `text_to_image` drew, with recipes; see `draw`.
+
+        Args:
+            texts: the prompts, as they were given; so are the other arguments.
+        """
         chosen = self.sample.changed(options)
         size = self._compiled.rows_of(len(texts), chosen.batch_size)
         about = self._about(chosen)

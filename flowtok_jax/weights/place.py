@@ -58,6 +58,7 @@ class Weights:
 
     Attributes:
         place: the directory.
+        name: the place as a user names it, and adapters.
         kind: RUN or PRETRAINED.
         is_download: whether the place is the hub's cache, not where the user pointed.
         is_shipped: whether the place is a part of the package.
@@ -70,6 +71,7 @@ class Weights:
         self, place: Place, *, is_download: bool = False, is_shipped: bool = False
     ):
         self.place = place
+        self.name = place.name if is_shipped else str(place)
         self.is_download = is_download
         self.is_shipped = is_shipped
         # One listing answers what three questions to a store would.
@@ -80,11 +82,6 @@ class Weights:
         self.has_vocabulary = VOCABULARY in names
         self.has_config = CONFIG in names
         self.loras = ()
-
-    @property
-    def name(self) -> str:
-        """The place as a user would name it."""
-        return self.place.name if self.is_shipped else str(self.place)
 
     @functools.cached_property
     def _stored(self) -> ConfigDict:
@@ -126,7 +123,9 @@ class Weights:
             UserError: where there are none, or they adapt a group that is not here.
         """
         found = copy.copy(self)
-        found.loras = (*self.loras, *open_loras(loras))
+        added = open_loras(loras)
+        found.loras = (*self.loras, *added)
+        found.name = " + ".join((self.name, *(str(lora.path) for lora in added)))
         for lora in found.loras:
             if lora.group not in self.groups:
                 raise UserError(

@@ -35,7 +35,7 @@ def test_a_solver_backwards_closes_with_its_order(name, order):
     assert errors[0] > 1e-3
 
 
-@pytest.mark.parametrize("name", ["implicit", "reversible", "midpoint"])
+@pytest.mark.parametrize("name", ["reversible", "midpoint"])
 @pytest.mark.parametrize("span", [WHOLE, (0.4, END)])
 def test_an_inverse_closes_up_to_rounding(name, span):
     _, error = loop(name, 24, span)
@@ -60,7 +60,7 @@ def test_an_inverse_of_a_steep_flow_does_not_settle_but_the_pair_closes():
         return 30.0 * jnp.sin(z) * jnp.cos(9 * t)[:, None, None]
 
     errors = {name: loop(name, 10, velocity=steep)[1].max() for name in editing.ROUTES}
-    assert errors["implicit"] > 1e-2
+    assert errors["midpoint"] > 1e-2
     assert errors["euler"] > 1e-2
     assert errors["reversible"] < 1e-3
 

@@ -101,4 +101,4 @@ def test_pictures_are_drawn_again_from_their_files(demo, cli, tmp_path):
     assert "grid.png does not say how it was drawn" in outcome.complaint
     outcome = cli(*run, f"--from-image={first[0]}", "--prompt=a")
     assert outcome.status == 2
-    assert "--from_image and prompts are both given" in outcome.complaint
+    assert "--from-image and prompts are both given" in outcome.complaint
