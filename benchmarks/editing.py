@@ -86,11 +86,13 @@ def tone_task(
             row = json.loads(line)
             paths[row["text"]] = folder / split / row["file_name"]
     gallery = load_images(list(paths.values()), flowtok.nets.tokenizer.image_size)
+    # Some pictures have several names, and are nearest by any of them.
     cells = averaged(to_uint8(gallery), SIDE)
-    number = {caption: i for i, caption in enumerate(paths)}
+    cells, numbers_of = np.unique(cells, axis=0, return_inverse=True)
+    number = dict(zip(paths, numbers_of.ravel(), strict=True))
     pairs = []
     for caption, path in paths.items():
-        tone = next((t for t in TONES[::-1] if caption.endswith(f" {t}")), None)
+        tone = next((t for t in TONES if caption.endswith(f" {t}")), None)
         # "medium-dark skin tone" does not end with " dark skin tone".
         if path.parent.name != "held_out" or tone is None:
             continue
@@ -115,7 +117,8 @@ def tone_task(
         }
 
     before = [pair[0] for pair in pairs]
-    images = gallery[[number[caption] for caption in before]]
+    image_of = dict(zip(paths, gallery, strict=True))
+    images = np.stack([image_of[caption] for caption in before])
     return images, before, [pair[1] for pair in pairs], judge
 
 

@@ -2,13 +2,14 @@
 
 A picture goes back along the flow of text to image to time t, is changed where captions
 live, and comes forth again. An edit goes to t = 0, where the noise that a picture has
-beyond its caption is kept in part; of a real picture it is longer than draws are, and
-made as long as they:
+beyond its caption is kept in part, and draws from there as text to image does; of a
+real picture the noise is longer than draws are, and made as long as they:
 
     e = (z - mean_old) / std_old                                                    (1)
     z <- mean_new + std_new (1 - strength) e / max(1, rms e)                        (2)
 
-A variation goes to t = 1 - strength, where noise of the source is seen by its share:
+A variation goes to t = 1 - strength, where noise of the source is seen by its share,
+and comes forth as it went back:
 
     z_t <- z_t + (1 - t) std * noise                                                (3)
 """
@@ -34,6 +35,7 @@ from flowtok_jax.sampling import (
     Programs,
     SampleOptions,
     change_options,
+    flow_group,
     noise_key,
     row_noise,
 )
@@ -100,7 +102,6 @@ class Editing:
         if not isinstance(steps, int) or steps < 2:
             raise UserError(f"steps is {steps!r}; expected an integer from 2")
         if images is None:
-            self._need("t2i", "interpolating prompts")
             captions = check_prompts(() if prompts is None else prompts)
             posterior = self.encode_text(captions)
         else:
@@ -194,13 +195,13 @@ class Editing:
     ) -> Strips:
         """Changes images from what one caption says to what another one says, by (2).
 
-        The number is that of `invert`.
+        They are drawn with the object's own options. The number is that of `invert`.
 
         Args:
             before: captions of the images, one for all or one each; read where None.
             after: what is wanted.
             strength: share of a picture's own noise that is left out, from 0 to 1,
-                which draws from the mean of the new caption.
+                which draws what `text_to_image` draws from the mean.
             options: fields of EditOptions but for `way`.
         """
         check_share("strength", strength)
@@ -214,8 +215,7 @@ class Editing:
         length = np.sqrt(np.square(noise).mean((1, 2), keepdims=True))
         kept = (1 - strength) * noise / np.maximum(length, 1)
         z_new = np.asarray(new.at(jnp.asarray(kept)))  # (2)
-        # Of a pair both states begin there: their gap belongs to the old picture.
-        drawn, _ = self._forth(after, (z_new,) * len(state), chosen)
+        drawn, _ = self._draw_from(after, z_new, self.sample)
         texts = [[b, "there and back", a] for b, a in zip(before, after, strict=True)]
         columns = np.stack([pictures, copies, drawn], 1)
         return Strips(columns, texts, "closed loop, relative L2", errors, state[-1])
@@ -232,7 +232,6 @@ class Editing:
             options: fields of SampleOptions that replace the object's own.
         """
         chosen = self.sample.changed(options)
-        self._need("t2i", "adding captions")
         signs, terms = parse_sum(expression)
         means = np.asarray(self.encode_text(terms).mean)
         z = np.tensordot(signs, means, 1)[None]  # [1 n c]
@@ -314,6 +313,7 @@ class Editing:
     def _draw_from(
         self, captions: Sequence[str], z: np.ndarray, options: SampleOptions
     ):
+        self._need(flow_group("t2i", options.solver), "text to image")
         program = self._programs.draw_from
         return self._in_batches(program, (self._ids(captions), z), 0, 0, options)
 

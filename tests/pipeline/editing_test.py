@@ -96,16 +96,12 @@ def test_a_loop_that_does_not_close_is_warned_of_in_one_line(flowtok, images, ca
 
 
 def test_an_edit_draws_from_the_new_captions_posterior(flowtok, images):
-    """All of the noise left out: the mean of the new caption, forth by hand."""
+    """All of the noise left out: what text to image draws from the mean."""
     before, after = PROMPTS[:2], PROMPTS[2:4]
     strips = flowtok.edit(images, before, after, strength=1.0, solver="heun", **FEW)
     assert strips.images.shape == (2, 3, 32, 32, 3)
     assert [row[2] for row in strips.captions] == after
-    mean = np.asarray(flowtok.encode_text(after).mean)
-    options = flowtok.sample._replace(
-        num_steps=4, scale=1.0, solver="heun", times="left"
-    )
-    wanted, _ = flowtok._draw_from(after, mean, options)
+    wanted = flowtok.text_to_image(after, source="mean")
     np.testing.assert_allclose(strips.images[:, 2], wanted, atol=1e-4)
     half = flowtok.edit(images, before, after, solver="heun", **FEW)
     assert np.abs(half.images[:, 2] - wanted).max() > 1e-5
@@ -117,11 +113,8 @@ def test_the_noise_of_a_picture_is_kept_no_longer_than_that_of_a_draw(flowtok, i
     noise = (strips.sources - np.asarray(old.mean)) / np.asarray(old.std)
     length = np.sqrt(np.square(noise).mean((1, 2)))
     kept = noise / np.maximum(length, 1)[:, None, None]
-    options = flowtok.sample._replace(
-        num_steps=4, scale=1.0, solver="heun", times="left"
-    )
     z = np.asarray(new.mean) + np.asarray(new.std) * kept
-    wanted, _ = flowtok._draw_from([PROMPTS[1]] * 2, z, options)
+    wanted, _ = flowtok._draw_from([PROMPTS[1]] * 2, z, flowtok.sample)
     np.testing.assert_allclose(strips.images[:, 2], wanted, atol=1e-4)
 
 
@@ -135,6 +128,8 @@ def test_variations_differ_by_their_seeds_and_more_with_strength(flowtok, images
     assert np.abs(weak.images[:, 1] - weak.images[:, 2]).max() > 1e-6
     again = flowtok.vary(images, PROMPTS[:2], strength=1.0, seed=1, **run)
     np.testing.assert_array_equal(again.images[:, 1], strong.images[:, 2])
+    none = flowtok.vary(images, PROMPTS[:2], strength=0.0, **run)
+    assert none.values.max() < 1e-4
 
 
 def test_a_sum_of_captions_is_the_sum_of_their_means(flowtok):
