@@ -195,13 +195,14 @@ class Editing:
     ) -> Strips:
         """Changes images from what one caption says to what another one says, by (2).
 
-        They are drawn with the object's own options. The number is that of `invert`.
+        They are drawn with the object's own options but for `scale`. The number is that
+        of `invert`.
 
         Args:
             before: captions of the images, one for all or one each; read where None.
             after: what is wanted.
             strength: share of a picture's own noise that is left out, from 0 to 1,
-                which draws what `text_to_image` draws from the mean.
+                which draws what `text_to_image` draws from the mean, with that scale.
             options: fields of EditOptions but for `way`.
         """
         check_share("strength", strength)
@@ -215,7 +216,9 @@ class Editing:
         length = np.sqrt(np.square(noise).mean((1, 2), keepdims=True))
         kept = (1 - strength) * noise / np.maximum(length, 1)
         z_new = np.asarray(new.at(jnp.asarray(kept)))  # (2)
-        drawn, _ = self._draw_from(after, z_new, self.sample)
+        # Guidance would pull at all of the picture, not at what is asked alone.
+        drawing = self.sample._replace(scale=chosen.scale)
+        drawn, _ = self._draw_from(after, z_new, drawing)
         texts = [[b, "there and back", a] for b, a in zip(before, after, strict=True)]
         columns = np.stack([pictures, copies, drawn], 1)
         return Strips(columns, texts, "closed loop, relative L2", errors, state[-1])
