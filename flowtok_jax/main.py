@@ -305,8 +305,17 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the program's name and its flags; by default those of this process.
     """
-    argv = sys.argv if argv is None else argv
+    before = sys.argv
+    if argv is not None:
+        # Where ml_collections looks for keys of --config; a notebook has its own there.
+        sys.argv = argv
+    try:
+        return _main(sys.argv)
+    finally:
+        sys.argv = before
 
+
+def _main(argv: list[str]) -> int:
     def command() -> int:
         if HELP_FLAGS & set(argv[1:]) or argv[1:] == ["help"]:
             cli.say(help_text())

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ from tests import run
 
 STEPS = "per_stage.text_tokenizer.train.num_steps"
 SCENE = "a red circle at the top left"
+
+
+def test_python_calls_the_command_whatever_its_own_arguments(cli, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipykernel", "-f", "kernel.json"])
+    outcome = cli("--config=configs/demo.py", "--config.train.seed=3", "--print_config")
+    assert outcome.status == 0, outcome.stderr
+    assert "seed=3, steps_per_call" in outcome.stdout
+    assert sys.argv == ["ipykernel", "-f", "kernel.json"]
 
 
 @pytest.mark.parametrize(

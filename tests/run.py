@@ -160,7 +160,6 @@ class Cli:
 
     def __call__(self, *arguments: str) -> Outcome:
         argv = ["main", *arguments]
-        self._monkeypatch.setattr(sys, "argv", argv)  # where overrides are read off
         self._monkeypatch.chdir(ROOT)
         self._capsys.readouterr()
         with flagsaver.flagsaver(), own_logging(), warnings.catch_warnings():

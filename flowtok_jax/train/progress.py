@@ -1,6 +1,7 @@
 """The steps of a stage as they are seen on a terminal or in a file of log lines."""
 
 import datetime
+import io
 import logging
 import sys
 import time
@@ -15,13 +16,14 @@ RISING = 0.02  # by so much a source's sigma grows where it is about to recover
 LINE_SECONDS = 15.0  # between two lines where there is no terminal for a bar
 RATE_SECONDS = 600.0  # over which speed and time left are estimated
 REDRAWS = 4  # a second
+NOTEBOOK_WIDTH = 88  # columns of a bar in a notebook
 
 
 class Progress:
-    """A bar on a terminal, else a line now and then, of the steps of a stage.
+    """A bar on a terminal or in a notebook, else a line now and then, of a stage.
 
-    A thread of its own draws the bar, so that its seconds pass while a step compiles. A
-    context manager.
+    A thread of its own draws the bar, so that its seconds pass while a step compiles;
+    in a notebook it is drawn with the steps. A context manager.
 
     Args:
         shows: false in processes that say nothing.
@@ -38,8 +40,9 @@ class Progress:
             )
         self._display = _Display(console, is_bar)
         self._display.add_task(f"{stage:<14}", total=num_steps, speed="")
+        self._cell = _Cell() if shows and console.is_jupyter else None
         # A file or a pipe gets lines, where a bar would be one endless line.
-        self._lines = shows and not is_bar
+        self._lines = shows and not is_bar and self._cell is None
         self._last_line = time.monotonic()
 
     @property
@@ -54,6 +57,11 @@ class Progress:
 
     def __exit__(self, *exception) -> None:
         self._display.stop()
+        self._draw_in_cell(at_once=True)
+
+    def _draw_in_cell(self, at_once: bool = False) -> None:
+        if self._cell is not None and (at_once or self._cell.is_due()):
+            self._cell.show(self._display.get_renderables())
 
     def begin(self, step: int) -> None:
         """Notes the step at which training goes on, whose program compiles first."""
@@ -66,6 +74,7 @@ class Progress:
     def doing(self, what: str) -> None:
         """Shows what is done in between, until the next step; lines leave it out."""
         self._display.note = what
+        self._draw_in_cell(at_once=True)
 
     def update(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows a step and its scalars."""
@@ -76,6 +85,7 @@ class Progress:
         loss = _losses(scalars)
         self._display.note = ", ".join(filter(None, (loss, speed)))
         self._display.update(self._task.id, speed=rate)
+        self._draw_in_cell()
         waited = time.monotonic() - self._last_line > LINE_SECONDS
         if not self._lines or not (waited or step == self._num_steps):
             return
@@ -114,6 +124,41 @@ class _Display(rich.progress.Progress):
         yield from super().get_renderables()
         if self.note:
             yield rich.text.Text(f"  {self.note}", overflow="fold")
+
+
+class _Cell:
+    """A place among a notebook's outputs, whose newest drawing replaces the last one.
+
+    Rich's own bars need ipywidgets there, whose outputs no stored notebook shows.
+    """
+
+    def __init__(self):
+        from IPython import display  # noqa: PLC0415 - only where a notebook runs
+
+        self._handle = display.DisplayHandle()
+        self._handle.display({"text/plain": ""}, raw=True)
+        self._drawn = 0.0
+
+    def is_due(self) -> bool:
+        """Returns whether the last drawing is old enough for another one."""
+        return time.monotonic() - self._drawn > 1 / REDRAWS
+
+    def show(self, lines: Iterable[rich.console.RenderableType]) -> None:
+        """Draws lines as a terminal would, in the same place again."""
+        self._drawn = time.monotonic()
+        console = rich.console.Console(
+            file=io.StringIO(),
+            record=True,
+            width=NOTEBOOK_WIDTH,
+            force_jupyter=False,
+            force_terminal=True,
+        )
+        console.print(*lines, sep="")
+        page = console.export_html(
+            inline_styles=True, clear=False, code_format="<pre>{code}</pre>"
+        )
+        drawn = {"text/html": page, "text/plain": console.export_text()}
+        self._handle.update(drawn, raw=True)
 
 
 def _rate(speed: float | None) -> str:

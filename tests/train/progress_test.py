@@ -138,3 +138,31 @@ def test_a_stage_without_a_source_never_warns(caplog):
     watch = SourceWatch("i2t", 0)
     watch.see(10, shown())
     assert caplog.messages == []
+
+
+def test_in_a_notebook_one_place_shows_the_newest_bar(monkeypatch, clock, caplog):
+    display = pytest.importorskip("IPython.display", reason="needs the extra notebooks")
+    shows = []
+
+    class Handle:
+        def display(self, bundle, raw):
+            assert not shows
+
+        def update(self, bundle, raw):
+            assert raw
+            shows.append(bundle)
+
+    monkeypatch.setattr(display, "DisplayHandle", Handle)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with caplog.at_level(logging.INFO), Progress("t2i", 40) as bar:
+        bar.begin(0)
+        assert "compiling" in shows[-1]["text/plain"]
+        for step in range(1, 41):
+            clock[0] += 0.1
+            bar.update(step, shown(**TERMS))
+    assert "40/40" in shows[-1]["text/plain"]
+    assert "kl 2.5e-07" in shows[-1]["text/plain"]
+    assert shows[-1]["text/html"].startswith("<pre>")
+    # Not with each step, of which there may be a hundred a second.
+    assert 10 < len(shows) < 25
+    assert not caplog.messages
