@@ -39,7 +39,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Programs and variables of the shell blocks that are not ours.
-FOREIGN = "cd docker done eval flags for gcloud git image kubectl source ssh-add sudo"
+FOREIGN = (
+    "cd docker done eval flags for gcloud git image kubectl sed source ssh-add sudo"
+)
 # What stands for a value in a message of docs/troubleshooting.md.
 VALUES = r"\.\.\.|\b[A-Z]+=?\b|\bimage to text\b|\b256\b|\b60\b"
 # What stands for flags that a page gives elsewhere.
