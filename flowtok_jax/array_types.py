@@ -36,6 +36,7 @@ ROWS = PartitionSpec(ROW_AXES)
 
 Params = dict[str, Any]
 Key = PRNGKeyArray | UInt32[Array, " 2"]  # of jax.random.key, or of PRNGKey
+RowKeys = Key | UInt32[Array, "b 2"]  # one for all rows, or one a row
 
 Image = Float[Array, "b s s 3"]
 CaptionIds = Int[Array, "b n"]

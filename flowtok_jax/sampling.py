@@ -9,7 +9,7 @@ Each direction is one program, from its input to its output:
 import logging
 import math
 import numbers
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Int, UInt8
 
-from flowtok_jax.array_types import CaptionIds, Image, Key, Params, TextFeatures, Tokens
+from flowtok_jax.array_types import (
+    CaptionIds,
+    Image,
+    Params,
+    RowKeys,
+    TextFeatures,
+    Tokens,
+)
 from flowtok_jax.flow import average_velocity, samplers
 from flowtok_jax.models.build import Nets, has_group, take_group
 from flowtok_jax.models.dit import average_modulations, modulations
@@ -174,22 +181,31 @@ def choose_without_judge(
     return caption._replace(candidates=1)
 
 
-def noise_key(seed: int) -> np.ndarray:
-    """Returns the data of a seed's key, as the programs of both directions take it."""
+def noise_key(seed: int | Sequence[int]) -> np.ndarray:
+    """Returns the data of a seed's key, as the programs of both directions take it.
+
+    Of a sequence of seeds, one a row, the keys are stacked: [b 2].
+    """
+    if isinstance(seed, Sequence):
+        return np.stack([noise_key(own) for own in seed])
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def row_noise(
-    key: Key, rows: Int[np.ndarray | Array, " b"], shape: tuple[int, ...]
+    key: RowKeys, rows: Int[np.ndarray | Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b *shape"]:
-    """Draws the noise of rows; a row's number, not its batch, decides it."""
+    """Draws the noise of rows; a row's key and number, not its batch, decide it."""
+
     # A key a row: one draw of the whole batch would change with its size.
-    draw = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))
-    return draw(rows)
+    def draw(own: RowKeys, row: Int[Array, ""]) -> Array:
+        return jax.random.normal(jax.random.fold_in(own, row), shape)
+
+    of_all = None if key.ndim < 2 else 0  # one key for all rows, or one a row
+    return jax.vmap(draw, (of_all, 0))(key, rows)
 
 
 def _start(
-    posterior: Posterior, key: Key, rows: Int[Array, " b"], source: str
+    posterior: Posterior, key: RowKeys, rows: Int[Array, " b"], source: str
 ) -> Tokens:
     """Draws the flow's source."""
     if source == "mean":
@@ -303,7 +319,7 @@ class Programs(NamedTuple):
         self,
         params: Params,
         ids: CaptionIds,
-        key: Key,
+        key: RowKeys,
         rows: Int[Array, " b"],
         *,
         options: SampleOptions,
@@ -318,7 +334,7 @@ class Programs(NamedTuple):
         params: Params,
         ids: CaptionIds,
         z_txt: Tokens,
-        key: Key,
+        key: RowKeys,
         rows: Int[Array, " b"],
         *,
         options: SampleOptions,
@@ -334,7 +350,7 @@ class Programs(NamedTuple):
         params: Params,
         ids: CaptionIds,
         images: Image,
-        key: Key,
+        key: RowKeys,
         rows: Int[Array, " b"],
         *,
         options: SampleOptions,
@@ -351,7 +367,7 @@ class Programs(NamedTuple):
         params: Params,
         ids: CaptionIds,
         text_feats: TextFeatures,
-        key: Key,
+        key: RowKeys,
         rows: Int[Array, " b"],
         options: SampleOptions,
     ) -> Tokens:
@@ -365,7 +381,7 @@ class Programs(NamedTuple):
         self,
         params: Params,
         images: Image,
-        key: Key,
+        key: RowKeys,
         rows: Int[Array, " b"],
         *,
         options: SampleOptions,

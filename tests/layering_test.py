@@ -13,7 +13,7 @@ LEVELS = (
     ("models", "flow", "data"),
     ("weights", "sampling", "tasks"),
     ("pipeline", "train"),
-    ("eval", "perf"),
+    ("eval", "perf", "serve"),
     ("convert", "modes"),
     ("main",),
 )

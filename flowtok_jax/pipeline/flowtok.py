@@ -34,7 +34,7 @@ from flowtok_jax.pipeline.edit_programs import EditOptions
 from flowtok_jax.pipeline.editing import Editing
 from flowtok_jax.pipeline.recipe import Recording
 from flowtok_jax.runtime.batches import RowPrograms, put_rows
-from flowtok_jax.runtime.config import check_seed, choose_seeds
+from flowtok_jax.runtime.config import check_seed, seeds_of_rows
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, to_place
 from flowtok_jax.runtime.mesh import put, replicated
@@ -271,7 +271,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
     def text_to_image(
         self,
         prompts: Iterable[str],
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         first_row: int = 0,
         num_images: int = 1,
         **options,
@@ -280,7 +280,8 @@ class FlowTok(Recording, Editing, AheadOfTime):
 
         Args:
             prompts: strings, in a list, an array, a column or a generator.
-            seed: an integer from 0 to 2**32 - 1.
+            seed: an integer from 0 to 2**32 - 1; or one a prompt, which then has the
+                noise that it has alone.
             first_row: number of the first prompt; seed and row number alone decide the
                 noise of a prompt, whatever the batch.
             num_images: images of each prompt, one after the other, of the seeds `seed`,
@@ -289,8 +290,8 @@ class FlowTok(Recording, Editing, AheadOfTime):
         """
         chosen = self.sample.changed(options).check("sample")
         self._need(flow_group("t2i", chosen.solver), "text to image")
-        seeds = choose_seeds(seed, num_images)
         ids = self._ids(prompts)
+        seeds = seeds_of_rows(seed, num_images, len(ids))
         program = self._programs.text_to_image
         # A seed alone draws its image again, bit for bit: in batches of its own, since
         # a batch of another size may round otherwise.
@@ -300,7 +301,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
     def image_to_text(
         self,
         images: Images,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         first_row: int = 0,
         **options,
     ) -> list[str]:
@@ -309,7 +310,8 @@ class FlowTok(Recording, Editing, AheadOfTime):
         Args:
             images: one or several, in a list or an array [b, h, w, 3]: paths, images
                 of Pillow, or arrays of any size, of uint8 or of floats in [0, 1].
-            seed: an integer from 0 to 2**32 - 1.
+            seed: an integer from 0 to 2**32 - 1; or one an image, which then has the
+                noise that it has alone.
             first_row: number of the first image; seed and row number alone decide the
                 noise of an image, whatever the batch.
             options: fields of SampleOptions that replace the object's own.
@@ -318,7 +320,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
         self._need(flow_group("i2t", chosen.solver), "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
-        seeds = choose_seeds(seed, chosen.candidates, "candidates")
+        seeds = seeds_of_rows(seed, chosen.candidates, len(images), "candidates")
         one = chosen._replace(candidates=1)
         ids = [self._in_batches(program, (images,), s, first_row, one) for s in seeds]
         said = [self.vocabulary.decode(found) for found in ids]
@@ -331,14 +333,20 @@ class FlowTok(Recording, Editing, AheadOfTime):
 
     def _choose(self, said: list[list[str]], images: np.ndarray) -> list[str]:
         """Returns the caption of each image, of several, that draws nearest to it."""
-        self._need(flow_group("t2i", self.sample.solver), "choosing among candidates")
-        error_of = self._programs.drawing_error
-        ids = (self.vocabulary.encode(captions, warns=False) for captions in said)
-        errors = [
-            self._in_batches(error_of, (x, images), 0, 0, self._judging) for x in ids
-        ]
+        errors = [self.drawing_errors(captions, images) for captions in said]
         best = np.argmin(errors, axis=0)
         return [said[k][i] for i, k in enumerate(best)]
+
+    def drawing_errors(self, captions: Iterable[str], images: Images) -> np.ndarray:
+        """Returns how far from each image its caption draws, to choose by: [b].
+
+        The numbers are mean squared errors of tokens.
+        """
+        self._need(flow_group("t2i", self.sample.solver), "choosing among candidates")
+        ids = self.vocabulary.encode(check_prompts(captions), warns=False)
+        error_of = self._programs.drawing_error
+        inputs = (ids, self._images(images))
+        return self._in_batches(error_of, inputs, 0, 0, self._judging)
 
     def _need(self, group: str, what: str) -> None:
         if group not in self.params and not has_group(group, self.params):
@@ -362,11 +370,11 @@ class FlowTok(Recording, Editing, AheadOfTime):
         self,
         function: Callable,
         inputs: Sequence[np.ndarray],
-        seed: int,
+        seed: int | Sequence[int],
         first_row: int,
         options: SampleOptions | EditOptions,
     ) -> Any:
-        key = noise_key(check_seed("seed", seed))
+        key = noise_key(seed)
         first_row = check_seed("first_row", first_row)
         most = options.batch_size
         return self._compiled.run(

@@ -191,10 +191,12 @@ class RowPrograms:
         """Runs all rows of the inputs through one program, the last batch filled up.
 
         Args:
+            key: of all rows, [2]; or one a row, [b 2], all of which have one number.
             first_row: number of the first row.
             most: rows of a program at most.
         """
         count = len(inputs[0])
+        has_own = key.ndim > 1
         size = self.rows_of(count, most)
         program = None
 
@@ -202,7 +204,9 @@ class RowPrograms:
             nonlocal program
             # The last row is repeated; its noise is that of a row of its own.
             taken = np.minimum(rows, count - 1)
-            arrays = self._put([x[taken] for x in inputs], key, first_row + rows)
+            keys = key[taken] if has_own else key
+            numbers = first_row + (0 * rows if has_own else rows)
+            arrays = self._put([x[taken] for x in inputs], keys, numbers)
             # One program for all batches: finding it goes through every parameter.
             program = program or self.get(function, params, arrays, **static)
             return program(params, *arrays)

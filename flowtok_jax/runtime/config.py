@@ -13,7 +13,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -283,6 +283,25 @@ def choose_seeds(seed: int, count: int, name: str = "num_images") -> range:
             f"{first + count - 1}; expected at most {SEEDS - 1}"
         )
     return range(first, first + count)
+
+
+def seeds_of_rows(
+    seed: int | Sequence[int], count: int, rows: int, name: str = "num_images"
+) -> Sequence[int | Sequence[int]]:
+    """Returns the seeds of each of so many runs: one for all rows, or one a row.
+
+    Args:
+        name: what the user calls the count.
+
+    Raises:
+        UserError: where a seed is none, or their number is not that of the rows.
+    """
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        return choose_seeds(seed, count, name)
+    if len(seed) != rows:
+        raise UserError(f"{len(seed)} seeds for {rows} rows; expected one each")
+    own = [choose_seeds(each, count, name) for each in seed]
+    return list(zip(*own, strict=True))
 
 
 @functools.cache
