@@ -31,6 +31,10 @@ Train further on images of your own; faster, if they are encoded once before:
       --checkpoint=weights/xl --config.data.train=folder:photos \\
       --workdir=latents
 
+Draw and describe on a page, or by HTTP:
+
+  python -m flowtok_jax.main --mode=serve --checkpoint=runs/demo
+
 Plan: size and work on hardware that is elsewhere, speed on this:
 
   python -m flowtok_jax.main --mode=compile --config=configs/h.py \\
@@ -115,6 +119,7 @@ FLAG_GROUPS = {
         "scale": "NUMBER",
     },
     "What to compile (--mode=compile)": {"topology": "KIND:SHAPE", "step": "STEP"},
+    "Where to listen (--mode=serve)": {"host": "ADDRESS", "port": "NUMBER"},
     "Several processes as one run": {
         "coordinator": "HOST:PORT",
         "num_processes": "NUMBER",
@@ -185,6 +190,10 @@ flags.DEFINE_string(
     "topology", "", "What to compile for, as v5e:16x16 or a100:8; needs no such device."
 )
 flags.DEFINE_enum("step", "train", STEPS, "What to compile.")
+flags.DEFINE_string(
+    "host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in."
+)
+flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes one that is free.")
 flags.DEFINE_integer("seed", 0, "Seed of the noise in sampling, from 0 to 2**32 - 1.")
 flags.DEFINE_integer(
     "num_images", 1, "Images of each prompt, of the seeds --seed, --seed + 1, ..."

@@ -115,7 +115,7 @@ def test_metadata(wheel):
     assert meta["Requires-Python"] == ">=3.11"
     assert meta["License-Expression"] == "Apache-2.0"
     extras = {"gpu", "tpu", "eval", "convert", "compile", "emoji", "export"}
-    extras |= {"quantize", "notebooks", "space", "docs", "dev"}
+    extras |= {"quantize", "notebooks", "space", "serve", "docs", "dev"}
     assert set(meta.get_all("Provides-Extra")) == extras
     scripts = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert scripts.split() == [

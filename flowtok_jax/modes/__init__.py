@@ -8,6 +8,7 @@ from flowtok_jax.modes import (
     eval,
     pretokenize,
     sample,
+    serve,
     train,
 )
 
@@ -20,4 +21,5 @@ MODES = {
     "pretokenize": pretokenize,
     "compile": compile,
     "bench": bench,
+    "serve": serve,
 }

@@ -25,8 +25,8 @@ DRAW = "draw"
 DESCRIBE = "describe"
 
 
-class Work(NamedTuple):
-    """What one program can do at once: the group of a row in the queue.
+class RowGroup(NamedTuple):
+    """Group of rows that one program computes at once.
 
     Attributes:
         kind: DRAW, of pairs of a prompt and a seed; DESCRIBE, of pairs of an image
@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, flowtok: FlowTok, sizes: Sequence[int] = SIZES):
         self.flowtok = flowtok
         # Programs take these very numbers of rows, and no next larger one.
-        assert all(program_rows(size, size) == size for size in sizes)
+        assert all(program_rows(size, size) == size for size in sizes)  # 4, 6, 8, 12
         self.sizes = tuple(sizes)
         self.image_size = flowtok.nets.tokenizer.image_size
         self.solvers = tuple(name for name in (*SOLVERS, AVERAGE) if self._has(name))
@@ -58,7 +58,7 @@ class Engine:
     def _has(self, solver: str) -> bool:
         return has_group(flow_group("t2i", solver), self.flowtok.params)
 
-    def drawing(self, **options: Any) -> Work:
+    def drawing(self, **options: Any) -> RowGroup:
         """Returns the work of drawing, with options that replace the model's own.
 
         Raises:
@@ -72,9 +72,9 @@ class Engine:
                 f"solver is {chosen.solver!r}; expected one that these weights have: "
                 f"{', '.join(self.solvers)}"
             )
-        return Work(DRAW, chosen._replace(batch_size=self.sizes[-1]))
+        return RowGroup(DRAW, chosen._replace(batch_size=self.sizes[-1]))
 
-    def describing(self, **options: Any) -> Work:
+    def describing(self, **options: Any) -> RowGroup:
         """Returns the work of captioning, with options that replace the model's own.
 
         Raises:
@@ -82,15 +82,16 @@ class Engine:
         """
         if not self.describes:
             raise UserError("these weights cannot describe; expected weights with i2t")
-        return Work(DESCRIBE, self.flowtok.caption.changed(options))
+        return RowGroup(DESCRIBE, self.flowtok.caption.changed(options))
 
-    def most(self, work: Work) -> int:
+    def most(self, work: RowGroup) -> int:
         """Returns the rows of the queue that one batch of the work can have."""
         if work.kind == DRAW:
             return self.sizes[-1]
+        # Each image is as many rows as it has candidates.
         return max(1, self.sizes[-1] // work.options.candidates)
 
-    def compute(self, work: Work, values: Sequence[tuple[Any, int]]) -> list[Any]:
+    def compute(self, work: RowGroup, values: Sequence[tuple[Any, int]]) -> list[Any]:
         """Computes a batch: images of uint8 where it draws, captions if it describes.
 
         Args:
@@ -109,6 +110,7 @@ class Engine:
     def _draw(
         self, prompts: Sequence[str], seeds: Sequence[int], options: SampleOptions
     ) -> list[np.ndarray]:
+        # Filled up here: `text_to_image` would take a program of a size between ours.
         missing = self._size(len(prompts)) - len(prompts)
         texts = [*prompts, *[""] * missing]
         padded = [*seeds, *[0] * missing]
@@ -131,6 +133,7 @@ class Engine:
         )
         if each == 1:
             return said[: len(images)]
+        # [b * each] -> [b each]
         errors = self.flowtok.drawing_errors(said, padded)[: len(rows)]
         best = errors.reshape(-1, each).argmin(1)
         return [said[i * each + k] for i, k in enumerate(best)]

@@ -1,9 +1,9 @@
 """A queue that joins rows of requests into batches, in the order of their arrival.
 
-It lives in one event loop; batches are computed one at a time, in a thread of their own,
-so that the loop goes on answering. A batch has rows of one group: work that one program
-can do at once. The oldest row decides the group, and waits a few milliseconds at most
-for others to come.
+It lives in one event loop; batches are computed one at a time, in a thread of their
+own, so that the loop goes on answering. A batch has rows of one group: work that one
+program can do at once. The oldest row decides the group, and waits a few milliseconds
+at most for others to come.
 """
 
 import asyncio
@@ -109,6 +109,7 @@ class BatchQueue:
         """
         if self._is_closed:
             raise QueueClosedError
+        # All rows of a request or none: half an answer is of no use.
         if len(self._rows) + len(values) > self.depth:
             raise QueueFullError(len(self._rows), self._seconds_of_waiting())
         loop = asyncio.get_running_loop()
@@ -132,6 +133,7 @@ class BatchQueue:
         self._forget_done()
 
     def _forget_done(self) -> None:
+        # At once, and not when their turn comes: they would count as waiting.
         self._rows = collections.deque(r for r in self._rows if not r.result.done())
 
     def _seconds_of_waiting(self) -> int:
@@ -160,6 +162,7 @@ class BatchQueue:
             except Exception as error:  # of these rows; the queue goes on
                 self._fail(batch, error)
                 continue
+            # Rows whose caller went away meanwhile have a result that is done.
             self._measure(len(batch), time.perf_counter() - begun)
             for row, result in zip(batch, found, strict=True):
                 if not row.result.done():
@@ -199,6 +202,7 @@ class BatchQueue:
         batch: list[_Row] = []
         left: collections.deque[_Row] = collections.deque()
         for row in self._rows:
+            # Younger rows of the group pass older ones of other groups.
             fits = row.group == group and len(batch) < most
             (batch if fits else left).append(row)
         self._rows = left
