@@ -150,6 +150,7 @@ class Service:
             "object": "model",
             "created": 0,
             "owned_by": "flowtok_jax",
+            "status": self.state,
             "image_size": engine.image_size,
             "draws": engine.draws,
             "describes": engine.describes,

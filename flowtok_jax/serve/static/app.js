@@ -292,10 +292,10 @@ async function waitUntilReady() {
   const state = $("#state");
   for (;;) {
     try {
-      const answer = await fetch("/health");
-      const told = await answer.json();
-      state.textContent = answer.ok ? "Ready" : `The model is ${told.status} ...`;
-      if (answer.ok) return;
+      const listed = await (await fetch("/v1/models")).json();
+      const status = listed.data[0].status;
+      state.textContent = status === "ready" ? "Ready" : `The model is ${status} ...`;
+      if (status === "ready") return;
     } catch {
       state.textContent = "The service does not answer.";
     }
