@@ -18,6 +18,7 @@ from flowtok_jax.pipeline import FlowTok, SampleOptions
 from flowtok_jax.runtime.batches import filled, program_rows
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.sampling import flow_group
+from flowtok_jax.serve.edits import EDITS
 
 # Rows of the programs. On a CPU one or two rows round otherwise than more of them.
 SIZES = (4, 8, 16)
@@ -30,7 +31,8 @@ class RowGroup(NamedTuple):
 
     Attributes:
         kind: DRAW, of pairs of a prompt and a seed; DESCRIBE, of pairs of an image
-            [s, s, 3] in [0, 1] and a seed; or an operation of `edits`.
+            [s, s, 3] in [0, 1] and a seed; or a name of EDITS, of pairs of its
+            arguments and a seed.
         options: of sampling.
     """
 
@@ -54,6 +56,9 @@ class Engine:
         self.solvers = tuple(name for name in (*SOLVERS, AVERAGE) if self._has(name))
         self.draws = bool(self.solvers)
         self.describes = has_group("i2t", flowtok.params)
+        # Pictures are read before they are edited.
+        has_both = self._has("euler") and self.describes
+        self.edits = tuple(EDITS) if has_both else ()
 
     def _has(self, solver: str) -> bool:
         return has_group(flow_group("t2i", solver), self.flowtok.params)
@@ -84,19 +89,48 @@ class Engine:
             raise UserError("these weights cannot describe; expected weights with i2t")
         return RowGroup(DESCRIBE, self.flowtok.caption.changed(options))
 
+    def editing(self, kind: str) -> RowGroup:
+        """Returns the work of an edit.
+
+        Raises:
+            UserError: where the weights cannot do it.
+        """
+        if kind not in self.edits:
+            raise UserError(
+                "these weights cannot edit; expected weights with t2i and i2t"
+            )
+        return RowGroup(kind, self.flowtok.sample)
+
+    def record(
+        self, pixels: np.ndarray, prompt: str, seed: int, work: RowGroup
+    ) -> dict[str, str]:
+        """Returns text chunks that say how to draw a picture again, bit for bit."""
+        rows = self.sizes[0]  # of the smallest program; all of them give these bits
+        options = work.options._asdict()
+        image = pixels[None].astype(np.float32) / 255
+        (drawn,) = self.flowtok.with_recipes(image, [prompt] * rows, seed, **options)
+        return drawn.text
+
     def most(self, work: RowGroup) -> int:
         """Returns the rows of the queue that one batch of the work can have."""
         if work.kind == DRAW:
             return self.sizes[-1]
+        if work.kind in EDITS:
+            return 1
         # Each image is as many rows as it has candidates.
         return max(1, self.sizes[-1] // work.options.candidates)
 
     def compute(self, work: RowGroup, values: Sequence[tuple[Any, int]]) -> list[Any]:
-        """Computes a batch: images of uint8 where it draws, captions if it describes.
+        """Computes a batch: images of uint8 where it draws, captions if it describes,
+        lists of EditedPicture if it edits.
 
         Args:
-            values: prompts or images, each with its seed.
+            values: prompts, images or arguments, each with its seed.
         """
+        if work.kind in EDITS:
+            ((arguments, seed),) = values
+            edit = EDITS[work.kind]
+            return [edit(self.flowtok, self._describe_one, seed, **arguments)]
         inputs, seeds = zip(*values, strict=True)
         if work.kind == DRAW:
             return self._draw(inputs, seeds, work.options)
@@ -138,6 +172,9 @@ class Engine:
         best = errors.reshape(-1, each).argmin(1)
         return [said[i * each + k] for i, k in enumerate(best)]
 
+    def _describe_one(self, image: np.ndarray) -> str:
+        return self._describe(image[None], (0,), self.flowtok.caption)[0]
+
     def warm(self) -> None:
         """Compiles the programs of the model's own options, and chooses their sizes."""
         if self.draws:
@@ -176,4 +213,6 @@ class Engine:
             )
         self.sizes = (*kept, largest)
         # Another choice of the page: pictures of a prompt that differ.
-        self.compute(self.drawing(source="sample"), [("", 0)])
+        work = self.drawing(source="sample")
+        (pixels,) = self.compute(work, [("", 0)])
+        self.record(pixels, "", 0, work)  # which digests the weights once

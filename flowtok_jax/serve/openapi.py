@@ -6,6 +6,7 @@ from pydantic.json_schema import models_json_schema
 
 import flowtok_jax
 from flowtok_jax.serve.requests import (
+    EDIT_BODIES,
     CaptionRequest,
     DescribedAnswer,
     DrawnAnswer,
@@ -26,6 +27,11 @@ ERRORS = {
     "503": "The service is warming up or ending.",
     "504": "It took too long.",
 }
+ABOUT = {
+    "interpolations": "Draws the way from one prompt to another.",
+    "variations": "Draws pictures around one.",
+    "edits": "Changes what a picture shows.",
+}
 
 
 def _refer(kind: type) -> dict[str, str]:
@@ -36,8 +42,10 @@ def _json(kind: type) -> dict[str, Any]:
     return {"application/json": {"schema": _refer(kind)}}
 
 
-def _form(kind: type) -> dict[str, Any]:
-    """Describes a body's fields in a multipart form, its image as a file."""
+def _form_of(kind: type) -> dict[str, Any]:
+    """Describes a body's fields in a multipart form, its image as a file; if any."""
+    if "image" not in kind.model_fields:
+        return {}
     schema = kind.model_json_schema(ref_template=REFERENCE)
     image = {"type": "string", "format": "binary", "description": "An image file."}
     properties = {**schema["properties"], "image": image}
@@ -79,11 +87,12 @@ def describe_api(model: str, image_size: int) -> dict[str, Any]:
     Args:
         image_size: pixels of a side of the pictures.
     """
-    kinds = (ImageRequest, CaptionRequest, DrawnAnswer, DescribedAnswer, Faulty)
+    bodies = (ImageRequest, CaptionRequest, *EDIT_BODIES.values())
+    kinds = (*bodies, DrawnAnswer, DescribedAnswer, Faulty)
     # Answers have no defaults: both modes of pydantic's describe them alike.
     modes = [(kind, "validation") for kind in kinds]
     _, definitions = models_json_schema(modes, ref_template=REFERENCE)
-    captions = _json(CaptionRequest) | _form(CaptionRequest)
+    captions = _json(CaptionRequest) | _form_of(CaptionRequest)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -100,6 +109,12 @@ def describe_api(model: str, image_size: int) -> dict[str, Any]:
             "/v1/captions": _operation(
                 "describe", "Describes a picture.", captions, DescribedAnswer
             ),
+            **{
+                f"/v1/images/{kind}": _operation(
+                    kind, ABOUT[kind], _json(body) | _form_of(body), DrawnAnswer
+                )
+                for kind, body in EDIT_BODIES.items()
+            },
             "/v1/models": _getter("models", "The model.", "application/json"),
             "/health": _getter(
                 "health", "Ready.", "application/json", {"503": "Not ready yet."}

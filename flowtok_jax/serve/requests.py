@@ -1,6 +1,6 @@
 """Bodies of requests and answers, by which they are checked and described."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -16,6 +16,13 @@ Prompt = Annotated[
     str, StringConstraints(min_length=1, max_length=LIMITS.prompt, pattern=r"\S")
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+UPLOAD: Any = Field(
+    min_length=1,
+    max_length=LIMITS.body,
+    description="An image file in base64, or as a data URL; in a multipart form the "
+    "file itself.",
+)
 
 
 class Body(BaseModel):
@@ -84,13 +91,67 @@ class ImageRequest(Sampled):
 class CaptionRequest(Sampled):
     """A picture to describe."""
 
-    image: str = Field(
-        min_length=1,
-        max_length=LIMITS.body,
-        description="An image file in base64, or as a data URL; in a multipart form "
-        "the file itself.",
-    )
+    image: str = UPLOAD
     model: str | None = Field(None, description="Name of the model, or nothing.")
+
+
+class OpenaiFields(Body):
+    """Fields that OpenAI's clients may send with an image, where these are true."""
+
+    model: str | None = Field(None, description="Name of the model, or nothing.")
+    size: str | None = Field(None, max_length=20, description="The model's own.")
+    response_format: Literal["b64_json"] | None = None
+    user: str | None = Field(None, max_length=1000, description="Not used.")
+
+
+class InterpolationRequest(Body):
+    """Pictures on the way from one prompt to another."""
+
+    prompts: Annotated[list[Prompt], Field(min_length=2, max_length=2)] = Field(
+        description="The two ends."
+    )
+    columns: Literal[4, 6, 8] = Field(8, description="Pictures, with both ends.")
+    seed: Seed | None = Field(None, description="Seed of the noise at both ends.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the edit."""
+        return {"prompts": self.prompts, "columns": self.columns}
+
+
+class VariationRequest(OpenaiFields):
+    """Pictures around one, as OpenAI's images.create_variation asks for them."""
+
+    image: str = UPLOAD
+    n: int = Field(3, ge=1, le=8, description="Pictures.")
+    strength: float = Field(
+        0.3, ge=0, le=1, description="How much may change, in tenths."
+    )
+    seed: Seed | None = Field(None, description="Seed of the first one.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the edit."""
+        # Each strength is a program of its own.
+        return {"n": self.n, "strength": round(self.strength, 1)}
+
+
+class EditRequest(OpenaiFields):
+    """A picture that shows something else, as OpenAI's images.edit asks for it."""
+
+    image: str = UPLOAD
+    prompt: Prompt = Field(description="What it should show.")
+    before: Prompt | None = Field(
+        None, description="What it shows; read off it where absent."
+    )
+    n: int = Field(1, ge=1, le=1, description="An edit has one outcome.")
+    strength: float = Field(
+        0.5, ge=0, le=1, description="Share of the picture's own noise to leave out."
+    )
+    seed: Seed | None = Field(None, description="Not used.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the edit."""
+        own = {"before": self.before, "prompt": self.prompt}
+        return own | {"strength": self.strength}
 
 
 class Picture(BaseModel):
@@ -106,7 +167,7 @@ class DrawnAnswer(BaseModel):
 
     created: int
     data: list[Picture]
-    options: dict[str, int | float | str]
+    options: dict[str, int | float | str] | None = None
     seconds: float
 
 
@@ -138,3 +199,11 @@ class Faulty(BaseModel):
     """An error, in the form that OpenAI's have."""
 
     error: Fault
+
+
+# Bodies of the edits, by the last part of the path.
+EDIT_BODIES = {
+    "interpolations": InterpolationRequest,
+    "variations": VariationRequest,
+    "edits": EditRequest,
+}

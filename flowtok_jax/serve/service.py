@@ -26,13 +26,19 @@ from starlette.types import ASGIApp
 
 import flowtok_jax
 from flowtok_jax.serve import page
+from flowtok_jax.serve.edits import EditedPicture
 from flowtok_jax.serve.engine import Engine, RowGroup
 from flowtok_jax.serve.faults import KINDS_OF_ERRORS, RequestError, answer_error
 from flowtok_jax.serve.limits import Limits, hold_bodies
 from flowtok_jax.serve.meters import NO_ANSWER, Meters
 from flowtok_jax.serve.openapi import describe_api
 from flowtok_jax.serve.queue import BatchQueue
-from flowtok_jax.serve.requests import LIMITS, CaptionRequest, ImageRequest
+from flowtok_jax.serve.requests import (
+    EDIT_BODIES,
+    LIMITS,
+    CaptionRequest,
+    ImageRequest,
+)
 from flowtok_jax.serve.uploads import decode_base64, read_form, read_upload
 
 B = TypeVar("B", bound=BaseModel)
@@ -79,6 +85,10 @@ class Service:
             Route("/v1/models", self.models),
             Route("/v1/images/generations", self.generate, methods=["POST"]),
             Route("/v1/captions", self.describe, methods=["POST"]),
+            *(
+                Route(f"/v1/images/{kind}", self.edit, methods=["POST"])
+                for kind in EDIT_BODIES
+            ),
             *page.routes(),
         ]
         app = Starlette(
@@ -154,7 +164,7 @@ class Service:
             "image_size": engine.image_size,
             "draws": engine.draws,
             "describes": engine.describes,
-            "edits": [],
+            "edits": list(engine.edits),
             "solvers": list(engine.solvers),
             "sample": engine.flowtok.sample._asdict(),
             "caption": engine.flowtok.caption._asdict(),
@@ -181,11 +191,11 @@ class Service:
         drawn = await self._compute(request, work, values)
         told = _told_options(work)
         # Compressing PNGs would hold up the loop.
-        encoded = await asyncio.to_thread(self._encode, drawn, values, told)
-        data = [
-            {"b64_json": png, "seed": seed, "prompt": prompt}
-            for png, (prompt, seed) in zip(encoded, values, strict=True)
+        pictures = [
+            EditedPicture(pixels, *value)
+            for pixels, value in zip(drawn, values, strict=True)
         ]
+        data = await asyncio.to_thread(self._encode, pictures, told, work)
         return _answer(data, begun, options=told)
 
     async def describe(self, request: Request) -> Response:
@@ -198,6 +208,27 @@ class Service:
         (seed,) = _seeds(asked.seed, 1)
         (caption,) = await self._compute(request, work, [(image, seed)])
         return _answer([{"caption": caption, "seed": seed}], begun)
+
+    async def edit(self, request: Request) -> Response:
+        """Interpolates, varies or edits, as the path says."""
+        begun = time.monotonic()
+        kind = request.url.path.rpartition("/")[2]
+        body = EDIT_BODIES[kind]
+        work = self.engine.editing(kind)
+        if "image" in body.model_fields:
+            asked, data = await self._read_image(request, body)
+            self._check_model(asked.model)
+            self._check_size(asked.size)
+            arguments = asked.arguments() | {"image": await self._decode(data)}
+        else:
+            asked = await self._read_json(request, body)
+            arguments = asked.arguments()
+        (seed,) = _seeds(asked.seed, 1)
+        (pictures,) = await self._compute(request, work, [(arguments, seed)])
+        told = {k: v for k, v in asked.arguments().items() if v is not None}
+        about = {"edit": kind} | told
+        data = await asyncio.to_thread(self._encode, pictures, about)
+        return _answer(data, begun)
 
     async def _read_json(self, request: Request, kind: type[B]) -> B:
         """Reads a body of JSON; its mistakes become answers."""
@@ -248,22 +279,30 @@ class Service:
 
     def _encode(
         self,
-        images: Sequence[np.ndarray],
-        values: Sequence[tuple[str, int]],
-        options: dict[str, Any],
-    ) -> list[str]:
-        """Encodes pictures as PNG in base64; each says how it was drawn."""
+        pictures: Sequence[EditedPicture],
+        about: dict[str, Any],
+        work: RowGroup | None = None,
+    ) -> list[dict[str, Any]]:
+        """Encodes pictures as PNG in base64; each says how it was made.
+
+        Args:
+            work: of drawing, by which `--from_image` draws the picture again.
+        """
         found = []
-        for pixels, (prompt, seed) in zip(images, values, strict=True):
-            how = {"prompt": prompt, "seed": seed, "model": self.name, **options}
+        for pixels, prompt, seed in pictures:
+            how = {"prompt": prompt, "seed": seed, "model": self.name, **about}
             chunks = PngImagePlugin.PngInfo()
             # Keywords of the PNG standard, which viewers show; only iTXt has Unicode.
             chunks.add_text("Software", SOFTWARE)
             chunks.add_itxt("Description", prompt)
             chunks.add_text("Comment", json.dumps(how))
+            recipe = self.engine.record(pixels, prompt, seed, work) if work else {}
+            for keyword, text in recipe.items():
+                chunks.add_text(keyword, text)
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "png", pnginfo=chunks)
-            found.append(base64.b64encode(file.getvalue()).decode())
+            png = base64.b64encode(file.getvalue()).decode()
+            found.append({"b64_json": png, "seed": seed, "prompt": prompt})
         return found
 
 

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from flowtok_jax.pipeline import SampleOptions
 from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.serve.edits import EDITS, EditedPicture
 from flowtok_jax.serve.engine import DESCRIBE, DRAW, Engine, RowGroup
 from flowtok_jax.serve.limits import Limits
 from flowtok_jax.serve.server import listen, run_service
@@ -47,6 +48,7 @@ class FakeEngine(Engine):
         self.draws = True
         self.describes = True
         self.solvers = ("euler",)
+        self.edits = tuple(EDITS)
         self.batches = []
         self.gate = threading.Event()
         self.gate.set()
@@ -72,8 +74,11 @@ class FakeEngine(Engine):
     def describing(self, **options):
         return RowGroup(DESCRIBE, SampleOptions().changed(options))
 
+    def record(self, pixels, prompt, seed, work):
+        return {"recipe": prompt.encode("ascii", "replace").decode()}
+
     def most(self, work):
-        return 4
+        return 1 if work.kind in EDITS else 4
 
     def compute(self, work, values):
         self.batches.append((work, len(values)))
@@ -81,6 +86,10 @@ class FakeEngine(Engine):
         time.sleep(self.seconds)
         if self.fails:
             raise RuntimeError("a bug with\nlines")
+        if work.kind in EDITS:
+            ((arguments, seed),) = values
+            told = {k: v for k, v in arguments.items() if k != "image"}
+            return [[EditedPicture(colour("", seed, 1.0), str(told), seed)]]
         if work.kind == DRAW:
             scale = work.options.scale
             return [colour(prompt, seed, scale) for prompt, seed in values]

@@ -49,6 +49,7 @@ def test_a_prompt_becomes_a_picture_that_says_how_it_was_drawn(client):
     picture = open_picture(item)
     np.testing.assert_array_equal(np.asarray(picture), colour("a fox €", 3, 2.0))
     assert picture.text["Description"] == "a fox €"
+    assert picture.text["recipe"] == "a fox ?"
     how = json.loads(picture.text["Comment"])
     options = {"steps": 20, "scale": 2.0, "solver": "euler", "source": "sample"}
     assert how == {"prompt": "a fox €", "seed": 3, "model": "fake", **options}
@@ -180,6 +181,63 @@ def test_a_picture_in_base64_is_described(client, head):
 )
 def test_what_is_no_picture_is_refused(client, image, status, said):
     assert said in error_of(client.post(CAPTION, json={"image": image}), status)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "told"),
+    [
+        ("variations", {"strength": "0.33"}, {"n": 3, "strength": 0.3}),
+        ("variations", {"n": "2"}, {"n": 2, "strength": 0.3}),
+        (
+            "edits",
+            {"prompt": "a cat", "n": "1", "response_format": "b64_json"},
+            {"before": None, "prompt": "a cat", "strength": 0.5},
+        ),
+        (
+            "edits",
+            {"prompt": "a cat", "before": "a dog", "strength": "0"},
+            {"before": "a dog", "prompt": "a cat", "strength": 0.0},
+        ),
+    ],
+)
+def test_a_picture_is_edited(client, kind, fields, told):
+    path = f"/v1/images/{kind}"
+    form = client.post(path, files={"image": png()}, data=fields | {"seed": "4"})
+    image = base64.b64encode(png()).decode()
+    numbers = {"n": int, "strength": float}
+    converted = {k: numbers.get(k, str)(v) for k, v in fields.items()}
+    as_json = client.post(path, json={"image": image, "seed": 4, **converted})
+    for answer in (form, as_json):
+        (item,) = answer.json()["data"]
+        assert (item["prompt"], item["seed"]) == (str(told), 4)
+        how = json.loads(open_picture(item).text["Comment"])
+        assert how["edit"] == kind
+        assert "recipe" not in open_picture(item).text  # it cannot be drawn again
+
+
+def test_prompts_are_gone_between(client):
+    asked = {"prompts": ["a", "b"], "seed": 4}
+    (item,) = client.post("/v1/images/interpolations", json=asked).json()["data"]
+    assert item["prompt"] == str({"prompts": ["a", "b"], "columns": 8})
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "said"),
+    [
+        ("interpolations", {"prompts": ["a"]}, "prompts"),
+        ("interpolations", {"prompts": ["a", "b"], "columns": 5}, "4, 6 or 8"),
+        ("interpolations", {"prompts": ["a", ""]}, "prompts"),
+        ("variations", {}, "image"),
+        ("variations", {"image": "?"}, "base64"),
+        ("variations", {"image": "aaaa", "strength": 2}, "strength"),
+        ("variations", {"image": "aaaa", "size": "1x1"}, "expected 8x8"),
+        ("edits", {"image": "aaaa"}, "prompt"),
+        ("edits", {"image": "aaaa", "prompt": "a"}, "is no image"),
+        ("edits", {"image": "aaaa", "prompt": "a", "n": 2}, "n: "),
+    ],
+)
+def test_an_edit_that_is_wrong_is_refused(client, kind, asked, said):
+    assert said in error_of(client.post(f"/v1/images/{kind}", json=asked), 400)
 
 
 @pytest.mark.parametrize(
