@@ -1,6 +1,7 @@
 """The web server under the service: one process, loopback unless told otherwise."""
 
 import asyncio
+import signal
 import socket
 from typing import Any
 
@@ -109,6 +110,11 @@ def run_service(
             timeout_graceful_shutdown=round(limits.drain_seconds),
         )
     )
-    server.run(sockets=[opened])
+    # uvicorn raises the signal that ended it once more: that is no second wish.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        server.run(sockets=[opened])
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if failed:
         raise failed[0]
