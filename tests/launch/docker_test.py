@@ -67,7 +67,9 @@ def test_the_service_is_nobody_special(stages):
     assert f"useradd --create-home {user}" in one(stages["serve"], "RUN")
     assert order.index("USER") < order.index("ENTRYPOINT")
     variable = one(stages["serve"], "ENV")
-    assert variable.split("=")[1].startswith(f"/home/{user}/")
+    folder = variable.split("=")[1]
+    # Programs that others could write are not used.
+    assert f"--owner={user} --mode=700 {folder}" in one(stages["serve"], "RUN")
 
 
 def test_the_command_of_the_service_is_one(stages, monkeypatch):
