@@ -124,10 +124,12 @@ def ask_all(port: int, numbers: range, clients: int, **more: Any) -> Answers:
     """Sends requests by so many clients at once, each with one connection."""
     answers = Answers()
     local = threading.local()
+    opened = []
 
     def ask(i: int) -> None:
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection("127.0.0.1", port)
+            opened.append(local.connection)
         begun = time.monotonic()
         body = json.dumps(body_of(i) | more)
         headers = {"Content-Type": "application/json"}
@@ -146,6 +148,8 @@ def ask_all(port: int, numbers: range, clients: int, **more: Any) -> Answers:
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         list(pool.map(ask, numbers))
     answers.wall = time.monotonic() - begun
+    for connection in opened:
+        connection.close()
     return answers
 
 

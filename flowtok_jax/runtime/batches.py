@@ -16,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flowtok_jax.array_types import ROW_AXES, ROWS
 from flowtok_jax.runtime.mesh import in_mesh, put, replicated
 
+# A service is asked for options of all kinds; what was not used for longest is dropped.
+MOST_PROGRAMS = 64
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -167,15 +170,19 @@ class RowPrograms:
         leaves, tree = jax.tree.flatten((params, inputs))
         shapes = tuple((x.shape, x.dtype) for x in leaves)
         key = (function.__name__, tree, shapes, *static.values())
-        if key not in self._compiled:
+        program = self._compiled.pop(key, None)
+        if program is None:
             function = functools.partial(function, **static)
             if self._mesh is None:
-                program = jax.jit(function)
+                jitted = jax.jit(function)
             else:
                 whole = replicated(self._mesh)
-                program = jax.jit(in_mesh(self._mesh, function), out_shardings=whole)
-            self._compiled[key] = program.lower(params, *inputs).compile()
-        return self._compiled[key]
+                jitted = jax.jit(in_mesh(self._mesh, function), out_shardings=whole)
+            program = jitted.lower(params, *inputs).compile()
+        self._compiled[key] = program  # as the one used last
+        if len(self._compiled) > MOST_PROGRAMS:
+            del self._compiled[next(iter(self._compiled))]
+        return program
 
     def run(
         self,

@@ -127,3 +127,23 @@ def test_values_come_in_order_and_no_more_than_asked_for_are_computed_ahead():
         assert max(begun) <= 4
         assert list(found) == [(i, i**2) for i in range(1, 20)]
     assert sorted(begun) == list(range(20))
+
+
+def test_programs_that_were_not_used_for_longest_are_dropped(monkeypatch):
+    monkeypatch.setattr(batches, "MOST_PROGRAMS", 2)
+    compiled = []
+
+    def scale(params, x, key, rows, *, by):
+        compiled.append(by)  # while it is traced
+        return params * x * by
+
+    programs = batches.RowPrograms()
+    one = np.ones(1, np.float32)
+
+    def run(by):
+        key = np.zeros(2, np.uint32)
+        return programs.run(scale, jnp.float32(1), [one], key, 0, most=1, by=by)
+
+    for by in (2.0, 3.0, 2.0, 4.0, 2.0, 3.0):
+        assert run(by) == [by]
+    assert compiled == [2.0, 3.0, 4.0, 3.0]
