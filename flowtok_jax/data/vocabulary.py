@@ -81,7 +81,7 @@ class Vocabulary:
         self, tokenizer: tokenizers.Tokenizer, context: int, cleaning: str = ""
     ):
         self.tokenizer = tokenizer
-        self._warnings = CaptionWarnings()
+        self._warnings: CaptionWarnings | None = CaptionWarnings()
         self.context = context
         self.cleaning = cleaning
         self.start_id = tokenizer.token_to_id(START)
@@ -89,6 +89,12 @@ class Vocabulary:
         self.unknown_id = tokenizer.token_to_id(UNKNOWN)
         if self.end_id is None:
             raise UserError(f"the vocabulary has no end token {END!r}")
+
+    def quiet(self) -> "Vocabulary":
+        """Returns it without warnings of captions, nor memory of those warned of."""
+        found = Vocabulary(self.tokenizer, self.context, self.cleaning)
+        found._warnings = None
+        return found
 
     def with_context(self, context: int) -> "Vocabulary":
         """Returns it for captions of another number of ids."""
@@ -255,6 +261,7 @@ class Vocabulary:
         if self.cleaning:
             cleaned = [clean_caption(caption) for caption in captions]
         tokenizer = self.tokenizer
+        warns = warns and self._warnings is not None
         # The fast method finds no offsets, which only the warnings need.
         encode = tokenizer.encode_batch if warns else tokenizer.encode_batch_fast
         encodings = encode(cleaned, add_special_tokens=False)

@@ -49,6 +49,8 @@ class Engine:
 
     def __init__(self, flowtok: FlowTok, sizes: Sequence[int] = SIZES):
         self.flowtok = flowtok
+        # Callers are told of unknown words; prompts are neither logged nor kept.
+        flowtok.vocabulary = flowtok.vocabulary.quiet()
         # Programs take these very numbers of rows, and no next larger one.
         assert all(program_rows(size, size) == size for size in sizes)  # 4, 6, 8, 12
         self.sizes = tuple(sizes)
@@ -62,6 +64,10 @@ class Engine:
 
     def _has(self, solver: str) -> bool:
         return has_group(flow_group("t2i", solver), self.flowtok.params)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Returns the words of prompts that the vocabulary lacks, each once."""
+        return list(self.flowtok.vocabulary.count(prompts).unknown)
 
     def drawing(self, **options: Any) -> RowGroup:
         """Returns the work of drawing, with options that replace the model's own.

@@ -168,6 +168,9 @@ class DrawnAnswer(BaseModel):
     created: int
     data: list[Picture]
     options: dict[str, int | float | str] | None = None
+    unknown_words: list[str] | None = Field(
+        None, description="Words of the prompts that the model does not know, if any."
+    )
     seconds: float
 
 

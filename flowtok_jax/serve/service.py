@@ -196,7 +196,8 @@ class Service:
             for pixels, value in zip(drawn, values, strict=True)
         ]
         data = await asyncio.to_thread(self._encode, pictures, told, work)
-        return _answer(data, begun, options=told)
+        more = self._unknown_words(asked.prompts)
+        return _answer(data, begun, options=told, **more)
 
     async def describe(self, request: Request) -> Response:
         """Describes a picture."""
@@ -228,7 +229,14 @@ class Service:
         told = {k: v for k, v in asked.arguments().items() if v is not None}
         about = {"edit": kind} | told
         data = await asyncio.to_thread(self._encode, pictures, about)
-        return _answer(data, begun)
+        texts = [told[key] for key in ("before", "prompt") if key in told]
+        more = self._unknown_words([*texts, *told.get("prompts", ())])
+        return _answer(data, begun, **more)
+
+    def _unknown_words(self, prompts: Sequence[str]) -> dict[str, list[str]]:
+        """Returns what an answer says of words that the model cannot know, if any."""
+        found = self.engine.unknown_words(prompts)
+        return {"unknown_words": found} if found else {}
 
     async def _read_json(self, request: Request, kind: type[B]) -> B:
         """Reads a body of JSON; its mistakes become answers."""

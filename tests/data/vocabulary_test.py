@@ -320,3 +320,13 @@ def test_what_is_lost_of_captions_is_said_once_and_in_one_line_a_call(
     assert caplog.messages[2:] == [
         "caption has words that the vocabulary lacks, cello: 'a red cello'"
     ]
+
+
+def test_a_quiet_vocabulary_says_nothing(vocabulary, caplog):
+    captions = ["a purple circle"]
+    quiet = vocabulary.quiet()
+    np.testing.assert_array_equal(quiet.encode(captions), vocabulary.encode(captions))
+    told = caplog.text
+    assert "purple" in told
+    quiet.encode(["a mauve circle"])
+    assert caplog.text == told

@@ -42,6 +42,14 @@ def test_a_row_is_what_the_library_draws(engine, work):
     assert np.abs(drawn - wanted).max() < 0.6  # rounded to bytes
 
 
+def test_prompts_are_not_logged_and_their_unknown_words_are_told(engine, work, caplog):
+    prompt = "a red zeppelin and a blue zeppelin, secret"
+    engine.compute(work, [(prompt, 0)])
+    assert "secret" not in caplog.text
+    assert engine.unknown_words([prompt, "a red circle"])[:1] == ["zeppelin"]
+    assert len(engine.unknown_words([prompt])) == len({*engine.unknown_words([prompt])})
+
+
 def test_a_size_that_rounds_otherwise_is_left_out(demo, monkeypatch, caplog):
     flowtok = FlowTok.from_pretrained(demo.workdir)
     draw = flowtok.text_to_image

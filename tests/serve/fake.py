@@ -65,6 +65,10 @@ class FakeEngine(Engine):
         if self.warm_fails:
             raise UserError("no memory")
 
+    def unknown_words(self, prompts):
+        words = " ".join(prompts).split()
+        return sorted({word for word in words if word.startswith("xyz")})
+
     def drawing(self, **options):
         chosen = SampleOptions().changed(options)
         if chosen.solver != "euler":

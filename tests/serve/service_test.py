@@ -66,6 +66,20 @@ def test_pictures_come_prompt_by_prompt_with_seeds_that_count_on(client):
         np.testing.assert_array_equal(drawn, colour(prompt, seed, 1.5))
 
 
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("generations", {"prompt": ["a xyz1 fox", "xyz2 xyz1"]}),
+        ("interpolations", {"prompts": ["xyz1", "a xyz2"]}),
+    ],
+)
+def test_words_that_the_model_cannot_know_are_told(client, kind, asked):
+    answer = client.post(f"/v1/images/{kind}", json=asked).json()
+    assert answer["unknown_words"] == ["xyz1", "xyz2"]
+    known = client.post(DRAW, json={"prompt": "a fox"}).json()
+    assert "unknown_words" not in known
+
+
 def test_a_seed_that_is_not_given_is_told(client):
     items = [
         client.post(DRAW, json={"prompt": "a"}).json()["data"][0] for _ in range(2)

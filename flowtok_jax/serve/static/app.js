@@ -47,8 +47,9 @@ function onSubmit(name, work) {
     text.textContent = "";
     const clock = setInterval(() => { text.textContent = seconds(); }, 100);
     try {
-      await work(new FormData(form), running.signal);
-      text.textContent = `Done in ${seconds()}`;
+      const found = await work(new FormData(form), running.signal);
+      const unknown = found.unknown_words?.join(", ");
+      text.textContent = `Done in ${seconds()}` + (unknown ? `. The model does not know: ${unknown}` : "");
     } catch (wrong) {
       const stopped = wrong.name === "AbortError";
       text.textContent = stopped ? `Stopped after ${seconds()}` : "";
@@ -244,6 +245,7 @@ onSubmit("draw", async (data, signal) => {
   const asked = {prompt: data.get("prompt"), n: Number(data.get("n")), seed: Number(form.elements.seed.value)};
   const found = await ask("/v1/images/generations", {...asked, ...options}, signal);
   showPictures($("#draw .grid"), found.data, (picture) => `seed ${picture.seed}`);
+  return found;
 });
 
 onSubmit("describe", async (data, signal) => {
@@ -257,6 +259,7 @@ onSubmit("describe", async (data, signal) => {
   image.alt = "";
   item.append(image, found.data[0].caption || "(nothing)");
   $("#describe .captions").prepend(item);
+  return found;
 });
 
 function showKind() {
@@ -284,6 +287,7 @@ onSubmit("edit", async (data, signal) => {
   }
   const found = await ask(`/v1/images/${kind}`, body, signal);
   showPictures($("#edit .grid"), found.data, (picture) => picture.prompt);
+  return found;
 });
 
 // The start ------------------------------------------------------------------------------
