@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
 from flowtok_jax import main
 from tests.packaging_test import PROJECT
@@ -72,15 +73,16 @@ def test_the_service_is_nobody_special(stages):
     assert f"--owner={user} --mode=700 {folder}" in one(stages["serve"], "RUN")
 
 
-def test_the_command_of_the_service_is_one(stages, monkeypatch):
+def test_the_command_of_the_service_is_one(stages):
     entry = json.loads(one(stages["serve"], "ENTRYPOINT"))
     command = [*entry, *json.loads(one(stages["serve"], "CMD"))]
     assert command[:3] == ["python", "-m", "flowtok_jax.main"]
-    arguments = main.parse_flags(["main", *command[3:]])
-    assert arguments.flags.mode == "serve"
-    assert arguments.flags.host == "0.0.0.0"
-    assert str(arguments.flags.port) == one(stages["serve"], "EXPOSE")
-    assert arguments.weights.is_shipped
+    with flagsaver.flagsaver():  # other tests call commands in this process
+        arguments = main.parse_flags(["main", *command[3:]])
+        assert arguments.flags.mode == "serve"
+        assert arguments.flags.host == "0.0.0.0"
+        assert str(arguments.flags.port) == one(stages["serve"], "EXPOSE")
+        assert arguments.weights.is_shipped
 
 
 def test_the_health_check_tells_a_service_from_none(stages):
