@@ -50,6 +50,7 @@ def drawn(monkeypatch):
     return reports
 
 
+@pytest.mark.slow
 def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypatch):
     out = tmp_path / "out"
     report = ablations.run(arguments(demo, out))

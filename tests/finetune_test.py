@@ -299,6 +299,7 @@ def small(weights, workdir, **overrides) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_dit_of_its_own_size_learns_over_another_tokenizer(
     cli, demo, flowtok, tmp_path
 ):

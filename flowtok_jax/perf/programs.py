@@ -75,7 +75,7 @@ def plan_train_step(
         for name, a in batch.items()
     }
     rows = config.train.batch_size
-    options = config.loss[task.group]
+    options = config.loss[task.group].to_dict()
     cost = flops.count_train_step(nets, task, options, rows, "moments" in batch)
     if stage == "tokenizer":
         cost = judges.add_recipe(cost, config.loss.tokenizer, nets, rows)

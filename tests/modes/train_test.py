@@ -74,6 +74,7 @@ def test_an_end_that_has_nothing_to_measure_is_refused_before_the_run(cli, tmp_p
 FOLDER = {"data.held_out": 0.3, "data.eval": "", "eval.samples": 8}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_ends_in_numbers_of_pictures_held_out(cli, tmp_path):
     folder = made.write_folder(tmp_path / "set", 40)
     for i in range(8):  # the run is trained, and measured, without these
@@ -111,6 +112,7 @@ ADVERSARIAL = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_stopped_beside_its_discriminator_goes_on_to_the_same_bits(cli, tmp_path):
     whole = cli(*run.command(tmp_path / "whole", "tokenizer", **ADVERSARIAL))
     assert whole.status == 0, whole.stderr
