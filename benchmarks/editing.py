@@ -18,7 +18,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,6 +36,7 @@ from flowtok_jax.perf import machine  # noqa: E402
 from flowtok_jax.pipeline import FlowTok  # noqa: E402
 from flowtok_jax.pipeline.edit_programs import EditOptions  # noqa: E402
 from flowtok_jax.pipeline.editing import CLOSED  # noqa: E402
+from flowtok_jax.runtime import cli  # noqa: E402
 from flowtok_jax.runtime.errors import UserError  # noqa: E402
 from flowtok_jax.runtime.files import to_place, write_json  # noqa: E402
 
@@ -215,16 +216,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Runs the command and returns its exit status."""
-    try:
-        report = run(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(markdown(report))
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Runs the command, and says the table."""
+    sys.stdout.write(markdown(run(list(argv))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run_command(lambda: main(sys.argv[1:])))

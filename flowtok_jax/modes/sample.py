@@ -73,7 +73,7 @@ def _run_again(arguments: Arguments) -> int:
     folder = arguments.output() / SAMPLES
     check_writable(folder / GRID)
     flowtok = FlowTok.from_weights(arguments.weights, config)
-    drawn = [flowtok.redraw(path) for path in flags.from_image]
+    drawn = [flowtok.redraw(recipe) for recipe in recipes]
     place = new_folder(folder)
     for i, (recipe, picture) in enumerate(zip(recipes, drawn, strict=True)):
         path = place / _file_name(i, recipe.prompt, recipe.seed)

@@ -208,8 +208,9 @@ def count_train_step(
     costs = forward(nets)
     trained = networks_of(task.group, nets)
     done = {*trained, "encoder"} if has_moments else {*trained}
+    more = task.more_passes(options)
     passes = Counter(task.passes)
-    passes.update(task.more_passes(options))
+    passes.update(more)
     model = sum(
         count * part.total
         for name, count in passes.items()
@@ -219,7 +220,7 @@ def count_train_step(
     again = 0
     for name in trained:
         # A row of the batch may be several rows of the network.
-        times = 1 + task.more_passes(options).get(name, 0)
+        times = 1 + more.get(name, 0)
         for part in costs[name]:
             model += 3 * times * part.total
             remat = getattr(getattr(nets, name), "remat", "none")

@@ -119,7 +119,8 @@ class Editing:
         if images is None:
             drawn, tokens = self._draw_from(flat, z, chosen)
         else:
-            drawn, tokens = np.asarray(self.decode_image(z, flat)), z
+            drawn = np.asarray(self.decode_image(z, flat))
+            tokens = z
         tokens = tokens.reshape(-1, steps, z.shape[1] * z.shape[2])
         gaps = np.linalg.norm(np.diff(tokens, axis=1), axis=-1)  # [b k-1]
         even = gaps.mean(1) / np.maximum(gaps.max(1), 1e-12)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 import flowtok_jax
 from flowtok_jax.array_types import Params
@@ -27,7 +27,7 @@ from flowtok_jax.runtime.batches import RowPrograms
 from flowtok_jax.runtime.config import check_seed
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError, reason_of
-from flowtok_jax.runtime.files import read_bytes, to_place
+from flowtok_jax.runtime.files import read_bytes, text_chunks, to_place
 from flowtok_jax.sampling import DIRECTIONS, Programs, SampleOptions, flow_group
 
 KEYWORD = "flowtok_jax"
@@ -162,10 +162,7 @@ class DrawnImage(Image.Image):
         Args:
             params: of Pillow; `pnginfo` is used in place of the recipe.
         """
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in self.text.items():
-            chunks.add_text(key, value)
-        super().save(fp, format, **{"pnginfo": chunks, **params})
+        super().save(fp, format, **{"pnginfo": text_chunks(self.text), **params})
 
 
 def read_recipe(picture: str | os.PathLike | Image.Image) -> Recipe:
@@ -285,19 +282,21 @@ class Recording:
             found.append(DrawnImage.from_pixels(pixels, recipe))
         return found
 
-    def redraw(self, picture: Picture) -> DrawnImage:
+    def redraw(self, picture: Picture | Recipe) -> DrawnImage:
         """Draws a picture again by what its PNG file says, bit for bit.
 
         Another JAX or another device may round otherwise, which is warned of.
 
         Args:
-            picture: a file that `draw` or `--mode=sample` saved, or one opened.
+            picture: a file that `draw` or `--mode=sample` saved, one opened, or the
+                recipe that was read of it.
 
         Raises:
             UserError: where it does not say how it was drawn, or was drawn by other
                 weights or in another dtype.
         """
-        recipe = read_recipe(picture)
+        is_read = isinstance(picture, Recipe)
+        recipe = picture if is_read else read_recipe(picture)
         chosen = recipe.sample
         self._need(flow_group("t2i", chosen.solver), "text to image")
         about = self._about(chosen)

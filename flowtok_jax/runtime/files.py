@@ -331,6 +331,14 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def text_chunks(text: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    """Makes chunks of text for a PNG file, by keyword."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    return chunks
+
+
 def save_png(
     path: Place, image: np.ndarray, text: Mapping[str, str] | None = None
 ) -> None:
@@ -340,8 +348,5 @@ def save_png(
         text: chunks of text, by keyword.
     """
     file = io.BytesIO()
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        chunks.add_text(key, value)
-    Image.fromarray(image).save(file, format="png", pnginfo=chunks)
+    Image.fromarray(image).save(file, format="png", pnginfo=text_chunks(text or {}))
     write_bytes(path, file.getvalue())

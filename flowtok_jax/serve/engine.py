@@ -199,7 +199,7 @@ class Engine:
         largest = self.sizes[-1]
         options = self.drawing().options._asdict()
         vocabulary = self.flowtok.vocabulary
-        # Captions of known words, so that none is warned of.
+        # Captions of known words.
         ids = np.random.default_rng(0).integers(0, len(vocabulary), (largest, 8))
         texts = vocabulary.decode(ids)
 

@@ -116,6 +116,11 @@ class Options(NamedTuple):
         """The least and the largest scale of the guidance."""
         return self.scale, self.scale if self.scale_to is None else self.scale_to
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the teacher is called for a null half too."""
+        return self.range != (1, 1)
+
     def draw_scales(self, key: Key, rows: int) -> Scales:
         """Draws log-uniform scales of the guidance, one a row."""
         low, high = (math.log(scale) for scale in self.range)
@@ -205,7 +210,7 @@ def distill_loss(
 
 
 def _guidance(scales: Scales, options: Options) -> Scales | None:
-    return None if options.range == (1, 1) else scales  # half the calls
+    return scales if options.is_guided else None  # half the calls
 
 
 def _along_path(
@@ -229,7 +234,8 @@ def _along_path(
     shape = rows, options.pairs
     first, last = average_velocity.sample_spans(key, shape, steps)
     of_rows = jax.vmap(lambda path, at: path[at], (1, 0))  # on the row's own device
-    z_t, z_r = of_rows(points, first), of_rows(points, last)  # [b p n c]
+    z_t = of_rows(points, first)  # [b p n c]
+    z_r = of_rows(points, last)
     average = (z_r - z_t) * (steps / (last - first))[:, :, None, None]
     scales = jnp.repeat(scales[:, None], options.pairs, 1)
     arrays = z_t, first / steps, last / steps, average, scales
@@ -315,14 +321,15 @@ def count_passes(
     Args:
         target: networks that only the target of the data's path needs.
     """
-    is_guided = (options["scale"], options["scale_to"]) not in ((1, None), (1, 1))
-    steps = options["trajectory_steps"]
+    chosen = Options(**{name: options[name] for name in Options._fields})
+    steps = chosen.trajectory_steps
     found = dict.fromkeys(target, -1.0 if steps else 0.0)
-    if options["method"] == PATH:
-        found |= {"dit": steps * (1.0 + is_guided), "student": options["pairs"] - 1.0}
+    if chosen.method == PATH:
+        found["dit"] = steps * (1.0 + chosen.is_guided)
+        found["student"] = chosen.pairs - 1.0
     else:  # a derivative costs what a pass costs, of either method
-        derived = 1 - options["equal_share"]
-        found["dit"] = (steps + 1) * (1 + is_guided) + derived
+        derived = 1 - chosen.equal_share
+        found["dit"] = (steps + 1) * (1 + chosen.is_guided) + derived
     return found
 
 

@@ -9,19 +9,14 @@ from flowtok_jax.flow import editing
 from flowtok_jax.pipeline.edit_programs import EditOptions
 from flowtok_jax.pipeline.editing import parse_sum
 from flowtok_jax.runtime.errors import UserError
-from tests import tiny
-from tests.pipeline.flowtok_test import PROMPTS, copy
+from tests.pipeline.flowtok_test import PROMPTS, copy, with_noise
 
 FEW = {"num_steps": 4}
 
 
 @pytest.fixture(scope="module")
 def flowtok(flowtok):
-    params = dict(flowtok.params)
-    for group in ("t2i", "i2t"):
-        dit = tiny.random_like(params[group]["dit"])
-        params[group] = params[group] | {"dit": dit}
-    return copy(flowtok, params)
+    return with_noise(flowtok)
 
 
 @pytest.fixture(scope="module")

@@ -38,14 +38,19 @@ def copy(flowtok, params=None, **overrides):
     return FlowTok(flowtok.nets, params, flowtok.vocabulary, **options)
 
 
-@pytest.fixture(scope="module")
-def flowtok(flowtok):
-    """With noise for velocities: those of so short a training are nearly zero."""
+def with_noise(flowtok):
+    """The same with noise for the velocities of both directions."""
     params = dict(flowtok.params)
     for group in ("t2i", "i2t"):
         dit = tiny.random_like(params[group]["dit"])
         params[group] = params[group] | {"dit": dit}
     return copy(flowtok, params)
+
+
+@pytest.fixture(scope="module")
+def flowtok(flowtok):
+    """With noise for velocities: those of so short a training are nearly zero."""
+    return with_noise(flowtok)
 
 
 @pytest.fixture(scope="module")
