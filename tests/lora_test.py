@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors
+from flax.traverse_util import unflatten_dict
 
 from flowtok_jax.models.lora import merge
 from flowtok_jax.pipeline import FlowTok
@@ -192,21 +193,94 @@ def test_a_text_tokenizer_has_adapters_by_a_pattern_of_its_own(cli, demo, tmp_pa
     assert params_sha256(made.params[stage]) != params_sha256(plain.params[stage])
 
 
-def test_a_student_learns_as_adapters_of_a_copy_of_its_teacher(cli, demo, tmp_path):
-    workdir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def students(demo, tmp_path_factory):
+    """A finished run of adapters of students of both directions."""
+    workdir = tmp_path_factory.mktemp("students") / "run"
     few = {"lora.rank": 2, "lora.pattern": "student/blocks"}
-    arguments = command(demo.workdir, workdir, "distill.py", **few)
-    for _ in range(2):  # the second finds it finished
-        outcome = cli(*arguments)
-        assert outcome.status == 0, outcome.stderr
-    made = FlowTok.from_pretrained(workdir)
-    drawn = made.text_to_image(PROMPTS)
-    assert made.sample.solver == "average"
+    few |= {"loss.t2i_distilled.trajectory_steps": 2}
+    few |= {"loss.i2t_distilled.trajectory_steps": 2}
+    process = run.start(command(demo.workdir, workdir, "distill.py:t2i,i2t", **few))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return FlowTok.from_pretrained(workdir)
+
+
+def test_a_student_learns_as_adapters_of_a_copy_of_its_teacher(demo, students):
+    assert (students.sample.solver, students.caption.solver) == ("average", "average")
+    drawn = students.text_to_image(PROMPTS)
     assert np.isfinite(drawn).all()
-    with pytest.raises(UserError, match="adapts t2i_distilled; .* has .* only"):
-        FlowTok.from_pretrained(demo.workdir, lora=workdir)
-    made.save_pretrained(tmp_path / "saved")
-    assert FlowTok.from_pretrained(tmp_path / "saved", lora=workdir) is not None
+    assert len(students.image_to_text(drawn, num_steps=1)) == len(PROMPTS)
+    teacher = students.params["t2i"]["dit"]
+    assert params_sha256(students.params["t2i_distilled"]) != params_sha256(teacher)
+    with pytest.raises(UserError, match="adapts i2t_distilled; .* has .* only"):
+        FlowTok.from_pretrained(demo.workdir, lora=students.place)
+
+
+def test_a_student_has_its_guidance_inside(students, cli, tmp_path):
+    own = students.sample.scale
+    np.testing.assert_array_equal(
+        students.text_to_image(PROMPTS, scale=own), students.text_to_image(PROMPTS)
+    )
+    with pytest.raises(UserError, match="scale is 9.0, and the distilled flow has its"):
+        students.text_to_image(PROMPTS, scale=9.0)
+    with pytest.raises(UserError, match="scale is 9.0"):
+        students.image_to_text(students.text_to_image(PROMPTS), scale=9.0)
+    assert len(students.text_to_image(PROMPTS, scale=9.0, solver="euler")) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_students_that_are_adapters_are_stored_as_these(students, tmp_path, dtype):
+    students.save_pretrained(tmp_path / "a", dtype=dtype)
+    size = {p.name: p.stat().st_size for p in (tmp_path / "a").glob("*.safetensors")}
+    for flow in ("t2i", "i2t"):
+        adapters, whole = (
+            size[f"{g}.safetensors"] for g in (f"{flow}_distilled", flow)
+        )
+        assert adapters < whole / 4
+    # What is read is stored again, and loads the same.
+    again = FlowTok.from_pretrained(tmp_path / "a")
+    again.save_pretrained(tmp_path / "b", dtype=dtype)
+    equal(FlowTok.from_pretrained(tmp_path / "b").params, again.params)
+    if dtype == "float32":
+        equal(again.params, students.params)
+
+
+def test_programs_without_the_package_find_students_whole(students, tmp_path):
+    students.save_pretrained(tmp_path / "whole", whole=True)
+    students.export(tmp_path / "exported", num_steps=1)
+    for folder in (tmp_path / "whole", tmp_path / "exported" / "weights"):
+        stored = read_safetensors(folder / "t2i_distilled.safetensors")
+        got = unflatten_dict({k: np.array(x) for k, x in stored.items()}, sep="/")
+        equal(got, students.params["t2i_distilled"])
+
+
+@pytest.mark.parametrize("changed", ["t2i", "t2i_distilled"])
+def test_a_student_is_stored_whole_where_it_or_its_teacher_changed(
+    students, tmp_path, changed
+):
+    other = FlowTok.from_pretrained(students.place)
+    other.params = dict(other.params)
+    other.params[changed] = jax.tree.map(lambda x: 1.01 * x, other.params[changed])
+    other.save_pretrained(tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert config["derived"] == {"i2t_distilled": "i2t/dit"}
+    equal(FlowTok.from_pretrained(tmp_path / "other").params, other.params)
+
+
+def test_adapters_beside_what_they_are_not_over_are_refused(students, tmp_path):
+    saved = tmp_path / "saved"
+    students.save_pretrained(saved)
+    stored = read_safetensors(saved / "t2i.safetensors")
+    moved = {name: 1.01 * np.array(leaf) for name, leaf in stored.items()}
+    write_safetensors(saved / "t2i.safetensors", moved)
+    with pytest.raises(UserError, match="made over another t2i/dit than .* beside it"):
+        FlowTok.from_pretrained(saved)
+    config = json.loads((saved / "config.json").read_text())
+    config["derived"]["t2i_distilled"] = "t2i/net"
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="t2i.safetensors has no net, over which"):
+        FlowTok.from_pretrained(saved)
 
 
 def test_mistakes_are_said_in_one_line(cli, demo, trained, flowtok, tmp_path):

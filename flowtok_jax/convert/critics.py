@@ -33,7 +33,7 @@ from flowtok_jax.models import critics
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import file_sha256, new_directory, to_place, write_json
 from flowtok_jax.runtime.paths import expand_path
-from flowtok_jax.weights.nets import METRICS, make_module, shapes_of
+from flowtok_jax.weights.nets import METRICS, make_module, net_shapes
 from flowtok_jax.weights.safetensors import Shape, check_shapes, write_safetensors
 
 # Fixed arrays that files may hold and we compute: compared if present, then dropped.
@@ -252,7 +252,7 @@ def _read_clip(directory: pathlib.Path) -> CriticSource:
 
 
 def _convert(name: str, source: CriticSource) -> Params:
-    shapes = shapes_of(name, make_module(name, source.sizes))
+    shapes = net_shapes(name, make_module(name, source.sizes))
     try:
         return convert_critic(name, source.state, shapes)
     except UserError as error:

@@ -55,6 +55,23 @@ def as_rows(t: Time) -> jax.Array:
     return t[:, None]  # [N 1]
 
 
+def check_scale(solver: str, scale: float, own: float, takes_scale: bool) -> None:
+    """Refuses another guidance than the one that a distilled flow has inside.
+
+    Args:
+        own: the scale that the weights come with.
+        takes_scale: whether their distilled flow learned a range of them.
+
+    Raises:
+        UserError: naming the scale.
+    """
+    if solver == AVERAGE and not takes_scale and scale != own:
+        raise UserError(
+            f"scale is {scale}, and the distilled flow has its guidance inside; "
+            "expected no scale, or solver=euler, the flow that it was distilled from"
+        )
+
+
 def guided(velocity: NullableVelocity, scale: float) -> Velocity:
     """Wraps a velocity with guidance; at scale 1 the null half is not computed."""
     if scale == 1:

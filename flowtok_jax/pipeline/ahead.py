@@ -1,5 +1,6 @@
 """Programs of a trained FlowTok made ahead of time: compiled, or exported to files."""
 
+import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -81,7 +82,8 @@ class AheadOfTime:
         """
         check_exact(self.params)
         programs = list(self._directions(options))
-        save = self.save_pretrained
+        # Programs take the groups as they are, and not what these are made of.
+        save = functools.partial(self.save_pretrained, whole=True)
         write_programs(to_place(directory), programs, self.vocabulary, platforms, save)
 
     def _directions(self, options: dict) -> Iterator[RowProgram]:

@@ -7,7 +7,6 @@ One object loads any trained weights, draws and describes:
     captions = flowtok.image_to_text("circle.png")
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,17 +25,19 @@ from flowtok_jax.data.inputs import (
     load_images,
 )
 from flowtok_jax.data.vocabulary import Vocabulary
+from flowtok_jax.flow.samplers import check_scale
 from flowtok_jax.models.build import Nets, has_group, make_nets
 from flowtok_jax.models.posterior import Posterior
-from flowtok_jax.models.quantized import check_exact, quantize_blocks
+from flowtok_jax.models.quantized import quantize_blocks
 from flowtok_jax.pipeline.ahead import AheadOfTime
 from flowtok_jax.pipeline.edit_programs import EditOptions
 from flowtok_jax.pipeline.editing import Editing
 from flowtok_jax.pipeline.recipe import Recording
+from flowtok_jax.pipeline.saving import Saving
 from flowtok_jax.runtime.batches import RowPrograms, put_rows
 from flowtok_jax.runtime.config import check_seed, seeds_of_rows
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, to_place
+from flowtok_jax.runtime.files import Place
 from flowtok_jax.runtime.mesh import put, replicated
 from flowtok_jax.sampling import (
     DIRECTIONS,
@@ -47,18 +48,15 @@ from flowtok_jax.sampling import (
     noise_key,
 )
 from flowtok_jax.tasks import TASKS, abstract_groups
-from flowtok_jax.weights import pretrained
-from flowtok_jax.weights.card import Facts, write_card
-from flowtok_jax.weights.groups import known_groups, places_of
-from flowtok_jax.weights.lora import Loras
+from flowtok_jax.weights.groups import find_adapters, known_groups, places_of
+from flowtok_jax.weights.lora import Lora, Loras
 from flowtok_jax.weights.place import Weights, load_groups, open_weights
-from flowtok_jax.weights.publish import publish
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]
 
 
-class FlowTok(Recording, Editing, AheadOfTime):
+class FlowTok(Recording, Editing, AheadOfTime, Saving):
     """Networks, their parameters by group, and a vocabulary.
 
     `params` maps the name of a group of networks to its parameters; a direction whose
@@ -99,6 +97,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
         self._programs = Programs(nets, text_scale)
         self._compiled = RowPrograms(mesh)
         self.place = place
+        self.adapters: Mapping[str, Lora] = {}  # by group that they make
         self._digests: dict[str, str] = {}  # by group, once they are asked for
 
     @classmethod
@@ -156,6 +155,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
         made = cls.from_config(config, params, vocabulary, mesh, nets)
         made.place = weights.name
         made.caption = choose_without_judge(made.caption, made.sample, params)
+        made.adapters = find_adapters(places, groups)
         return made
 
     @classmethod
@@ -187,64 +187,6 @@ class FlowTok(Recording, Editing, AheadOfTime):
         weights = open_weights(source, local_files_only=local_files_only)
         weights = weights if lora is None else weights.with_loras(lora)
         return cls.from_weights(weights, config, mesh, quantize)
-
-    def save_pretrained(
-        self, directory: str | Place, *, dtype: str = "float32"
-    ) -> None:
-        """Writes a directory for `from_pretrained`, whole or not at all.
-
-        Args:
-            dtype: of the files; "float16" halves them, and rounds each parameter by at
-                most 2**-11 of its value. `from_pretrained` makes float32 of both.
-
-        Raises:
-            UserError: where the directory has something in it already, or float16
-                cannot hold a parameter.
-        """
-        check_exact(self.params)
-        config = pretrained.make_stored_config(
-            self.nets,
-            sample=self.sample._asdict(),
-            caption=self.caption._asdict(),
-            text_scale=self.text_scale,
-            losses=self.losses,
-        )
-        groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
-        pretrained.save(to_place(directory), config, groups, self.vocabulary, dtype)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        dtype: str = "float32",
-        private: bool | None = None,
-        token: str | None = None,
-        branch: str | None = None,
-        create_pr: bool = False,
-        commit_message: str = "",
-        **facts,
-    ) -> str:
-        """Publishes the weights with a model card on the Hugging Face hub.
-
-        The arguments are those of huggingface_hub's mixin for models.
-
-        Args:
-            repo_id: OWNER/NAME, made where it does not exist.
-            dtype: as of `save_pretrained`.
-            facts: fields of `weights.card.Facts`: license, base_model, datasets,
-                metrics, about.
-
-        Returns:
-            The commit's URL.
-
-        Raises:
-            UserError: where the hub refuses, or cannot be reached.
-        """
-        card = write_card(repo_id, self.nets, self.params, Facts(**facts))
-        save = functools.partial(self.save_pretrained, dtype=dtype)
-        how = {"private": private, "token": token, "branch": branch}
-        how |= {"create_pr": create_pr, "commit_message": commit_message}
-        return publish(save, card, repo_id, **how)
 
     def encode_text(self, prompts: Iterable[str]) -> Posterior:
         """Encodes captions as the posterior of text to image's source [b, n, c]."""
@@ -288,7 +230,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
                 `seed` + 1 and so on.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = self.sample.changed(options).check("sample")
+        chosen = self.changed(self.sample, options).check("sample")
         self._need(flow_group("t2i", chosen.solver), "text to image")
         ids = self._ids(prompts)
         seeds = seeds_of_rows(seed, num_images, len(ids))
@@ -316,7 +258,7 @@ class FlowTok(Recording, Editing, AheadOfTime):
                 noise of an image, whatever the batch.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = self.caption.changed(options)
+        chosen = self.changed(self.caption, options)
         self._need(flow_group("i2t", chosen.solver), "image to text")
         images = self._images(images)
         program = self._programs.image_to_text
@@ -347,6 +289,17 @@ class FlowTok(Recording, Editing, AheadOfTime):
         error_of = self._programs.drawing_error
         inputs = (ids, self._images(images))
         return self._in_batches(error_of, inputs, 0, 0, self._judging)
+
+    def changed(self, own: SampleOptions, options: dict[str, Any]) -> SampleOptions:
+        """Returns a direction's own options with some of them replaced.
+
+        Raises:
+            UserError: where there is no such option, or a value is wrong.
+        """
+        chosen = own.changed(options)
+        takes_scale = self.nets.student.takes_scale
+        check_scale(chosen.solver, chosen.scale, own.scale, takes_scale)
+        return chosen
 
     def _need(self, group: str, what: str) -> None:
         if group not in self.params and not has_group(group, self.params):

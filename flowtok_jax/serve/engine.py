@@ -43,6 +43,9 @@ class RowGroup(NamedTuple):
 class Engine:
     """The directions of a FlowTok, in batches of few sizes.
 
+    Attributes:
+        guided: those of `solvers` whose guidance a request can choose.
+
     Args:
         sizes: rows of the programs, from the smallest to the largest.
     """
@@ -56,6 +59,8 @@ class Engine:
         self.sizes = tuple(sizes)
         self.image_size = flowtok.nets.tokenizer.image_size
         self.solvers = tuple(name for name in (*SOLVERS, AVERAGE) if self._has(name))
+        has_inside = not flowtok.nets.student.takes_scale  # its guidance
+        self.guided = tuple(s for s in self.solvers if s != AVERAGE or not has_inside)
         self.draws = bool(self.solvers)
         self.describes = has_group("i2t", flowtok.params)
         # Pictures are read before they are edited.
@@ -77,7 +82,8 @@ class Engine:
         """
         if not self.draws:
             raise UserError("these weights cannot draw; expected weights with t2i")
-        chosen = self.flowtok.sample.changed(options).check("sample")
+        flowtok = self.flowtok
+        chosen = flowtok.changed(flowtok.sample, options).check("sample")
         if chosen.solver not in self.solvers:
             raise UserError(
                 f"solver is {chosen.solver!r}; expected one that these weights have: "
@@ -93,7 +99,8 @@ class Engine:
         """
         if not self.describes:
             raise UserError("these weights cannot describe; expected weights with i2t")
-        return RowGroup(DESCRIBE, self.flowtok.caption.changed(options))
+        flowtok = self.flowtok
+        return RowGroup(DESCRIBE, flowtok.changed(flowtok.caption, options))
 
     def editing(self, kind: str) -> RowGroup:
         """Returns the work of an edit.

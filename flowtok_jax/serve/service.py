@@ -166,6 +166,7 @@ class Service:
             "describes": engine.describes,
             "edits": list(engine.edits),
             "solvers": list(engine.solvers),
+            "guided": list(engine.guided),
             "sample": engine.flowtok.sample._asdict(),
             "caption": engine.flowtok.caption._asdict(),
         }

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from flowtok_jax.models.build import find_providers
+from flowtok_jax.models.lora import ADAPTED
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.weights.place import PRETRAINED, Weights, open_start
+from flowtok_jax.weights.lora import Lora, lora_file, read_lora
+from flowtok_jax.weights.place import PRETRAINED, Weights, find_place, open_start
+from flowtok_jax.weights.pretrained import DERIVED
+from flowtok_jax.weights.safetensors import file_of
 
 
 def known_groups(weights: Weights, known: Sequence[str]) -> set[str]:
@@ -56,3 +60,18 @@ def places_of(
     if start is None:
         return [weights], found
     return [weights, start], find_providers(needed, weights.groups, start.groups)
+
+
+def find_adapters(places: Sequence[Weights], groups: Sequence[str]) -> dict[str, Lora]:
+    """Reads the adapters that groups of these places are made by, where any are."""
+    found = {group: _adapters_of(find_place(group, places), group) for group in groups}
+    return {group: lora for group, lora in found.items() if lora is not None}
+
+
+def _adapters_of(weights: Weights, group: str) -> Lora | None:
+    if weights.kind == PRETRAINED:
+        has_adapters = group in weights.config.get(DERIVED, {})
+        return read_lora(weights.place / file_of(group)) if has_adapters else None
+    path = lora_file(weights.place, group)
+    is_adapted = group + ADAPTED in weights.steps and path.is_file()
+    return read_lora(path) if is_adapted else None

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.array_types import Params
@@ -24,9 +23,13 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
 from flowtok_jax.weights.safetensors import (
+    as_stored,
     check_file,
     check_shapes,
+    file_of,
+    read_metadata,
     read_safetensors,
+    shapes_of,
     write_safetensors,
 )
 
@@ -44,8 +47,8 @@ class Lora(NamedTuple):
     """Adapters of one group, read from a file.
 
     Attributes:
-        weight: factor of all that they add.
         base_sha256: digest of the group that they were trained over.
+        weight: factor of all that they add.
     """
 
     path: Place
@@ -66,11 +69,7 @@ class Lora(NamedTuple):
             wanted = abstract_adapters(params, self.options)
         except UserError as error:
             raise UserError(f"{what}: {error}") from error
-        got, expected = (
-            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
-            for t in (self.adapters, wanted)
-        )
-        check_shapes(what, got, expected)
+        check_shapes(what, shapes_of(self.adapters), shapes_of(wanted))
 
 
 def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:
@@ -95,16 +94,25 @@ def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:
 
 def lora_file(workdir: Place, group: str) -> Place:
     """Returns the path of the file in which a run hands on adapters of a group."""
-    return workdir / FOLDER / f"{group}.safetensors"
+    return workdir / FOLDER / file_of(group)
 
 
 def save_lora(
-    path: Place, group: str, adapters: Params, options: LoraOptions, base: Params
+    path: Place,
+    group: str,
+    adapters: Params,
+    options: LoraOptions,
+    base: Params,
+    dtype: str = "float32",
 ) -> None:
     """Writes the adapters of a group, whole or not at all.
 
     Args:
         base: the group's parameters that they were trained over.
+        dtype: of the file, float32 or float16.
+
+    Raises:
+        UserError: where float16 cannot hold one.
     """
     metadata = {
         "format": FORMAT,
@@ -112,8 +120,10 @@ def save_lora(
         **{name: str(value) for name, value in options._asdict().items()},
         "base_sha256": params_sha256(base),
     }
-    leaves = flatten_dict(adapters, sep="/")
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    arrays = {
+        name: as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
+        for name, leaf in flatten_dict(adapters, sep="/").items()
+    }
     with tempfile.TemporaryDirectory() as made:  # the path may be of a store
         file = pathlib.Path(made, path.name)
         write_safetensors(file, arrays, metadata)
@@ -135,7 +145,7 @@ def open_loras(loras: Loras) -> list[Lora]:
         if not math.isfinite(weight):
             raise UserError(f"lora {source} has weight {weight}; expected 0.7, say")
         for path in _find_files(to_place(source)):
-            found.append(_read(path)._replace(weight=float(weight)))
+            found.append(read_lora(path)._replace(weight=float(weight)))
     return found
 
 
@@ -151,12 +161,16 @@ def _find_files(place: Place) -> list[Place]:
     return paths
 
 
-def _read(path: Place) -> Lora:
+def read_lora(path: Place) -> Lora:
+    """Reads a file of adapters, as float32.
+
+    Raises:
+        UserError: where it is damaged or holds something else.
+    """
     check_file(path)
     with local_file(path) as file:
-        arrays = {k: np.array(x) for k, x in read_safetensors(file).items()}
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
+        arrays = {k: np.array(x, np.float32) for k, x in read_safetensors(file).items()}
+        metadata = read_metadata(file)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} holds no adapters; {EXPECTED}")
     try:

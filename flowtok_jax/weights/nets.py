@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.models.clip import make_clip_scorer
@@ -25,7 +25,7 @@ from flowtok_jax.models.critics import LPIPS
 from flowtok_jax.models.inception import SIDE, Inception
 from flowtok_jax.runtime.errors import StoreError, UserError, reason_of
 from flowtok_jax.runtime.files import file_sha256, local_file, read_json, to_place
-from flowtok_jax.weights.safetensors import Shape, read_copies
+from flowtok_jax.weights.safetensors import Shape, read_copies, shapes_of
 
 METRICS = "metrics.json"
 NAMES = ("inception", "lpips", "clip", "convnext")
@@ -61,7 +61,7 @@ def make_module(name: str, sizes: Mapping[str, Any]) -> nn.Module:
     return modules[name](**sizes)
 
 
-def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
+def net_shapes(name: str, module: nn.Module) -> dict[str, Shape]:
     """Returns path -> shape of the module's parameters; computes nothing."""
     if name == "clip":
         side = module.image_size
@@ -71,12 +71,12 @@ def shapes_of(name: str, module: nn.Module) -> dict[str, Shape]:
         images = jnp.zeros((1, SIDE, SIDE, 3))
         inputs = (images, images) if name == "lpips" else (images,)
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    return shapes_of(params)
 
 
 def abstract_net(name: str) -> Params:
     """Returns shapes and dtypes of the parameters of a network of one size."""
-    shapes = shapes_of(name, make_module(name, {}))
+    shapes = net_shapes(name, make_module(name, {}))
     leaves = {k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}
     return unflatten_dict(leaves, sep="/")
 
@@ -111,14 +111,14 @@ def load_metric_net(name: str, place: str) -> MetricNet:
     # Architecture and weights need no file: tests and dry runs work offline.
     if place == RANDOM:
         module = make_module(name, RANDOM_CLIP if name == "clip" else {})
-        shapes = shapes_of(name, module)
+        shapes = net_shapes(name, module)
         leaves = {path: _draw(path, shape) for path, shape in shapes.items()}
         return MetricNet(module, unflatten_dict(leaves, sep="/"), RANDOM)
     directory = to_place(place)
     entry = _read_entry(name, place)
     try:
         module = make_module(name, entry["sizes"])
-        shapes = shapes_of(name, module)
+        shapes = net_shapes(name, module)
         digest = entry["sha256"]
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -178,7 +178,7 @@ class Weights:
             raise UserError(f"no weights of {group} in {self.place}")
         self.check(group, wanted, nets, is_start=is_start)
         if self.kind == PRETRAINED:
-            found = pretrained.read_group(self.place, group, wanted)
+            found = pretrained.read_group(self.place, group, wanted, self._stored)
         elif group + ADAPTED in self.steps:
             found = self._read_adapted(group, wanted, nets)
         else:

@@ -3,7 +3,8 @@
 config.json        sizes of all the networks, sampling options, the groups it holds
 vocabulary.json    captions to ids
 GROUP.safetensors  parameters of a group, by their path NETWORK/LAYER/...; as float32,
-                   or as float16, which is half as large and read as float32
+                   or as float16, which is half as large and read as float32; of groups
+                   that the config lists as `derived` adapters (weights/derived.py)
 """
 
 import dataclasses
@@ -27,15 +28,22 @@ from flowtok_jax.runtime.files import (
     read_bytes,
     write_json,
 )
+from flowtok_jax.weights.derived import Derived
+from flowtok_jax.weights.lora import read_lora
 from flowtok_jax.weights.safetensors import (
+    as_stored,
     check_file,
+    check_shapes,
+    file_of,
     read_copies,
+    shapes_of,
     write_safetensors,
 )
 from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
 
 # Fields of networks that `make_nets` fills from other sections of a config.
 SHARED = ("tokens", "channels", "context", "dtype", "remat", "attention", "layout")
+DERIVED = "derived"  # key of a stored config
 STORED = ("float32", "float16")  # types that files may have
 _OF_DIT = ("width", "depth", "heads", "mlp_ratio")
 _SHARED = {
@@ -109,46 +117,34 @@ def read_stored_config(directory: Place) -> ConfigDict:
     return config
 
 
-def read_group(directory: Place, group: str, wanted: Mapping[str, Params]) -> Params:
+def read_group(
+    directory: Place, group: str, wanted: Mapping[str, Params], config: ConfigDict
+) -> Params:
     """Reads the parameters of a group into this machine's memory.
 
     Args:
         wanted: shapes of the parameters, by network.
+        config: of the directory.
 
     Raises:
         UserError: where the file does not exist, is damaged or does not fit.
     """
-    path = directory / f"{group}.safetensors"
+    path = directory / file_of(group)
     check_file(path)
-    leaves = flatten_dict(wanted, sep="/")
-    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    what = f"{path} does not fit the config"
+    if over := config.get(DERIVED, {}).get(group):
+        found = Derived(read_lora(path), over).read(directory)
+        check_shapes(what, shapes_of(found), shapes_of(wanted))
+        return found
     with local_file(path) as file:
-        arrays = read_copies(file, shapes, f"{path} does not fit the config")
+        arrays = read_copies(file, shapes_of(wanted), what)
     return unflatten_dict(arrays, sep="/")
-
-
-def _as_stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """Returns parameters in the type of a file.
-
-    float16 rounds by at most 2**-11 of a value, and by 2**-25 below 2**-14.
-
-    Raises:
-        UserError: where float16 has no such number, which would become infinite.
-    """
-    with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
-    if (lost := np.isfinite(array) & ~np.isfinite(stored)).any():
-        raise UserError(
-            f"{name} has {array[lost][0]:g}; float16 goes up to "
-            f"{np.finfo(np.float16).max:g}: save as float32"
-        )
-    return stored
 
 
 def save(
     directory: Place,
     config: Mapping[str, Any],
-    groups: Mapping[str, Callable[[], Params]],
+    groups: Mapping[str, Callable[[], Params] | Derived],
     vocabulary: Vocabulary | None,
     dtype: str = "float32",
 ) -> None:
@@ -157,7 +153,8 @@ def save(
     Args:
         config: what `make_stored_config` returns.
         groups: functions that make the parameters of a group, called one after the
-            other, so that no two groups have to be in memory together.
+            other, so that no two groups have to be in memory together; or what groups
+            are derived from.
         dtype: of the files: "float32" or "float16".
 
     Raises:
@@ -166,17 +163,26 @@ def save(
     """
     if dtype not in STORED:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(STORED)}")
+    derived = {name: g for name, g in groups.items() if isinstance(g, Derived)}
     with new_directory(directory) as part:
         stored = {**config, "groups": sorted(groups)}
+        if derived:
+            stored[DERIVED] = {name: group.over for name, group in derived.items()}
         if vocabulary is not None:
             vocabulary.save(part)
             stored[VOCABULARY_SHA256] = vocabulary.sha256()
         write_json(part / CONFIG, stored)
         for group, make in groups.items():
-            leaves = flatten_dict(make(), sep="/")
-            arrays = {
-                name: _as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
-                for name, leaf in leaves.items()
-            }
-            write_safetensors(part / f"{group}.safetensors", arrays)
-            del leaves, arrays  # before the next group is made
+            if group not in derived:
+                _save_group(part, group, make(), dtype)
+        for group in derived.values():  # after what they are over
+            group.save(part, dtype)
+
+
+def _save_group(directory: Place, group: str, params: Params, dtype: str) -> None:
+    leaves = flatten_dict(params, sep="/")
+    arrays = {
+        name: as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
+        for name, leaf in leaves.items()
+    }
+    write_safetensors(directory / file_of(group), arrays)

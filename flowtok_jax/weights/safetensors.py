@@ -1,14 +1,18 @@
 """Named arrays in safetensors files, and the check of their names and shapes."""
 
+import contextlib
 import json
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from flax.traverse_util import flatten_dict
 
+from flowtok_jax.array_types import Params
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place
 
@@ -26,6 +30,11 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+def file_of(group: str) -> str:
+    """Returns the name of a group's file in a directory."""
+    return f"{group}.safetensors"
 
 
 def check_file(path: Place) -> None:
@@ -53,6 +62,23 @@ def check_file(path: Place) -> None:
         )
 
 
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """Opens a file by the library, which checks the whole header and the file's size.
+
+    Raises:
+        UserError: where the file is damaged or of another format.
+    """
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); download it again"
+        ) from error
+    with file as opened:
+        yield opened
+
+
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Maps the arrays of a file into memory; what is not used is not read.
 
@@ -60,16 +86,8 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: where the file is damaged or of another format.
     """
     check_file(path)
-    try:
-        # The library checks the whole header, and that the file has all it lists; it
-        # would copy every array, and numpy does not know bfloat16.
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); download it again"
-        ) from error
-    with path.open("rb") as file:
+    # The library would copy every array, and numpy does not know bfloat16.
+    with _opened(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
@@ -103,6 +121,34 @@ def read_copies(
     return {name: np.array(x, np.float32) for name, x in arrays.items()}
 
 
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """Reads the texts that a file has about its arrays.
+
+    Raises:
+        UserError: where the file is damaged or of another format.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def as_stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns parameters in the type of a file.
+
+    float16 rounds by at most 2**-11 of a value, and by 2**-25 below 2**-14.
+
+    Raises:
+        UserError: where float16 has no such number, which would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if (lost := np.isfinite(array) & ~np.isfinite(stored)).any():
+        raise UserError(
+            f"{name} has {array[lost][0]:g}; float16 goes up to "
+            f"{np.finfo(np.float16).max:g}: save as float32"
+        )
+    return stored
+
+
 def write_safetensors(
     path: pathlib.Path,
     arrays: Mapping[str, np.ndarray],
@@ -129,6 +175,12 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
             np.ascontiguousarray(array).tofile(file)
+
+
+def shapes_of(params: Params) -> dict[str, Shape]:
+    """Returns the shapes of a tree's arrays by their path."""
+    leaves = flatten_dict(params, sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def check_shapes(

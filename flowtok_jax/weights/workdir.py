@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
@@ -37,7 +36,7 @@ from flowtok_jax.runtime.files import (
     write_json,
 )
 from flowtok_jax.runtime.mesh import put, replicated
-from flowtok_jax.weights.safetensors import check_shapes
+from flowtok_jax.weights.safetensors import check_shapes, shapes_of
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -143,11 +142,8 @@ def read_parameters(path: Place, wanted: Mapping[str, Params]) -> Params:
             raise _damaged(path, reason) from error
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
-        got, expected = (
-            {name: tuple(leaf.shape) for name, leaf in flatten_dict(t, sep="/").items()}
-            for t in (stored, wanted)
-        )
-        check_shapes(f"{path} does not fit the config", got, expected)
+        what = f"{path} does not fit the config"
+        check_shapes(what, shapes_of(stored), shapes_of(wanted))
         try:
             return checkpointer.restore(path, target)
         except (OSError, ValueError) as error:

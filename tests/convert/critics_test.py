@@ -11,7 +11,7 @@ from flowtok_jax.convert.critics import convert_critic, prepare_critic, read_cli
 from flowtok_jax.convert.layout import source_shapes, to_source
 from flowtok_jax.models.critics import Discriminator
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.weights.nets import make_module, shapes_of
+from flowtok_jax.weights.nets import make_module, net_shapes
 from tests import tiny
 
 MANIFESTS = {name: name for name in rules.CRITICS} | {"clip": "clip_tiny"}
@@ -24,7 +24,7 @@ CLIP = {
 
 def targets(name: str) -> dict:
     if name != "discriminator":
-        return shapes_of(name, make_module(name, CLIP if name == "clip" else {}))
+        return net_shapes(name, make_module(name, CLIP if name == "clip" else {}))
     images = jnp.zeros((1, 128, 128, 3))
     params = jax.eval_shape(Discriminator().init, jax.random.key(0), images)["params"]
     return {path: x.shape for path, x in flatten_dict(params, sep="/").items()}

@@ -8,7 +8,7 @@ from clu.parameter_overview import count_parameters
 
 from flowtok_jax.convert.critics import convert_critic, prepare_critic, read_clip_sizes
 from flowtok_jax.models.clip import ClipScorer, ClipText, ClipVision, make_clip_scorer
-from flowtok_jax.weights.nets import shapes_of
+from flowtok_jax.weights.nets import net_shapes
 from tests import tiny
 from tests.models.layers_test import slow_attention
 
@@ -81,7 +81,7 @@ def scorer():
     state = prepare_critic("clip", tiny.FOLDER.state("clip_tiny"))
     shapes = {name: drawn.shape for name, drawn in state.items()}
     net = make_clip_scorer(**read_clip_sizes(shapes, {"text": 4, "vision": 4}))
-    params = convert_critic("clip", state, shapes_of("clip", net))
+    params = convert_critic("clip", state, net_shapes("clip", net))
     return net, jax.device_put(params)
 
 
@@ -143,5 +143,5 @@ def test_a_scorer_is_its_sizes(scorer):
 )
 def test_published_sizes_have_their_number_of_parameters(net, count):
     """As transformers counts them, which includes CLIP's own temperature."""
-    shapes = shapes_of("clip", net).values()
+    shapes = net_shapes("clip", net).values()
     assert sum(int(np.prod(shape)) for shape in shapes) + 1 == count

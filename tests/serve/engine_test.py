@@ -127,7 +127,7 @@ def test_what_the_weights_cannot_do_is_one_line(demo):
     flowtok = FlowTok.from_pretrained(demo.workdir)
     only = {k: v for k, v in flowtok.params.items() if k != "i2t"}
     draws = Engine(FlowTok(flowtok.nets, only, flowtok.vocabulary))
-    assert draws.solvers == ("euler", "heun")
+    assert draws.solvers == draws.guided == ("euler", "heun")
     with pytest.raises(UserError, match="expected one that these weights have: euler"):
         draws.drawing(solver="average")
     with pytest.raises(UserError, match="expected weights with i2t"):
@@ -139,3 +139,14 @@ def test_what_the_weights_cannot_do_is_one_line(demo):
     with pytest.raises(UserError, match="expected weights with t2i"):
         describes.drawing()
     describes.warm()  # with what there is
+
+
+def test_a_request_chooses_the_guidance_of_the_solvers_that_have_one(demo):
+    flowtok = FlowTok.from_pretrained(demo.workdir)
+    student = {"student": flowtok.params["t2i"]["dit"]}
+    params = {**flowtok.params, "t2i_distilled": student}
+    engine = Engine(FlowTok(flowtok.nets, params, flowtok.vocabulary))
+    assert engine.solvers == (*engine.guided, "average")
+    assert engine.drawing(solver="heun", scale=3.5).options.scale == 3.5
+    with pytest.raises(UserError, match="guidance inside; expected no scale, or"):
+        engine.drawing(solver="average", scale=3.5)

@@ -47,7 +47,7 @@ class FakeEngine(Engine):
         self.image_size = SIDE
         self.draws = True
         self.describes = True
-        self.solvers = ("euler",)
+        self.solvers = self.guided = ("euler",)
         self.edits = tuple(EDITS)
         self.batches = []
         self.gate = threading.Event()

@@ -262,6 +262,14 @@ onSubmit("describe", async (data, signal) => {
   return found;
 });
 
+// Some steps have their guidance inside.
+function showGuidance() {
+  const form = $("#draw-form").elements;
+  const fixed = !model.guided.includes(form.solver.value);
+  for (const input of [form.scale, form.unguided]) input.disabled = fixed;
+  form.scale.placeholder = fixed ? "inside" : model.sample.scale;
+}
+
 function showKind() {
   const kind = $("#edit-form").elements.kind.value;
   for (const part of $$("#edit [data-for]")) part.hidden = !part.dataset.for.split(" ").includes(kind);
@@ -314,13 +322,14 @@ async function start() {
   const solver = $("#draw-form").elements.solver;
   for (const name of model.solvers) solver.add(new Option(name, name, name === model.sample.solver, name === model.sample.solver));
   $("[name=steps]").placeholder = model.sample.num_steps;
-  $("[name=scale]").placeholder = model.sample.scale;
   $("#tab-edit").hidden = !model.edits.length;
   $("#tab-describe").hidden = !model.describes;
   for (const form of $$("form")) recall(form);
   for (const form of $$("form")) form.addEventListener("change", () => remember(form));
   for (const input of $$("#edit [name=kind]")) input.addEventListener("change", showKind);
   showKind();
+  solver.addEventListener("change", showGuidance);
+  showGuidance();
   for (const name of ["describe", "edit"]) setUpPlace(name);
   const wanted = location.hash.slice(1);
   if (tabs().some((tab) => tab.getAttribute("aria-controls") === wanted)) choose(wanted);
