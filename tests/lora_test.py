@@ -1,6 +1,8 @@
 """Adapters by the command line: trained, resumed, handed on, loaded and refused."""
 
 import json
+import logging
+import re
 import shutil
 
 import jax
@@ -227,6 +229,52 @@ def test_a_student_has_its_guidance_inside(students, cli, tmp_path):
     with pytest.raises(UserError, match="scale is 9.0"):
         students.image_to_text(students.text_to_image(PROMPTS), scale=9.0)
     assert len(students.text_to_image(PROMPTS, scale=9.0, solver="euler")) == 2
+
+
+def test_adapters_of_its_teacher_are_drawn_with_by_the_teacher(
+    students, trained, tmp_path, caplog
+):
+    students.save_pretrained(tmp_path / "saved")
+    with caplog.at_level(logging.INFO):
+        made = FlowTok.from_pretrained(tmp_path / "saved", lora=trained)
+    assert "t2i: no t2i_distilled fits it; it runs with {'solver': 'euler'" in str(
+        caplog.messages
+    )
+    # The path that the student learned.
+    own = students.losses["t2i_distilled"]
+    teacher = ("euler", "left", own["trajectory_steps"], own["scale"])
+    sample = made.sample
+    assert (sample.solver, sample.times, sample.num_steps, sample.scale) == teacher
+    assert made.caption == students.caption
+    plain = students.text_to_image(PROMPTS, **sample._asdict())
+    assert not np.array_equal(made.text_to_image(PROMPTS), plain)
+    with pytest.raises(UserError, match="group 't2i_distilled' is not among"):
+        made.text_to_image(PROMPTS, solver="average")
+
+
+@pytest.mark.parametrize(
+    ("config", "solvers"),
+    [
+        ("finetune.py", ("euler", "euler")),
+        ("distill.py:i2t", ("euler", "average")),
+        ("eval.py", ("average", "average")),
+    ],
+)
+def test_what_is_trained_further_is_sampled_by_itself(
+    cli, students, tmp_path, config, solvers
+):
+    students.save_pretrained(tmp_path / "saved")
+    mode = "eval" if config == "eval.py" else "train"
+    outcome = cli(
+        f"--mode={mode}",
+        f"--config=configs/{config}",
+        f"--checkpoint={tmp_path / 'saved'}",
+        f"--workdir={tmp_path}",
+        "--print_config",
+    )
+    assert outcome.status == 0, outcome.stderr
+    shown = re.findall('^(sample|caption): .*solver="([a-z]+)"', outcome.stdout, re.M)
+    assert dict(shown) == dict(zip(("sample", "caption"), solvers, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -33,7 +33,7 @@ def flowtok() -> FlowTok:
 
 
 def draw(
-    prompt: str, number: float, varied: bool, scale: float, steps: float, seed: float
+    prompt: str, number: float, varied: bool, steps: float, seed: float
 ) -> list[tuple[Image.Image, str]]:
     """Draws a prompt; each picture comes with its seed, which draws it again.
 
@@ -53,7 +53,6 @@ def draw(
             int(seed),
             num_images=len(seeds),
             source=source,
-            scale=float(scale),
             num_steps=int(steps),
         )
     except UserError as error:
@@ -78,11 +77,10 @@ def make_page() -> gradio.Blocks:
             with gradio.Accordion("Options", open=False):
                 varied = gradio.Checkbox(False, label="Variations")
                 number = gradio.Slider(1, MOST, 4, step=1, label="How many of them")
-                scale = gradio.Slider(1, 4, 1.3, step=0.1, label="Guidance scale")
-                steps = gradio.Slider(1, 20, 4, step=1, label="Steps")
+                steps = gradio.Slider(1, 8, 2, step=1, label="Steps")
                 seed = gradio.Number(0, precision=0, minimum=0, label="Seed")
             drawn = gradio.Gallery(label="Drawn", format="png")
-            values = [prompt, number, varied, scale, steps, seed]
+            values = [prompt, number, varied, steps, seed]
             button = gradio.Button("Draw", variant="primary")
             button.click(draw, values, drawn)
             prompt.submit(draw, values, drawn)

@@ -14,7 +14,8 @@ the papers'.
 Source: arXiv:2505.13447 (MeanFlow); arXiv:2510.24474, which starts it from a teacher.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,17 @@ def adaptive_loss(
     """
     error = jnp.square(predicted - target).sum((1, 2))
     return error, error / jax.lax.stop_gradient(error + floor)
+
+
+def teacher_options(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of sampling by which the teacher goes the path of method `path`.
+
+    Args:
+        loss: config.loss.TASK that a student learned by.
+    """
+    steps = loss.get("trajectory_steps") or 20  # 0: it learned from the data's path
+    found = {"solver": "euler", "times": "left", "num_steps": steps}
+    return found | {key: loss[key] for key in ("scale",) if key in loss}
 
 
 def average_steps(

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from flowtok_jax.flow.samplers import check_scale
 from flowtok_jax.runtime import config as config_files
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, to_place
@@ -151,11 +152,20 @@ class Arguments:
         Raises:
             UserError: where a change of the stored config cannot be.
         """
+        config = self.flags.config
         if self.changes:
-            return self._changed_config()
-        if self.flags.config is not None:
-            self._prepare(self.flags.config, has_weights=True)
-        return self.flags.config
+            config = self._changed_config()
+        elif config is not None:
+            self._prepare(config, has_weights=True)
+        if config is not None and self.weights.has_config:
+            self._check_guidance(config)
+        return config
+
+    def _check_guidance(self, config: ConfigDict) -> None:
+        takes_scale = config.get("student", {}).get("takes_scale", False)
+        for section in ("sample", "caption"):
+            chosen, own = (c[section] for c in (config, self.weights.config))
+            check_scale(chosen.solver, chosen.scale, own.scale, takes_scale)
 
     def shown_config(self) -> ConfigDict:
         """Returns the config that the command would use, for --print_config."""
@@ -190,7 +200,7 @@ class Arguments:
                 "expected --checkpoint=DIR, a run's workdir (runs/demo) or a directory "
                 "of pretrained weights (weights/xl)"
             )
-        adopt(config, weights, self.overrides)
+        adopt(config, weights, self.overrides, trains=not has_weights)
 
     def _changed_config(self) -> ConfigDict:
         """Returns the stored config, changed by flags --config.KEY=VALUE."""

@@ -32,6 +32,7 @@ class AheadOfTime:
     vocabulary: Vocabulary
     caption: SampleOptions
     save_pretrained: Callable[..., None]
+    changed: Callable[..., SampleOptions]
     _programs: Programs
     _compiled: RowPrograms
     _judging: SampleOptions
@@ -51,7 +52,7 @@ class AheadOfTime:
         """
         key = noise_key(0)
         programs = [(p.function, [p.row], p.options) for p in self._directions(options)]
-        if self.caption.changed(options).candidates > 1:
+        if self.changed(self.caption, options).candidates > 1:
             both = [self._ids([""]), self._images(np.zeros((1, 8, 8, 3)))]
             programs.append((self._programs.drawing_error, both, self._judging))
         for count in batch_sizes:
@@ -91,7 +92,7 @@ class AheadOfTime:
         size = self.nets.tokenizer.image_size
         for name, direction in DIRECTIONS.items():
             own = getattr(self, direction.section)
-            chosen = own.changed({**options, "candidates": 1})
+            chosen = self.changed(own, {**options, "candidates": 1})
             if has_group(flow_group(direction.flow, chosen.solver), self.params):
                 images = np.zeros((1, size, size, 3), np.float32)
                 row = images if direction.takes_images else self._ids([""])

@@ -72,6 +72,7 @@ class Editing:
     encode_text: Callable[[Iterable[str]], Posterior]
     encode_image: Callable[[Any], Posterior]
     decode_image: Callable[..., Image]
+    changed: Callable[..., SampleOptions]
     _programs: Programs
     _need: Callable[[str, str], None]
     _ids: Callable[[object], np.ndarray]
@@ -98,7 +99,7 @@ class Editing:
             steps: pictures of a row, the ends among them.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = self.sample.changed(options)
+        chosen = self.changed(self.sample, options)
         if not isinstance(steps, int) or steps < 2:
             raise UserError(f"steps is {steps!r}; expected an integer from 2")
         if images is None:
@@ -235,7 +236,7 @@ class Editing:
             expected: what the sum should be; read off its own picture where None.
             options: fields of SampleOptions that replace the object's own.
         """
-        chosen = self.sample.changed(options)
+        chosen = self.changed(self.sample, options)
         signs, terms = parse_sum(expression)
         means = np.asarray(self.encode_text(terms).mean)
         z = np.tensordot(signs, means, 1)[None]  # [1 n c]

@@ -7,6 +7,7 @@ One object loads any trained weights, draws and describes:
     captions = flowtok.image_to_text("circle.png")
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ from flowtok_jax.data.inputs import (
     load_images,
 )
 from flowtok_jax.data.vocabulary import Vocabulary
-from flowtok_jax.flow.samplers import check_scale
-from flowtok_jax.models.build import Nets, has_group, make_nets
+from flowtok_jax.flow.average_velocity import teacher_options
+from flowtok_jax.flow.samplers import AVERAGE, check_scale
+from flowtok_jax.models.build import BOTH, Nets, has_group, make_nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.models.quantized import quantize_blocks
 from flowtok_jax.pipeline.ahead import AheadOfTime
@@ -141,7 +143,11 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
         """
         nets = weights.make_nets() if config is None else make_nets(config)
         config = weights.config if config is None else config
-        found = known_groups(weights, ("clip", *TASKS))
+        # Of another flow than its teacher's with adapters a student would draw.
+        adapted = {lora.group for lora in weights.loras}
+        flows = (way.flow for way in DIRECTIONS.values())
+        stale = {f"{flow}_distilled" for flow in flows if adapted & {flow, BOTH}}
+        found = known_groups(weights, ("clip", *TASKS)) - stale
         needed = {"clip", "tokenizer", *found}
         for task in (TASKS[group] for group in found if group in TASKS):
             needed.update(*(DIRECTIONS[way].groups for way in task.directions))
@@ -154,6 +160,10 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
         vocabulary = weights.vocabulary(config.latent.tokens)
         made = cls.from_config(config, params, vocabulary, mesh, nets)
         made.place = weights.name
+        made.sample, made.caption = (
+            _without_student(getattr(made, way.section), way.flow, made)
+            for way in DIRECTIONS.values()
+        )
         made.caption = choose_without_judge(made.caption, made.sample, params)
         made.adapters = find_adapters(places, groups)
         return made
@@ -333,3 +343,15 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
         return self._compiled.run(
             function, self.params, inputs, key, first_row, most=most, options=options
         )
+
+
+def _without_student(options: SampleOptions, flow: str, of: FlowTok) -> SampleOptions:
+    """Returns options of a flow; its teacher's where the weights lack its student."""
+    student = flow_group(flow, options.solver)
+    if options.solver != AVERAGE or student in of.params:
+        return options
+    if not has_group(flow, of.params):
+        return options
+    teacher = teacher_options(of.losses.get(student, {}))
+    logging.info("%s: no %s fits it; it runs with %s", flow, student, teacher)
+    return options._replace(**teacher)

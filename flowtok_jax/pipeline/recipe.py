@@ -233,6 +233,7 @@ class Recording:
     place: str
     text_to_image: Callable[..., np.ndarray]
     _digests: dict[str, str]
+    changed: Callable[..., SampleOptions]
     _programs: Programs
     _compiled: RowPrograms
     _need: Callable[[str, str], None]
@@ -270,7 +271,7 @@ class Recording:
         Args:
             texts: the prompts, as they were given; so are the other arguments.
         """
-        chosen = self.sample.changed(options)
+        chosen = self.changed(self.sample, options)
         size = self._compiled.rows_of(len(texts), chosen.batch_size)
         about = self._about(chosen)
         found = []

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowtok_jax.flow.average_velocity import teacher_options
+from flowtok_jax.flow.samplers import AVERAGE
 from flowtok_jax.models.build import Nets, make_nets
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.files import flatten
@@ -89,12 +91,20 @@ def find_differing(
     return differing
 
 
-def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) -> None:
+def adopt(
+    config: ConfigDict,
+    weights: Weights,
+    overrides: Mapping[str, Any],
+    *,
+    trains: bool = False,
+) -> None:
     """Puts what is stored with weights into a config: sizes of networks, losses, and
     options of sampling.
 
     Args:
         overrides: keys given on the command line, which win.
+        trains: whether the config is for training, so that distilled flows which the
+            weights sample with would not be those of what it trains.
 
     Raises:
         UserError: where the weights have no config, or one of another version.
@@ -109,6 +119,15 @@ def adopt(config: ConfigDict, weights: Weights, overrides: Mapping[str, Any]) ->
                 config[section] = stored[section]  # every field of the network is there
             elif section in stored:
                 config[section].update(stored[section])
+        if trains:
+            _sample_without_students(config)
         config.update(config.init_changes)
         config.update_from_flattened_dict(overrides)
         make_nets(config)
+
+
+def _sample_without_students(config: ConfigDict) -> None:
+    loss = config.loss.to_dict()
+    for section, group in (("sample", "t2i_distilled"), ("caption", "i2t_distilled")):
+        if config[section].solver == AVERAGE:
+            config[section].update(teacher_options(loss.get(group, {})))

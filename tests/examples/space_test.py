@@ -30,15 +30,15 @@ def weights(demo, monkeypatch):
 
 
 def test_variations_come_with_seeds_that_draw_them_again():
-    drawn = app.draw("a red circle", 3, True, 1.0, 2, 5)
+    drawn = app.draw("a red circle", 3, True, 2, 5)
     assert [said for _, said in drawn] == ["seed 5", "seed 6", "seed 7"]
     assert {picture.size for picture, _ in drawn} == {(app.SIDE, app.SIDE)}
-    ((again, _),) = app.draw("a red circle", 1, True, 1.0, 2, 7)
+    ((again, _),) = app.draw("a red circle", 1, True, 2, 7)
     assert np.array_equal(np.asarray(again), np.asarray(drawn[2][0]))
 
 
 def test_from_the_mean_there_is_one_picture():
-    assert len(app.draw("a red circle", 4, False, 1.0, 2, 0)) == 1
+    assert len(app.draw("a red circle", 4, False, 2, 0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_from_the_mean_there_is_one_picture():
 )
 def test_what_cannot_be_drawn_is_one_line_on_the_page(prompt, seed, said):
     with pytest.raises(gradio.Error, match=said):
-        app.draw(prompt, 2, True, 1.0, 2, seed)
+        app.draw(prompt, 2, True, 2, seed)
 
 
 def test_a_picture_is_named():

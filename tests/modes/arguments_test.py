@@ -83,10 +83,18 @@ def test_a_config_takes_its_sizes_from_the_workdir_that_it_trained_in(
 
 
 def test_flags_change_the_config_of_a_pretrained_directory_which_has_no_stages():
-    changes = ["--config.sample.scale=3", "--config.compute.quantize=int8"]
+    changes = ["--config.sample.num_steps=3", "--config.compute.quantize=int8"]
     config = arguments(changes=changes, checkpoint="emoji").weights_config()
     assert "stages" not in config
-    assert (config.sample.scale, config.compute.quantize) == (3.0, "int8")
+    assert (config.sample.num_steps, config.compute.quantize) == (3, "int8")
+
+
+def test_the_guidance_of_a_distilled_flow_is_not_a_flag():
+    scale = "--config.sample.scale=3"
+    with pytest.raises(UserError, match="scale is 3.0, and the distilled flow has its"):
+        arguments(changes=[scale], checkpoint="emoji").weights_config()
+    changes = [scale, "--config.sample.solver=euler"]
+    assert arguments(changes=changes, checkpoint="emoji").weights_config()
 
 
 def test_folders_below_home_are_found_and_none_is_made_named_so(tmp_path, monkeypatch):
