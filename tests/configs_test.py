@@ -43,7 +43,7 @@ ARGUMENTS = {
     "own": ("", "small", "medium", "large"),
     "distill": ("", "t2i", "i2t"),
     "eval": ("",),
-    "emoji": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
+    "emoji": ("", "tokenizer", "text_tokenizer", "t2i", "i2t", "students"),
     "demo": ("", "tokenizer", "text_tokenizer", "t2i", "i2t"),
 }
 CASES = [(f, a) for f, arguments in ARGUMENTS.items() for a in arguments]
