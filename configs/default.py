@@ -212,15 +212,12 @@ def _add_losses(config: ConfigDict) -> None:
         # Euler steps of the teacher's path, for which captions alone (in i2t images
         # alone) are enough; with jvp and difference 0: points of the data's path.
         "trajectory_steps": 16,
-        # By method path alone.
-        "pairs": 8,  # steps learned of each path
-        "spans": "any",  # any of them, or halves: those of 1, 2, 4 and 8 calls
+        "pairs": 8,  # steps learned of each path, by method path alone
         # By jvp and difference alone.
         "equal_share": 0.5,  # share of rows with r = t: 0, 0.25, 0.5, 0.75 or 1
         "width": 0.005,  # of the difference, in time
         "locations": (-0.4, 1.2),  # of a row's two logit-normal times
         "adaptive_floor": 0.01,  # added to the error that a row is divided by
-        "adaptive_power": 1.0,  # of the divisor; 1: rows weigh alike
     }
     # Times 1: values of their own, which the command line can change alone.
     guidance = [c.get_ref("scale") * 1.0 for c in (config.sample, config.caption)]

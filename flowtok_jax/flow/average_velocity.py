@@ -30,9 +30,6 @@ AverageVelocity = Callable[[Tokens, Time, Time], Tokens]
 JVP = "jvp"
 DIFFERENCE = "difference"
 METHODS = (JVP, DIFFERENCE)
-ANY = "any"
-HALVES = "halves"
-SPANS = (ANY, HALVES)
 # Means of the logits of the earlier and of the later time of a row.
 LOCATIONS = (-0.4, 1.2)
 
@@ -47,27 +44,16 @@ def sample_times(
 
 
 def sample_spans(
-    key: Key, shape: tuple[int, int], num_steps: int, spans: str = ANY
+    key: Key, shape: tuple[int, int], num_steps: int
 ) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
-    """Draws steps on paths of `num_steps` short ones.
-
-    Args:
-        spans: `any` draws steps of any length alike, anywhere; `halves` those by which
-            1, 2, 4 or 8 calls go from 0 to 1, each number alike, of those that
-            `num_steps` is a multiple of.
+    """Draws steps on paths of `num_steps` short ones, of any length alike, anywhere.
 
     Returns:
         The numbers of the points where the drawn steps begin, and where they end.
     """
     of_length, of_place = jax.random.split(key)
-    if spans == HALVES:
-        calls = jnp.asarray([n for n in (1, 2, 4, 8) if num_steps % n == 0])
-        chosen = jax.random.choice(of_length, calls, shape)
-        length = num_steps // chosen
-        first = length * jax.random.randint(of_place, shape, 0, chosen)
-    else:
-        length = jax.random.randint(of_length, shape, 1, num_steps + 1)
-        first = jax.random.randint(of_place, shape, 0, num_steps - length + 1)
+    length = jax.random.randint(of_length, shape, 1, num_steps + 1)
+    first = jax.random.randint(of_place, shape, 0, num_steps - length + 1)
     return first, first + length
 
 
@@ -101,18 +87,18 @@ def average_target(
 
 
 def adaptive_loss(
-    predicted: Tokens, target: Tokens, floor: float, power: float = 1.0
+    predicted: Tokens, target: Tokens, floor: float
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Computes the squared error of each row, and the same over a power of its size.
+    """Computes the squared error of each row, and the same over its own size.
 
-    By the power 1 rows weigh alike, whatever their error, by 0 as their error says; a
-    row whose error, summed over tokens and channels, is far below `floor` counts less.
+    The second one weighs rows alike, whatever their error; a row whose error, summed
+    over tokens and channels, is far below `floor` counts less.
 
     Returns:
         Both of each row; gradients are meant for the second one.
     """
     error = jnp.square(predicted - target).sum((1, 2))
-    return error, error / jax.lax.stop_gradient(error + floor) ** power
+    return error, error / jax.lax.stop_gradient(error + floor)
 
 
 def teacher_options(loss: Mapping[str, Any]) -> dict[str, Any]:

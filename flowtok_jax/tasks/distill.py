@@ -10,7 +10,7 @@ the loss collapse it.
     jvp,       points z_t of the data's path, or with `trajectory_steps` of the
     difference teacher's; a share `equal_share` of the rows has r = t, where the target
                is the guided velocity
-    L          mean over rows of l / stop_gradient(l + adaptive_floor)^adaptive_power
+    L          mean over rows of l / stop_gradient(l + adaptive_floor)
 
 Source of all but `path`: REFERENCE.md section 13; arXiv:2505.13447 and 2510.24474.
 `path` is the plain regression that these avoid since a path costs many calls of the
@@ -61,8 +61,7 @@ class Options(NamedTuple):
         locations: of the times.
         trajectory_steps: steps of the teacher's path; 0: z_t are points of the data's.
         pairs: steps learned of each path by method path, whose rows they multiply.
-        spans: of `sample_spans`.
-        adaptive_floor, adaptive_power: of `adaptive_loss`.
+        adaptive_floor: of `adaptive_loss`.
     """
 
     scale: float
@@ -73,9 +72,7 @@ class Options(NamedTuple):
     locations: tuple[float, float]
     trajectory_steps: int
     pairs: int
-    spans: str
     adaptive_floor: float
-    adaptive_power: float
 
     def check(self, name: str, nets: Nets) -> "Options":
         """Validates the options and returns them unchanged.
@@ -109,16 +106,6 @@ class Options(NamedTuple):
             raise UserError(
                 f"loss.{name}.trajectory_steps is {self.trajectory_steps}; expected at "
                 "least 2 with method=path, or method=jvp, which needs no path"
-            )
-        if self.spans not in average_velocity.SPANS:
-            raise UserError(
-                f"loss.{name}.spans is {self.spans!r}; expected one of "
-                f"{', '.join(average_velocity.SPANS)}"
-            )
-        if not 0 <= self.adaptive_power <= 1:
-            raise UserError(
-                f"loss.{name}.adaptive_power is {self.adaptive_power}; expected a "
-                "number from 0 to 1"
             )
         if self.pairs < 1:
             raise UserError(f"loss.{name}.pairs is {self.pairs}; expected at least 1")
@@ -212,8 +199,9 @@ def distill_loss(
     # Whatever made them, nothing but the student learns.
     inputs = jax.lax.stop_gradient(inputs)
     predicted, target = _compare(nets, trained["student"], inputs, chosen)
-    weighing = chosen.adaptive_floor, chosen.adaptive_power
-    error, loss = average_velocity.adaptive_loss(predicted, target, *weighing)
+    error, loss = average_velocity.adaptive_loss(
+        predicted, target, chosen.adaptive_floor
+    )
     scalars = {
         "loss/velocity": error.mean() / math.prod(z_src.shape[1:]),
         "source/std": z_src.std(),
@@ -244,7 +232,7 @@ def _along_path(
     guidance = _guidance(scales, options)
     points = trajectory(nets, dit, z_src, jnp.ones(rows), guidance, steps)
     shape = rows, options.pairs
-    first, last = average_velocity.sample_spans(key, shape, steps, options.spans)
+    first, last = average_velocity.sample_spans(key, shape, steps)
     of_rows = jax.vmap(lambda path, at: path[at], (1, 0))  # on the row's own device
     z_t = of_rows(points, first)  # [b p n c]
     z_r = of_rows(points, last)

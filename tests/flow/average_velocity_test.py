@@ -106,17 +106,6 @@ def test_rows_weigh_alike_whatever_their_error():
     np.testing.assert_allclose(slope[1], -2 / 8.01, rtol=1e-4)  # 2 (0 - 1) / 8.01
 
 
-@pytest.mark.parametrize(("steps", "calls"), [(16, (1, 2, 4, 8)), (6, (1, 2))])
-def test_spans_by_halves_are_the_steps_of_few_calls(steps, calls):
-    key = jax.random.key(0)
-    first, last = map(np.asarray, sample_spans(key, (4000, 3), steps, "halves"))
-    found, counts = np.unique(last - first, return_counts=True)
-    assert list(found) == sorted(steps // n for n in calls)
-    np.testing.assert_allclose(counts / 12_000, 1 / len(calls), atol=0.02)
-    assert not (first % (last - first)).any()
-    assert (first.min(), last.max()) == (0, steps)
-
-
 def test_spans_are_of_any_length_alike_and_anywhere():
     first, last = map(np.asarray, sample_spans(jax.random.key(0), (4000, 3), 4))
     lengths = np.bincount((last - first).ravel(), minlength=5)

@@ -26,9 +26,7 @@ OPTIONS = {
     "locations": (-0.4, 1.2),
     "trajectory_steps": 0,
     "pairs": 2,
-    "spans": "any",
     "adaptive_floor": 0.01,
-    "adaptive_power": 1.0,
 }
 OWN = {"t2i_distilled": {}, "i2t_distilled": {"target": "mean", "text_scale": 0.5}}
 SCALED = tiny.nets(student=dict(takes_scale=True))
@@ -142,7 +140,6 @@ def test_points_of_a_trajectory_are_those_of_the_sampler(frozen):
         {"trajectory_steps": 3},
         {"scale": 1.0},
         {"adaptive_floor": 1.0},
-        {"adaptive_power": 0.5},
         {"locations": (-2.0, 2.0)},
     ],
     ids=str,
@@ -210,8 +207,6 @@ def test_without_pictures_captions_alone_decide(frozen):
         ({"equal_share": 0.3}, "expected 0, 0.25"),
         ({"method": "path"}, "trajectory_steps is 0; expected at least 2"),
         ({"pairs": 0}, "pairs is 0"),
-        ({"spans": "some"}, "spans is 'some'; expected one of any, halves"),
-        ({"adaptive_power": 2.0}, "adaptive_power is 2.0; expected a number from 0"),
         ({"parts": 2}, "train.accumulate is 2"),
     ],
 )
