@@ -11,7 +11,7 @@ import pytest
 import safetensors
 from flax.traverse_util import unflatten_dict
 
-from flowtok_jax.models.lora import merge
+from flowtok_jax.models.lora import merge_on_host
 from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
@@ -112,7 +112,7 @@ def test_adapters_are_added_to_the_weights_by_their_weight(demo, trained, flowto
     plain = flowtok.text_to_image(PROMPTS)
     for given, weight in ((trained, 1.0), ({trained / "lora": 0.5}, 0.5)):
         made = FlowTok.from_pretrained(demo.workdir, lora=given)
-        added = merge(base, lora.adapters, weight * 2.0)
+        added = merge_on_host(base, lora.adapters, weight * 2.0)
         equal(jax.device_get(made.params["t2i"]), jax.device_get(added))
         equal(made.params["i2t"], flowtok.params["i2t"])
         # Of four steps little is learned; rounding alone is 1e-7.

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.lora import merge
+from flowtok_jax.models.lora import merge_on_host
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, local_file
@@ -50,7 +50,7 @@ class Derived(NamedTuple):
                 f"{self.lora.path} was made over another {self.over} than that of the "
                 "file beside it; expected both files of one directory"
             )
-        return jax.device_get(_merged(base, self.lora))
+        return _merged(base, self.lora)
 
     def save(self, directory: Place, dtype: str) -> None:
         """Writes the adapters beside the file of what they are over.
@@ -115,4 +115,4 @@ def _find_over(lora: Lora, params: Mapping[str, Params]) -> str:
 
 
 def _merged(base: Params, lora: Lora) -> Params:
-    return merge(base, lora.adapters, lora.options.scale)
+    return merge_on_host(base, lora.adapters, lora.options.scale)

@@ -13,12 +13,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowtok_jax.array_types import Params
-from flowtok_jax.models.lora import LoraOptions, abstract_adapters, merge
+from flowtok_jax.models.lora import LoraOptions, abstract_adapters, merge_on_host
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
@@ -88,8 +87,9 @@ def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:
                 lora.path,
                 lora.group,
             )
-        found = merge(found, lora.adapters, lora.weight * lora.options.scale)
-    return jax.device_get(found)  # where weights that were just read are
+        scale = lora.weight * lora.options.scale
+        found = merge_on_host(found, lora.adapters, scale)
+    return found
 
 
 def lora_file(workdir: Place, group: str) -> Place:

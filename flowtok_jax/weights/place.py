@@ -16,7 +16,12 @@ from ml_collections import ConfigDict
 from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
 from flowtok_jax.models.build import Nets, make_nets
-from flowtok_jax.models.lora import ADAPTED, LoraOptions, abstract_adapters, merge
+from flowtok_jax.models.lora import (
+    ADAPTED,
+    LoraOptions,
+    abstract_adapters,
+    merge_on_host,
+)
 from flowtok_jax.runtime import hub
 from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
@@ -206,7 +211,7 @@ class Weights:
             place = find_place(group, [start] if start else [])
             base = place.read(group, wanted, nets, is_start=True)
         scale = LoraOptions(**self._stored.lora).scale
-        return jax.device_get(merge(base, self.read_adapters(group, wanted), scale))
+        return merge_on_host(base, self.read_adapters(group, wanted), scale)
 
     def check(
         self,

@@ -13,6 +13,7 @@ from flowtok_jax.models.lora import (
     find_kernels,
     init_adapters,
     merge,
+    merge_on_host,
 )
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS
@@ -57,11 +58,12 @@ def test_stacked_kernels_have_a_pair_a_block_and_plain_ones_one_pair():
     }
 
 
-def test_a_merged_kernel_is_that_of_each_block_and_the_rest_is_as_it_was():
+@pytest.mark.parametrize("merging", [merge, merge_on_host])
+def test_a_merged_kernel_is_that_of_each_block_and_the_rest_is_as_it_was(merging):
     params, adapters = adapted("t2i")
     before, after = (
         flatten_dict(tree, sep="/")
-        for tree in (params, merge(params, adapters, OPTIONS.scale))
+        for tree in (params, merging(params, adapters, OPTIONS.scale))
     )
     assert after.keys() == before.keys()
     pairs = flatten_dict(adapters, sep="/")
