@@ -29,12 +29,15 @@ try: $(VENV)/run
 demo: $(VENV)/run
 	$(BIN)/python -m flowtok_jax.main --config=configs/demo.py --workdir="$$WORKDIR"
 
+# Files of tests go to as many processes as there are cores, up to four (3 to 6 GB each).
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # A selection of the tests, for a second version of Python (see .ci/run).
 fast: $(VENV)/dev
-	$(BIN)/python -m pytest -m 'fast and not slow and not gpu and not tpu'
+	$(PYTEST) -m 'fast and not slow and not gpu and not tpu'
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

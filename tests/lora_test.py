@@ -252,6 +252,17 @@ def test_adapters_of_its_teacher_are_drawn_with_by_the_teacher(
         made.text_to_image(PROMPTS, solver="average")
 
 
+def test_a_picture_is_edited_by_the_flow_and_not_by_its_student(demo, students):
+    own = students.losses["t2i_distilled"]
+    flow = FlowTok.from_pretrained(demo.workdir)
+    flow.sample = flow.sample._replace(times="left", num_steps=own["trajectory_steps"])
+    made = [
+        by.edit(flow.draw(PROMPTS[:1]), PROMPTS[0], PROMPTS[1], num_steps=2)
+        for by in (flow, students)
+    ]
+    np.testing.assert_array_equal(made[0].images, made[1].images)
+
+
 @pytest.mark.parametrize(
     ("config", "solvers"),
     [

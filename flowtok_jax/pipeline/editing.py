@@ -16,7 +16,7 @@ and comes forth as it went back:
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from jaxtyping import Float
 from flowtok_jax.array_types import Image
 from flowtok_jax.data.inputs import check_prompts
 from flowtok_jax.flow import editing
+from flowtok_jax.flow.average_velocity import teacher_options
+from flowtok_jax.flow.samplers import AVERAGE
 from flowtok_jax.models.build import Nets
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.pipeline.edit_programs import EditOptions, EditPrograms, check_share
@@ -67,6 +69,7 @@ class Editing:
     # Of FlowTok, which this is a part of.
     nets: Nets
     sample: SampleOptions
+    losses: Mapping[str, Any]
     text_to_image: Callable[..., np.ndarray]
     image_to_text: Callable[..., list[str]]
     encode_text: Callable[[Iterable[str]], Posterior]
@@ -219,7 +222,11 @@ class Editing:
         kept = (1 - strength) * noise / np.maximum(length, 1)
         z_new = np.asarray(new.at(jnp.asarray(kept)))  # (2)
         # Guidance would pull at all of the picture, not at what is asked alone.
-        drawing = self.sample._replace(scale=chosen.scale)
+        drawing = self.sample
+        if drawing.solver == AVERAGE:  # its guidance would pull at all of the picture
+            student = self.losses.get("t2i_distilled", {})
+            drawing = drawing._replace(**teacher_options(student))
+        drawing = drawing._replace(scale=chosen.scale)
         drawn, _ = self._draw_from(after, z_new, drawing)
         texts = [[b, "there and back", a] for b, a in zip(before, after, strict=True)]
         columns = np.stack([pictures, copies, drawn], 1)
