@@ -50,8 +50,8 @@ from flowtok_jax.sampling import (
     noise_key,
 )
 from flowtok_jax.tasks import TASKS, abstract_groups
-from flowtok_jax.weights.groups import find_adapters, known_groups, places_of
-from flowtok_jax.weights.lora import Lora, Loras
+from flowtok_jax.weights.groups import known_groups, places_of
+from flowtok_jax.weights.lora import Loras
 from flowtok_jax.weights.place import Weights, load_groups, open_weights
 
 # What `data.inputs.load_images` reads.
@@ -99,7 +99,7 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
         self._programs = Programs(nets, text_scale)
         self._compiled = RowPrograms(mesh)
         self.place = place
-        self.adapters: Mapping[str, Lora] = {}  # by group that they make
+        self.sources: Sequence[Weights] = ()  # where `params` are from
         self._digests: dict[str, str] = {}  # by group, once they are asked for
 
     @classmethod
@@ -165,7 +165,7 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
             for way in DIRECTIONS.values()
         )
         made.caption = choose_without_judge(made.caption, made.sample, params)
-        made.adapters = find_adapters(places, groups)
+        made.sources = places
         return made
 
     @classmethod
@@ -347,10 +347,10 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
 
 def _without_student(options: SampleOptions, flow: str, of: FlowTok) -> SampleOptions:
     """Returns options of a flow; its teacher's where the weights lack its student."""
-    student = flow_group(flow, options.solver)
-    if options.solver != AVERAGE or student in of.params:
+    if options.solver != AVERAGE:
         return options
-    if not has_group(flow, of.params):
+    student = flow_group(flow, options.solver)
+    if student in of.params or not has_group(flow, of.params):
         return options
     teacher = teacher_options(of.losses.get(student, {}))
     logging.info("%s: no %s fits it; it runs with %s", flow, student, teacher)

@@ -1,7 +1,7 @@
 """Trained weights handed on: to a directory, or to the Hugging Face hub."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowtok_jax.array_types import Params
@@ -13,7 +13,8 @@ from flowtok_jax.sampling import SampleOptions
 from flowtok_jax.weights import pretrained
 from flowtok_jax.weights.card import Facts, write_card
 from flowtok_jax.weights.derived import find_derived
-from flowtok_jax.weights.lora import Lora
+from flowtok_jax.weights.groups import find_adapters
+from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.publish import publish
 
 
@@ -28,7 +29,7 @@ class Saving:
     caption: SampleOptions
     text_scale: float
     losses: Mapping[str, Any]
-    adapters: Mapping[str, Lora]
+    sources: Sequence[Weights]
 
     def save_pretrained(
         self,
@@ -59,7 +60,7 @@ class Saving:
         )
         groups = {name: functools.partial(dict, p) for name, p in self.params.items()}
         if not whole:
-            groups |= find_derived(self.adapters, self.params)
+            groups |= find_derived(find_adapters(self.sources), self.params)
         pretrained.save(to_place(directory), config, groups, self.vocabulary, dtype)
 
     def push_to_hub(

@@ -8,7 +8,7 @@ from flowtok_jax.models.build import find_providers
 from flowtok_jax.models.lora import ADAPTED
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.lora import Lora, lora_file, read_lora
-from flowtok_jax.weights.place import PRETRAINED, Weights, find_place, open_start
+from flowtok_jax.weights.place import PRETRAINED, Weights, open_start
 from flowtok_jax.weights.pretrained import DERIVED
 from flowtok_jax.weights.safetensors import file_of
 
@@ -62,9 +62,15 @@ def places_of(
     return [weights, start], find_providers(needed, weights.groups, start.groups)
 
 
-def find_adapters(places: Sequence[Weights], groups: Sequence[str]) -> dict[str, Lora]:
-    """Reads the adapters that groups of these places are made by, where any are."""
-    found = {group: _adapters_of(find_place(group, places), group) for group in groups}
+def find_adapters(places: Sequence[Weights]) -> dict[str, Lora]:
+    """Reads the adapters that groups of these places are made by, of each group those
+    of the first place that has it.
+    """
+    found = {}
+    for place in places:
+        for group in place.groups:
+            if group not in found:
+                found[group] = _adapters_of(place, group)
     return {group: lora for group, lora in found.items() if lora is not None}
 
 
@@ -72,6 +78,7 @@ def _adapters_of(weights: Weights, group: str) -> Lora | None:
     if weights.kind == PRETRAINED:
         has_adapters = group in weights.config.get(DERIVED, {})
         return read_lora(weights.place / file_of(group)) if has_adapters else None
+    if group + ADAPTED not in weights.steps:
+        return None
     path = lora_file(weights.place, group)
-    is_adapted = group + ADAPTED in weights.steps and path.is_file()
-    return read_lora(path) if is_adapted else None
+    return read_lora(path) if path.is_file() else None

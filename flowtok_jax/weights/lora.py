@@ -24,11 +24,10 @@ from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
 from flowtok_jax.weights.safetensors import (
     as_stored,
     check_file,
-    check_shapes,
+    check_tree,
     file_of,
     read_metadata,
     read_safetensors,
-    shapes_of,
     write_safetensors,
 )
 
@@ -68,7 +67,7 @@ class Lora(NamedTuple):
             wanted = abstract_adapters(params, self.options)
         except UserError as error:
             raise UserError(f"{what}: {error}") from error
-        check_shapes(what, shapes_of(self.adapters), shapes_of(wanted))
+        check_tree(what, self.adapters, wanted)
 
 
 def merge_loras(params: Params, loras: Iterable[Lora]) -> Params:

@@ -33,7 +33,7 @@ from flowtok_jax.weights.lora import read_lora
 from flowtok_jax.weights.safetensors import (
     as_stored,
     check_file,
-    check_shapes,
+    check_tree,
     file_of,
     read_copies,
     shapes_of,
@@ -134,7 +134,7 @@ def read_group(
     what = f"{path} does not fit the config"
     if over := config.get(DERIVED, {}).get(group):
         found = Derived(read_lora(path), over).read(directory)
-        check_shapes(what, shapes_of(found), shapes_of(wanted))
+        check_tree(what, found, wanted)
         return found
     with local_file(path) as file:
         arrays = read_copies(file, shapes_of(wanted), what)

@@ -183,6 +183,15 @@ def shapes_of(params: Params) -> dict[str, Shape]:
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
+def check_tree(what: str, got: Params, wanted: Params) -> None:
+    """Compares paths and shapes of two trees of arrays, as `check_shapes` does.
+
+    Raises:
+        UserError: where they differ.
+    """
+    check_shapes(what, shapes_of(got), shapes_of(wanted))
+
+
 def check_shapes(
     what: str,
     got: Mapping[str, Shape],

@@ -36,7 +36,7 @@ from flowtok_jax.runtime.files import (
     write_json,
 )
 from flowtok_jax.runtime.mesh import put, replicated
-from flowtok_jax.weights.safetensors import check_shapes, shapes_of
+from flowtok_jax.weights.safetensors import check_tree
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -143,7 +143,7 @@ def read_parameters(path: Place, wanted: Mapping[str, Params]) -> Params:
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         what = f"{path} does not fit the config"
-        check_shapes(what, shapes_of(stored), shapes_of(wanted))
+        check_tree(what, stored, wanted)
         try:
             return checkpointer.restore(path, target)
         except (OSError, ValueError) as error:
