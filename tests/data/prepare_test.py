@@ -80,7 +80,8 @@ def test_the_report_says_what_the_data_is_like(run, tmp_path):
     assert report["measures"]["words a caption"]["max"] == 4
     assert "records: 4 (3 JPEG, 1 WEBP)" in stderr
     lines = stderr.splitlines()
-    assert all(len(line) <= 80 for line in lines if str(folder) not in line)
+    # A path is as long as it is.
+    assert [s for s in lines if len(s) > 80 and not s.startswith("wrote ")] == []
     assert "rejected" in lines
     (line,) = (line.split() for line in lines if "empty_file" in line)
     assert line[:2] == ["empty_file", "1"]
