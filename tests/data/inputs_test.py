@@ -79,7 +79,7 @@ def test_the_halves_of_a_pair_become_one_character():
         (7, r"^prompts are 7 \(int\)"),
         (pathlib.Path("a.txt"), r"^prompts are PosixPath\('a.txt'\)"),
         ({"prompt": "a"}, r"^prompts are {'prompt': 'a'} \(dict\)"),
-        ({"a", "b"}, r"^prompts are .* \(set\)"),
+        ({"a"}, r"^prompts are .* \(set\)"),
         (np.array("a"), r"^prompts are array\('a'.*\(ndarray\)"),
         (np.array([["a"]]), r"^prompts are array\(\[\['a'\]\].*\(ndarray\)"),
         (Table(), r"^prompts are .*\(Table\)"),
