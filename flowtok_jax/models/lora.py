@@ -138,7 +138,8 @@ def merge_on_host(params: Params, adapters: Params, scale: float) -> Params:
 
     def adapt(kernel: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
         found = np.array(kernel)
-        a, b = np.float32(scale) * np.asarray(a), np.asarray(b)
+        a = np.float32(scale) * np.asarray(a)
+        b = np.asarray(b)
         # A product of matrices would add up in an order of the processor's own.
         for k in range(a.shape[-1]):
             found += a[..., k, None] * b[..., k, None, :]
