@@ -202,24 +202,30 @@ def students(demo, tmp_path_factory):
     few = {"lora.rank": 2, "lora.pattern": "student/blocks"}
     few |= {"loss.t2i_distilled.trajectory_steps": 2}
     few |= {"loss.i2t_distilled.trajectory_steps": 2}
-    process = run.start(command(demo.workdir, workdir, "distill.py:t2i,i2t", **few))
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
+    for _ in range(2):  # the second finds it finished
+        process = run.start(command(demo.workdir, workdir, "distill.py:t2i,i2t", **few))
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
     return FlowTok.from_pretrained(workdir)
 
 
-def test_a_student_learns_as_adapters_of_a_copy_of_its_teacher(demo, students):
+def test_a_student_learns_as_adapters_of_a_copy_of_its_teacher(
+    demo, students, tmp_path
+):
     assert (students.sample.solver, students.caption.solver) == ("average", "average")
     drawn = students.text_to_image(PROMPTS)
     assert np.isfinite(drawn).all()
     assert len(students.image_to_text(drawn, num_steps=1)) == len(PROMPTS)
-    teacher = students.params["t2i"]["dit"]
+    teacher = {"student": students.params["t2i"]["dit"]}
     assert params_sha256(students.params["t2i_distilled"]) != params_sha256(teacher)
     with pytest.raises(UserError, match="adapts i2t_distilled; .* has .* only"):
         FlowTok.from_pretrained(demo.workdir, lora=students.place)
+    students.save_pretrained(tmp_path / "saved")
+    again = FlowTok.from_pretrained(tmp_path / "saved", lora=students.place)
+    assert again.text_to_image(PROMPTS).shape == drawn.shape
 
 
-def test_a_student_has_its_guidance_inside(students, cli, tmp_path):
+def test_a_student_has_its_guidance_inside(students):
     own = students.sample.scale
     np.testing.assert_array_equal(
         students.text_to_image(PROMPTS, scale=own), students.text_to_image(PROMPTS)

@@ -101,15 +101,19 @@ def adaptive_loss(
     return error, error / jax.lax.stop_gradient(error + floor)
 
 
-def teacher_options(loss: Mapping[str, Any]) -> dict[str, Any]:
+def teacher_options(losses: Mapping[str, Any], student: str) -> dict[str, Any]:
     """Returns options of sampling by which the teacher goes the path of method `path`.
 
     Args:
-        loss: config.loss.TASK that a student learned by.
+        losses: config.loss, which older weights may have without the student's section.
+        student: its group, t2i_distilled or i2t_distilled.
     """
+    loss = losses.get(student, {})
     steps = loss.get("trajectory_steps") or 20  # 0: it learned from the data's path
     found = {"solver": "euler", "times": "left", "num_steps": steps}
-    return found | {key: loss[key] for key in ("scale",) if key in loss}
+    if "scale" in loss:
+        found["scale"] = loss["scale"]
+    return found
 
 
 def average_steps(

@@ -163,8 +163,9 @@ class Arguments:
 
     def _check_guidance(self, config: ConfigDict) -> None:
         takes_scale = config.get("student", {}).get("takes_scale", False)
+        stored = self.weights.config
         for section in ("sample", "caption"):
-            chosen, own = (c[section] for c in (config, self.weights.config))
+            chosen, own = (c[section] for c in (config, stored))
             check_scale(chosen.solver, chosen.scale, own.scale, takes_scale)
 
     def shown_config(self) -> ConfigDict:

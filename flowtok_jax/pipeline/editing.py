@@ -221,11 +221,12 @@ class Editing:
         length = np.sqrt(np.square(noise).mean((1, 2), keepdims=True))
         kept = (1 - strength) * noise / np.maximum(length, 1)
         z_new = np.asarray(new.at(jnp.asarray(kept)))  # (2)
-        # Guidance would pull at all of the picture, not at what is asked alone.
+        # Guidance would pull at all of the picture, not at what is asked alone, and a
+        # student has it inside.
         drawing = self.sample
-        if drawing.solver == AVERAGE:  # its guidance would pull at all of the picture
-            student = self.losses.get("t2i_distilled", {})
-            drawing = drawing._replace(**teacher_options(student))
+        if drawing.solver == AVERAGE:
+            teacher = teacher_options(self.losses, "t2i_distilled")
+            drawing = drawing._replace(**teacher)
         drawing = drawing._replace(scale=chosen.scale)
         drawn, _ = self._draw_from(after, z_new, drawing)
         texts = [[b, "there and back", a] for b, a in zip(before, after, strict=True)]

@@ -146,7 +146,7 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
         # Of another flow than its teacher's with adapters a student would draw.
         adapted = {lora.group for lora in weights.loras}
         flows = (way.flow for way in DIRECTIONS.values())
-        stale = {f"{flow}_distilled" for flow in flows if adapted & {flow, BOTH}}
+        stale = {flow_group(f, AVERAGE) for f in flows if adapted & {f, BOTH}}
         found = known_groups(weights, ("clip", *TASKS)) - stale
         needed = {"clip", "tokenizer", *found}
         for task in (TASKS[group] for group in found if group in TASKS):
@@ -352,6 +352,6 @@ def _without_student(options: SampleOptions, flow: str, of: FlowTok) -> SampleOp
     student = flow_group(flow, options.solver)
     if student in of.params or not has_group(flow, of.params):
         return options
-    teacher = teacher_options(of.losses.get(student, {}))
+    teacher = teacher_options(of.losses, student)
     logging.info("%s: no %s fits it; it runs with %s", flow, student, teacher)
     return options._replace(**teacher)

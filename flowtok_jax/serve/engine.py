@@ -59,8 +59,8 @@ class Engine:
         self.sizes = tuple(sizes)
         self.image_size = flowtok.nets.tokenizer.image_size
         self.solvers = tuple(name for name in (*SOLVERS, AVERAGE) if self._has(name))
-        has_inside = not flowtok.nets.student.takes_scale  # its guidance
-        self.guided = tuple(s for s in self.solvers if s != AVERAGE or not has_inside)
+        takes_scale = flowtok.nets.student.takes_scale
+        self.guided = tuple(s for s in self.solvers if s != AVERAGE or takes_scale)
         self.draws = bool(self.solvers)
         self.describes = has_group("i2t", flowtok.params)
         # Pictures are read before they are edited.

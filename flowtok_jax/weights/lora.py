@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from flowtok_jax.array_types import Params
 from flowtok_jax.models.lora import LoraOptions, abstract_adapters, merge_on_host
@@ -22,12 +22,12 @@ from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
 from flowtok_jax.weights.safetensors import (
-    as_stored,
     check_file,
     check_tree,
     file_of,
     read_metadata,
     read_safetensors,
+    stored_arrays,
     write_safetensors,
 )
 
@@ -119,10 +119,7 @@ def save_lora(
         **{name: str(value) for name, value in options._asdict().items()},
         "base_sha256": params_sha256(base),
     }
-    arrays = {
-        name: as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
-        for name, leaf in flatten_dict(adapters, sep="/").items()
-    }
+    arrays = stored_arrays(group, adapters, dtype)
     with tempfile.TemporaryDirectory() as made:  # the path may be of a store
         file = pathlib.Path(made, path.name)
         write_safetensors(file, arrays, metadata)

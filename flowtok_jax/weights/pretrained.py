@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Params
@@ -31,12 +30,12 @@ from flowtok_jax.runtime.files import (
 from flowtok_jax.weights.derived import Derived
 from flowtok_jax.weights.lora import read_lora
 from flowtok_jax.weights.safetensors import (
-    as_stored,
     check_file,
     check_tree,
     file_of,
     read_copies,
     shapes_of,
+    stored_arrays,
     write_safetensors,
 )
 from flowtok_jax.weights.workdir import CONFIG, VOCABULARY_SHA256
@@ -174,15 +173,8 @@ def save(
         write_json(part / CONFIG, stored)
         for group, make in groups.items():
             if group not in derived:
-                _save_group(part, group, make(), dtype)
+                arrays = stored_arrays(group, make(), dtype)
+                write_safetensors(part / file_of(group), arrays)
+                del arrays  # before the next group is made
         for group in derived.values():  # after what they are over
             group.save(part, dtype)
-
-
-def _save_group(directory: Place, group: str, params: Params, dtype: str) -> None:
-    leaves = flatten_dict(params, sep="/")
-    arrays = {
-        name: as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
-        for name, leaf in leaves.items()
-    }
-    write_safetensors(directory / file_of(group), arrays)

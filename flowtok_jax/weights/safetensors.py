@@ -131,6 +131,19 @@ def read_metadata(path: pathlib.Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def stored_arrays(group: str, params: Params, dtype: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a tree by their path, in the type of a file.
+
+    Raises:
+        UserError: as of `as_stored`.
+    """
+    leaves = flatten_dict(params, sep="/")
+    return {
+        name: as_stored(f"{group}: {name}", np.asarray(leaf), dtype)
+        for name, leaf in leaves.items()
+    }
+
+
 def as_stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """Returns parameters in the type of a file.
 

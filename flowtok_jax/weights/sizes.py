@@ -127,7 +127,7 @@ def adopt(
 
 
 def _sample_without_students(config: ConfigDict) -> None:
-    loss = config.loss.to_dict()
-    for section, group in (("sample", "t2i_distilled"), ("caption", "i2t_distilled")):
+    losses = config.loss.to_dict()
+    for section, student in (("sample", "t2i_distilled"), ("caption", "i2t_distilled")):
         if config[section].solver == AVERAGE:
-            config[section].update(teacher_options(loss.get(group, {})))
+            config[section].update(teacher_options(losses, student))

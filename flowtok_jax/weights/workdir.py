@@ -142,8 +142,7 @@ def read_parameters(path: Place, wanted: Mapping[str, Params]) -> Params:
             raise _damaged(path, reason) from error
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
-        what = f"{path} does not fit the config"
-        check_tree(what, stored, wanted)
+        check_tree(f"{path} does not fit the config", stored, wanted)
         try:
             return checkpointer.restore(path, target)
         except (OSError, ValueError) as error:
