@@ -19,6 +19,7 @@ from flowtok_jax.weights.place import open_weights
 from tests import run, tiny
 
 PROMPTS = ["a red circle at the top left", "a blue square at the bottom right"]
+WAYS = ("t2i", "i2t")
 STEPS = {"train.num_steps": 2, "train.batch_size": 8, "data.train": "shapes"}
 STEPS |= {"log.preview_every": 0, "log.preview_samples": 4, "data.threads": 1}
 
@@ -142,12 +143,12 @@ def test_every_part_is_evaluated(cli, trained, tmp_path):
     }
 
 
-def go_on(cli, config, weights, workdir):
+def go_on(cli, config, weights, workdir, **overrides):
     outcome = cli(
         f"--config=configs/{config}",
         f"--checkpoint={weights}",
         f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in STEPS.items()),
+        *(f"--config.{key}={value}" for key, value in (STEPS | overrides).items()),
     )
     assert outcome.status == 0, outcome.stderr
     return outcome.stderr
@@ -186,6 +187,32 @@ def test_it_teaches_few_steps_in_either_direction(cli, trained, tmp_path, flow):
     else:
         images = np.zeros((1, 32, 32, 3), np.float32)
         assert len(flowtok.image_to_text(images, solver="average")) == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "group"),
+    [("lora", "t2i"), ("lora_i2t", "i2t"), ("both", "both")],
+)
+def test_adapters_are_over_all_of_it_or_over_one_direction(
+    cli, trained, images, tmp_path, variant, group
+):
+    rate = {"lora.rank": 4, "schedule.lr": 0.5, "schedule.warmup_steps": 0}
+    go_on(cli, f"finetune.py:{variant}", trained.saved, tmp_path / "run", **rate)
+    base = {
+        g: pick_group(trained.flowtok.params, g, trained.flowtok.nets) for g in WAYS
+    }
+    over = FlowTok.from_pretrained(trained.saved, lora=tmp_path / "run")
+    # A direction that was not adapted is as it was.
+    for way in WAYS:
+        now = pick_group(over.params, way, over.nets)
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), now, base[way])
+        assert any(jax.tree.leaves(moved)) == (group in (way, "both"))
+    assert np.array_equal(over.text_to_image(PROMPTS), images) == (group == "i2t")
+    over.save_pretrained(tmp_path / "saved")
+    for place in (tmp_path / "run", tmp_path / "saved"):
+        again = FlowTok.from_pretrained(place)
+        wanted = over.params[group]
+        jax.tree.map(np.testing.assert_array_equal, again.params[group], wanted)
 
 
 def test_a_text_to_image_of_another_size_is_no_start(cli, demo, tmp_path, caplog):

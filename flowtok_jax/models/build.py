@@ -24,6 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 BOTH = "both"
 # Group that BOTH stands for -> direction of the DiT; None: it has none.
 STANDS_FOR = {"t2i": 0, "i2t": 1, "text_tokenizer": None}
+# What BOTH is made of, beside a text tower that is trained along.
+BOTH_NETWORKS = ("projector", "align_head", "shared_dit", "text_decoder")
 
 
 class Nets(NamedTuple):
@@ -95,6 +97,17 @@ def init_networks(nets: Nets, names: tuple[str, ...], key: Key) -> dict[str, Par
         name: getattr(nets, name).init(k, *inputs[name])["params"]
         for name, k in zip(names, keys, strict=True)
     }
+
+
+def abstract_networks(nets: Nets, names: tuple[str, ...]) -> dict[str, Params]:
+    """Returns shapes and dtypes of networks' parameters, computing no values."""
+    return jax.eval_shape(lambda: init_networks(nets, names, jax.random.key(0)))
+
+
+def abstract_both(nets: Nets) -> dict[str, Params]:
+    """Returns shapes and dtypes of the parameters of BOTH."""
+    tower = ("clip",) if nets.clip.trained_along else ()
+    return abstract_networks(nets, (*BOTH_NETWORKS, *tower))
 
 
 def find_provider(group: str, groups: Container[str]) -> str:

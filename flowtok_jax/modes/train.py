@@ -53,7 +53,7 @@ from flowtok_jax.tasks.lora import BASE
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
-from flowtok_jax.train.start import load_start
+from flowtok_jax.train.start import load_start, store_random_clip
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
 from flowtok_jax.weights.lora import lora_file, save_lora
 from flowtok_jax.weights.nets import load_metric_net
@@ -63,7 +63,6 @@ from flowtok_jax.weights.place import (
     load_groups,
     open_start,
     open_weights,
-    store_random_clip,
 )
 from flowtok_jax.weights.rows import (
     describe_match,

@@ -5,11 +5,10 @@ A new task is one file here, with a `Task` of its own, and a config.
 
 from collections.abc import Iterable, Mapping
 
-import jax
 from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Key, Params
-from flowtok_jax.models.build import Nets, init_networks, take_group
+from flowtok_jax.models.build import Nets, abstract_networks, init_networks, take_group
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import both, distill, i2t, t2i, text_tokenizer, tokenizer
 from flowtok_jax.tasks.base import Task
@@ -79,12 +78,12 @@ def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
 
 def abstract_group(nets: Nets, group: str) -> dict[str, Params]:
     """Returns shapes and dtypes of a group's parameters, computing no values."""
-    return jax.eval_shape(lambda: init_group(nets, group, jax.random.key(0)))
+    return abstract_networks(nets, networks_of(group, nets))
 
 
 def abstract_groups(nets: Nets, groups: Iterable[str]) -> dict[str, dict[str, Params]]:
     """Computes shapes of several groups' parameters, of each network only once."""
     networks = {group: networks_of(group, nets) for group in groups}
     names = tuple(sorted({name for group in networks.values() for name in group}))
-    shapes = jax.eval_shape(lambda: init_networks(nets, names, jax.random.key(0)))
+    shapes = abstract_networks(nets, names)
     return {g: {name: shapes[name] for name in n} for g, n in networks.items()}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowtok_jax.array_types import CaptionIds, Key, Params, Tokens
-from flowtok_jax.models.build import BOTH, Nets, init_networks
+from flowtok_jax.models.build import BOTH, BOTH_NETWORKS, Nets, init_networks
 from flowtok_jax.models.dit import both_directions
 from flowtok_jax.tasks import i2t, t2i
 from flowtok_jax.tasks.accumulate import accumulate
@@ -180,7 +180,7 @@ def _preview(model: PreviewModel, examples: Any) -> list[Preview]:
 
 TASK = t2i.TASK._replace(
     name=BOTH,
-    networks=("projector", "align_head", "shared_dit", "text_decoder"),
+    networks=BOTH_NETWORKS,
     loss=both_loss,
     preview=_preview,
     directions=t2i.TASK.directions + i2t.TASK.directions,

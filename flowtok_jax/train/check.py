@@ -10,7 +10,6 @@ from flowtok_jax.data.loader import open_source, training_side
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import (
     find_provider,
-    find_providers,
     has_group,
     make_nets,
 )
@@ -72,19 +71,13 @@ def check_run(
         if task.goes_on(config):
             needed.add(stage)
         for group in sorted(needed):
-            checks[group] = lambda g=group, c=config: _find_group(
+            checks[group] = lambda g=group, c=config: find_place(
                 g, [p for p in (own, start(c.init_from)) if p is not None]
             )
         for name in (*task.judges(config), *preview_nets(config, task)):
             checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
         trained.append(stage)
     raise_together(checks, "the run cannot start")
-
-
-def _find_group(group: str, places: Sequence[Weights]) -> Weights:
-    """Returns the first of the places that has a group, be it as a part of `both`."""
-    (found,) = find_providers([group], *[place.groups for place in places])
-    return find_place(found, places)
 
 
 def check_fit(

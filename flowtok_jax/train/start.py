@@ -1,16 +1,19 @@
-"""The parameters that training of a task starts from."""
+"""The parameters that training starts from: of a task, and of the text tower."""
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Params
+from flowtok_jax.array_types import Key, Params
 from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.models.build import Nets, find_provider
+from flowtok_jax.runtime.files import Place
 from flowtok_jax.tasks import abstract_group, init_group, pick_group
 from flowtok_jax.tasks.base import Task
+from flowtok_jax.weights import workdir
 from flowtok_jax.weights.place import Weights
 from flowtok_jax.weights.rows import ROWS, read_moved
 
@@ -69,3 +72,26 @@ def _read(
     else:
         found = start.read(provider, wanted, nets, is_start=True)
     return pick_group({provider: found}, group, nets)
+
+
+def store_random_clip(
+    config: ConfigDict,
+    folder: Place,
+    start: Callable[[], Weights | None],
+    init: Callable[[Key], Params],
+) -> None:
+    """Stores the never-trained text tower of a run whose config asks for one.
+
+    A tower that the weights to start from have goes before, as a tower that the run has
+    already: weights trained on its features would not know another.
+
+    Args:
+        start: opens the weights to start from.
+        init: draws the tower's group of parameters.
+    """
+    if config.text.weights != "random" or workdir.steps_of(folder, "clip"):
+        return
+    inherited = start()
+    if inherited is None or "clip" not in inherited.groups:
+        drawn = jax.jit(init)(jax.random.key(config.text.seed))
+        workdir.store_group(folder, "clip", drawn)

@@ -10,12 +10,18 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Key, Params
+from flowtok_jax.array_types import Params
 from flowtok_jax.data.vocabulary import VOCABULARY, Vocabulary
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import (
+    BOTH,
+    Nets,
+    abstract_both,
+    has_group,
+    make_nets,
+    take_group,
+)
 from flowtok_jax.models.lora import (
     ADAPTED,
     LoraOptions,
@@ -114,9 +120,13 @@ class Weights:
         # Orbax takes absolute paths only.
         return absolute(self.place) / CHECKPOINTS
 
-    @functools.cached_property
+    @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups whose parameters the place holds."""
+        """Names of the groups whose parameters the place holds, or adapters make."""
+        return tuple(dict.fromkeys((*self._held, *(x.group for x in self.loras))))
+
+    @functools.cached_property
+    def _held(self) -> tuple[str, ...]:
         if self.kind == PRETRAINED:
             return tuple(self._stored.groups)
         return tuple(dict.fromkeys(name.removesuffix(ADAPTED) for name in self.steps))
@@ -132,10 +142,10 @@ class Weights:
         found.loras = (*self.loras, *added)
         found.name = " + ".join((self.name, *(str(lora.path) for lora in added)))
         for lora in found.loras:
-            if lora.group not in self.groups:
+            if not has_group(lora.group, self._held):
                 raise UserError(
                     f"{lora.path} adapts {lora.group}; {self.place} has "
-                    f"{', '.join(self.groups)} only"
+                    f"{', '.join(self._held)} only"
                 )
         return found
 
@@ -179,10 +189,14 @@ class Weights:
         Raises:
             UserError: where there are none, or they do not fit the networks.
         """
-        if group not in self.groups:
+        if not has_group(group, self.groups):
             raise UserError(f"no weights of {group} in {self.place}")
         self.check(group, wanted, nets, is_start=is_start)
-        if self.kind == PRETRAINED:
+        if group not in self._held:  # a part of `both`, which adapters are over
+            both = self.read(BOTH, abstract_both(nets), nets, is_start=is_start)
+            part = take_group({BOTH: both}, group)
+            found = {name: part[name] for name in wanted}
+        elif self.kind == PRETRAINED:
             found = pretrained.read_group(self.place, group, wanted, self._stored)
         elif group + ADAPTED in self.steps:
             found = self._read_adapted(group, wanted, nets)
@@ -344,13 +358,13 @@ def load_groups(
 
 
 def find_place(group: str, places: Sequence[Weights]) -> Weights:
-    """Returns the first of the places that has a group.
+    """Returns the first of the places that has a group, be it as a part of `both`.
 
     Raises:
         UserError: where none has, with the command that gets the group.
     """
     for place in places:
-        if group in place.groups:
+        if has_group(group, place.groups):
             return place
     where = " nor in ".join(str(p.place) for p in places)
     missing = f"no weights of {group}" + (f" in {where}" if places else "")
@@ -372,26 +386,3 @@ def find_place(group: str, places: Sequence[Weights]) -> Weights:
             "was trained"
         )
     raise UserError(f"{missing}; {cure}")
-
-
-def store_random_clip(
-    config: ConfigDict,
-    folder: Place,
-    start: Callable[[], Weights | None],
-    init: Callable[[Key], Params],
-) -> None:
-    """Stores the never-trained text tower of a run whose config asks for one.
-
-    A tower that the weights to start from have goes before, as a tower that the run has
-    already: weights trained on its features would not know another.
-
-    Args:
-        start: opens the weights to start from.
-        init: draws the tower's group of parameters.
-    """
-    if config.text.weights != "random" or workdir.steps_of(folder, "clip"):
-        return
-    inherited = start()
-    if inherited is None or "clip" not in inherited.groups:
-        drawn = jax.jit(init)(jax.random.key(config.text.seed))
-        workdir.store_group(folder, "clip", drawn)
