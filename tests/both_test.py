@@ -17,6 +17,7 @@ from flowtok_jax.tasks import pick_group
 from flowtok_jax.weights.card import find_tasks
 from flowtok_jax.weights.place import open_weights
 from tests import run, tiny
+from tests.data import made
 
 PROMPTS = ["a red circle at the top left", "a blue square at the bottom right"]
 WAYS = ("t2i", "i2t")
@@ -213,6 +214,22 @@ def test_adapters_are_over_all_of_it_or_over_one_direction(
         again = FlowTok.from_pretrained(place)
         wanted = over.params[group]
         jax.tree.map(np.testing.assert_array_equal, again.params[group], wanted)
+
+
+def test_it_goes_on_in_other_words(cli, trained, tmp_path):
+    ducks = made.write_ducks(tmp_path / "ducks")
+    words = {"init_vocabulary": "captions", "data.train": f"folder:{ducks}"}
+    said = go_on(cli, "finetune.py:both", trained.saved, tmp_path / "run", **words)
+    assert "both gets the run's vocabulary" in said
+    mine = FlowTok.from_pretrained(tmp_path / "run")
+    assert mine.vocabulary.decode(mine.vocabulary.encode(["red duck"])) == ["red duck"]
+    assert len(mine.text_to_image(["the red duck"])) == 1
+    # Of words that both know the rows are kept, of the text decoder's too.
+    outs = [x.params["both"]["text_decoder"]["out"] for x in (mine, trained.flowtok)]
+    ids = [x.vocabulary.tokenizer.token_to_id("red") for x in (mine, trained.flowtok)]
+    here, there = (out["kernel"][:, i] for out, i in zip(outs, ids, strict=True))
+    np.testing.assert_allclose(here, there, atol=1e-3)
+    assert outs[0]["kernel"].shape[1] == 12
 
 
 def test_a_text_to_image_of_another_size_is_no_start(cli, demo, tmp_path, caplog):

@@ -196,13 +196,7 @@ def test_a_run_on_dirty_tars_finishes_and_counts_what_is_broken(cli, demo, tmp_p
 
 @pytest.fixture(scope="module")
 def ducks(tmp_path_factory):
-    """Pictures whose captions have words that the demo lacks, and "the" and "red"."""
-    folder = tmp_path_factory.mktemp("ducks") / "set"
-    folder.mkdir()
-    for i in range(24):
-        (folder / f"{i}.png").write_bytes(made.encode(made.picture(32, 32)))
-        (folder / f"{i}.txt").write_text(f"the red duck swims, number {i % 3}")
-    return folder
+    return made.write_ducks(tmp_path_factory.mktemp("ducks") / "set")
 
 
 NEW_WORDS = {"init_vocabulary": "captions"}

@@ -103,6 +103,15 @@ def write_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
     return folder
 
 
+def write_ducks(folder: pathlib.Path) -> pathlib.Path:
+    """Pictures whose captions have words that the demo lacks, and "the" and "red"."""
+    folder.mkdir()
+    for i in range(24):
+        (folder / f"{i}.png").write_bytes(encode(picture(32, 32)))
+        (folder / f"{i}.txt").write_text(f"the red duck swims, number {i % 3}")
+    return folder
+
+
 def latents(count: int, start: int = 0) -> list[Record]:
     """Records of latents; every second one has a recaption as well."""
     found = []
