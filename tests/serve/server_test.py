@@ -1,5 +1,6 @@
 """The server in a process of its own: hostile and slow clients, OpenAI's, its end."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -236,3 +237,24 @@ def test_an_address_that_is_taken_is_one_line():
 
 def test_the_fake_draws_pictures_of_its_size():
     assert colour("a", 1, 1.0).shape == (SIDE, SIDE, 3)
+
+
+def test_answers_are_sent_at_once():
+    """A client that acknowledges late does not hold back what follows the headers."""
+
+    async def accept() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def connected(_, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            found.set_result(option)
+            writer.close()
+
+        with listen("127.0.0.1", 0) as opened:
+            async with await asyncio.start_server(connected, sock=opened):
+                _, writer = await asyncio.open_connection(*opened.getsockname())
+                writer.close()
+                return await found
+
+    assert asyncio.run(accept()) != 0
