@@ -120,10 +120,10 @@ class Weights:
         # Orbax takes absolute paths only.
         return absolute(self.place) / CHECKPOINTS
 
-    @property
+    @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups whose parameters the place holds, or adapters make."""
-        return tuple(dict.fromkeys((*self._held, *(x.group for x in self.loras))))
+        return self._held
 
     @functools.cached_property
     def _held(self) -> tuple[str, ...]:
@@ -140,6 +140,8 @@ class Weights:
         found = copy.copy(self)
         added = open_loras(loras)
         found.loras = (*self.loras, *added)
+        made = (lora.group for lora in added)
+        found.groups = tuple(dict.fromkeys((*self.groups, *made)))
         found.name = " + ".join((self.name, *(str(lora.path) for lora in added)))
         for lora in found.loras:
             if not has_group(lora.group, self._held):
@@ -189,10 +191,11 @@ class Weights:
         Raises:
             UserError: where there are none, or they do not fit the networks.
         """
-        if not has_group(group, self.groups):
+        is_held = group in self._held
+        if not (is_held or has_group(group, self._held)):
             raise UserError(f"no weights of {group} in {self.place}")
         self.check(group, wanted, nets, is_start=is_start)
-        if group not in self._held:  # a part of `both`, which adapters are over
+        if not is_held:  # a part of `both`, which adapters are over
             both = self.read(BOTH, abstract_both(nets), nets, is_start=is_start)
             part = take_group({BOTH: both}, group)
             found = {name: part[name] for name in wanted}
@@ -364,7 +367,7 @@ def find_place(group: str, places: Sequence[Weights]) -> Weights:
         UserError: where none has, with the command that gets the group.
     """
     for place in places:
-        if has_group(group, place.groups):
+        if group in place.groups or has_group(group, place.groups):
             return place
     where = " nor in ".join(str(p.place) for p in places)
     missing = f"no weights of {group}" + (f" in {where}" if places else "")
