@@ -118,7 +118,7 @@ class Options(NamedTuple):
 
     @property
     def is_guided(self) -> bool:
-        """Whether the teacher is called for a null half too."""
+        """The need to call the teacher for a null half too."""
         return self.range != (1, 1)
 
     def draw_scales(self, key: Key, rows: int) -> Scales:

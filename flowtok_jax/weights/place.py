@@ -123,7 +123,7 @@ class Weights:
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups whose parameters the place holds, or adapters make."""
-        return self._held
+        return self._held  # `with_loras` puts a longer one in its place
 
     @functools.cached_property
     def _held(self) -> tuple[str, ...]:
