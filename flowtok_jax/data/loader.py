@@ -121,10 +121,8 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
         return _load_vocabulary("text.vocabulary", config.text.vocabulary, context)
-    source = open_training(config)
-    # Records in their own order: the vocabulary depends on no shuffle.
-    count = min(config.text.vocabulary_captions, len(source))
-    captions = (source[i]["caption"] for i in range(count))
+    # Every caption of a record, where an example has one of them.
+    captions = draw_captions(open_training(config), config.text.vocabulary_captions)
     return Vocabulary.train(captions, config.clip.vocab_size, context)
 
 
@@ -221,14 +219,17 @@ def count_captions(
 
 
 def draw_captions(source: Source, count: int) -> list[str]:
-    """Draws captions from all over a source, without decoding its images."""
+    """Draws all captions of records from all over a source; decodes no images.
+
+    Args:
+        count: number of records.
+    """
     if isinstance(source, Mixture):
         of_each = -(-count // len(source.parts))
         drawn = (draw_captions(part, of_each) for part in source.parts)
         return list(itertools.chain.from_iterable(drawn))
     if not isinstance(source, RecordSource):  # scenes, which have to be drawn
-        count = min(count, len(source), COUNTED)
-        return [source[index]["caption"] for index in range(count)]
+        return [source[i]["caption"] for i in range(min(count, len(source)))]
     count = min(count, len(source))
     indices = np.random.default_rng(0).choice(len(source), count, replace=False)
     captions: list[str] = []

@@ -290,6 +290,17 @@ def test_a_vocabulary_too_small_for_the_captions_is_refused_with_its_size(worded
     loader.check_captions(worded, make_vocabulary(worded), "")
 
 
+def test_a_vocabulary_has_the_words_of_every_caption_of_an_image(worded, tmp_path):
+    folder = tmp_path / "photos"
+    captions = [[f"{word}{i}" for word in ("one", "also", "or")] for i in range(12)]
+    for i, texts in enumerate(captions):
+        (folder / f"{i}.txt").unlink()
+        with (folder / "metadata.jsonl").open("a") as rows:
+            rows.write(f"{json.dumps({'file_name': f'{i}.png', 'text': texts})}\n")
+    vocabulary = make_vocabulary(worded)
+    assert not vocabulary.count(list(itertools.chain(*captions))).unknown
+
+
 def test_captions_that_inherited_words_do_not_fit_are_refused(
     worded, vocabulary, caplog
 ):
