@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from flowtok_jax.pipeline import FlowTok
+from flowtok_jax.runtime import cli
 from flowtok_jax.serve.engine import SIZES
 
 PATH = "/v1/images/generations"
@@ -270,4 +271,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run_command(main))

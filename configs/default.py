@@ -388,7 +388,7 @@ def _add_measures(config: ConfigDict) -> None:
         "num_steps": 20,  # of the solver
         "source": "sample",  # sample or mean of the posterior the flow starts from
         "solver": "euler",  # euler or heun; average: a distilled flow
-        "times": "release",  # release or left, see flow/samplers.py
+        "times": "release",  # release, left or early, see flow/samplers.py
         "batch_size": 64,  # rows on all devices together
         # Captions of an image, of which the one is kept that text to image draws
         # nearest to the image; 1 in text to image.

@@ -20,7 +20,7 @@ import numpy as np
 from flowtok_jax.data.records import BadRecord, Record, Records, RejectCounter
 from flowtok_jax.runtime.errors import UserError
 
-# {"image": uint8 [s, s, 3] or "moments": float16 [n, 2 * c], "caption": str,
+# {"image": uint8 [s, s, 3] or "moments": float16 [n, 2 * c] or none, "caption": str,
 # "rejected": (reason, name) of each record that the example replaces}. In a batch:
 # arrays with one axis more, a list of captions, and the rejects of all examples.
 Example = dict[str, Any]
@@ -28,6 +28,7 @@ Number = int | np.integer
 Numbers = Sequence[int] | np.ndarray
 Transform = Callable[[Record, random.Random], Example]
 
+CONTENTS = frozenset({"image", "moments"})
 TRIES = 256  # unusable records in a row before a run stops
 
 
@@ -73,8 +74,8 @@ def _pick(position: int, index: int) -> tuple[int, int]:
 
 def collate(examples: Sequence[Example]) -> Example:
     """Stacks examples into a batch."""
-    content = "image" if "image" in examples[0] else "moments"
-    batch: Example = {content: np.stack([example[content] for example in examples])}
+    contents = CONTENTS & examples[0].keys()  # none where a task takes captions alone
+    batch: Example = {name: np.stack([e[name] for e in examples]) for name in contents}
     batch["caption"] = [example["caption"] for example in examples]
     rejected = (example["rejected"] for example in examples)
     batch["rejected"] = tuple(itertools.chain.from_iterable(rejected))

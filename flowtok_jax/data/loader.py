@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.data.captions import CaptionOptions
 from flowtok_jax.data.examples import (
+    CONTENTS,
     Example,
     Mixture,
     RecordSource,
@@ -76,9 +77,14 @@ def evaluated_source(config: ConfigDict) -> tuple[str, Side | None]:
     return config.data.train, side._replace(is_held_out=True)
 
 
-def open_training(config: ConfigDict) -> Source:
-    """Opens data.train without the share that is held out."""
-    return open_source(config, config.data.train, side=training_side(config))
+def open_training(config: ConfigDict, *, decodes: bool = True) -> Source:
+    """Opens data.train without the share that is held out.
+
+    Args:
+        decodes: as of `ImageTransform`.
+    """
+    side = training_side(config)
+    return open_source(config, config.data.train, side=side, decodes=decodes)
 
 
 def open_evaluation(config: ConfigDict) -> Source:
@@ -88,18 +94,24 @@ def open_evaluation(config: ConfigDict) -> Source:
 
 
 def open_source(
-    config: ConfigDict, spec: str, *, centre: bool = False, side: Side | None = None
+    config: ConfigDict,
+    spec: str,
+    *,
+    centre: bool = False,
+    side: Side | None = None,
+    decodes: bool = True,
 ) -> Source:
     """Makes the source that a source string names, with a config's sizes and options.
 
     Args:
         centre: take the centre of each image as it is, whatever training draws.
         side: of a split, whose records alone the source has; None: all.
+        decodes: as of `ImageTransform`.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
-    transform = config.data.transform.to_dict()
+    transform = config.data.transform.to_dict() | {"decodes": decodes}
     if centre:
         transform |= {"crop": "center", "flip": False}
     return make_source(
@@ -241,12 +253,16 @@ def draw_captions(source: Source, count: int) -> list[str]:
     return captions
 
 
-def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: ConfigDict, takes_images: bool = True
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes of a global batch, without opening the source."""
     rows = config.train.batch_size
     tokens = config.latent.tokens
     side = config.tokenizer.image_size
     batch = {"caption_ids": jax.ShapeDtypeStruct((rows, tokens), np.int32)}
+    if not takes_images:
+        return batch
     # The first part tells: a mixture has images alone or moments alone.
     if parse_sources(config.data.train)[0].kind == "latents":
         shape = (rows, tokens, 2 * config.latent.channels)
@@ -278,12 +294,14 @@ class Loader:
     """Endless iterator over this process's rows of the global batches.
 
     A batch is {"caption_ids": int32 [b, n]} with "image": uint8 [b, s, s, 3] or
-    "moments": float16 [b, n, 2 * c]. `rejects` counts the records replaced since the
-    loader was made.
+    "moments": float16 [b, n, 2 * c], or with neither. `rejects` counts the records
+    replaced since the loader was made.
 
     Args:
         start_step: step whose batch comes first.
         rows: rows of the global batch, ascending; None: all.
+        takes_images: whether batches have images or moments; what nobody takes is not
+            decoded.
     """
 
     def __init__(
@@ -292,14 +310,15 @@ class Loader:
         vocabulary: Vocabulary,
         start_step: int,
         rows: np.ndarray | None = None,
+        takes_images: bool = True,
     ):
         batch_size = config.train.batch_size
         rows = np.arange(batch_size) if rows is None else rows
-        source = open_training(config)
+        source = open_training(config, decodes=takes_images)
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows = len(rows)
-        read = _Reader(source, vocabulary, config.data.threads)
+        read = _Reader(source, vocabulary, config.data.threads, takes_images)
         batches = places.batch(len(rows)).map(read)
         ahead = _read_ahead(batches, config.data.prefetch, config.data.workers)
         self._batches = iter(ahead)
@@ -322,10 +341,14 @@ class Loader:
 class _Reader:
     """Reader of the batch of given picks, with threads for images."""
 
-    def __init__(self, source: Source, vocabulary: Vocabulary, threads: int):
-        self._arguments = (source, vocabulary, threads)
+    def __init__(
+        self, source: Source, vocabulary: Vocabulary, threads: int, takes_images: bool
+    ):
+        self._arguments = (source, vocabulary, threads, takes_images)
         self._source = source
         self._vocabulary = vocabulary
+        # Scenes are drawn, and latents read, with their captions.
+        self._left_out = frozenset() if takes_images else CONTENTS
         self._pool = ThreadPoolExecutor(threads)
 
     def __reduce__(self):  # threads do not pickle: a worker process makes its own
@@ -339,7 +362,8 @@ class _Reader:
             batch = collate(list(self._pool.map(self._source.read, *numbers)))
         # No warnings: training meets the same captions in each epoch.
         ids = self._vocabulary.encode(batch.pop("caption"), warns=False)
-        return {**batch, "caption_ids": ids}
+        kept = {k: v for k, v in batch.items() if k not in self._left_out}
+        return {**kept, "caption_ids": ids}
 
 
 def _read_ahead(

@@ -121,6 +121,8 @@ class ImageTransform:
             right are wrong then.
         recaption_rate: share of captions replaced by a recaption, if there is one.
         max_pixels: width times height above which an image is refused.
+        decodes: whether there is an image at all; otherwise the caption is alone, the
+            same, and nothing that only pixels tell refuses a record.
     """
 
     image_size: int
@@ -129,6 +131,7 @@ class ImageTransform:
     recaption_rate: float = 0.95
     max_pixels: int = images.MAX_PIXELS
     filters: Filters = Filters()
+    decodes: bool = True
 
     def __post_init__(self):
         if self.crop not in CROPS:
@@ -148,6 +151,9 @@ class ImageTransform:
         # All three whatever the options are, so that these do not change the caption.
         across, down, mirror = (rng.random() for _ in range(3))
         caption = choose_caption(record, rng, self.recaption_rate)
+        if not self.decodes:
+            self.filters.check_metadata(record)
+            return {"caption": caption}
         image = self.decode(record)
         if self.crop == "center":
             across = down = 0.5

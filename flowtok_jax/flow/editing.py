@@ -35,6 +35,7 @@ from flowtok_jax.flow.samplers import (
     euler,
     evaluation_times,
     heun,
+    step_lengths,
 )
 
 State = tuple[Tokens, ...]  # one array, or the pair (y, z)
@@ -51,11 +52,9 @@ def implicit_midpoint(
     span: Span = WHOLE,
 ) -> Tokens:
     """Integrates by `num_steps` steps of the implicit midpoint rule, in float32."""
-    start, end = span
-    h = (end - start) / num_steps
 
-    def step(carry, at):
-        z, slope_before = carry
+    def step(carry, of_step):
+        (z, slope_before), (at, h) = carry, of_step
 
         def again(_, slope):
             return velocity(z + 0.5 * h * slope, at)  # (3)
@@ -64,7 +63,8 @@ def implicit_midpoint(
         slope = jax.lax.fori_loop(0, ITERATIONS, again, slope_before)
         return (z + h * slope, slope), None
 
-    steps = prepare(evaluation_times(num_steps, times, span) + 0.5 * h)
+    h = step_lengths(num_steps, times, span)
+    steps = prepare(evaluation_times(num_steps, times, span) + 0.5 * h), h
     z_src = z_src.astype(jnp.float32)
     return jax.lax.scan(step, (z_src, jnp.zeros_like(z_src)), steps)[0][0]
 

@@ -2,13 +2,16 @@
 
     Euler     z <- z + h v(z, t)                                    (1)
     Heun      z <- z + h/2 (v(z, t) + v(z + h v(z, t), t + h))      (2)
-    h         = (1 - SIGMA_MIN) / N, or an N-th of the span asked for
+    h         = (1 - SIGMA_MIN) / N, or an N-th of the span asked for; of times "early"
+                the i-th step goes from (i / N)^2 to ((i + 1) / N)^2 of it
     guidance  v = v_null + scale (v_cond - v_null)                  (3)
 
-`times` says where v is evaluated: "left" at the left end of each step; "release" at N
-evenly spaced points from 0 to 1 - SIGMA_MIN, both ends included, as in the release file
-`libs/flow_matching.py`, which made the published numbers. Only "left" has the order of
-accuracy that the solver's name promises.
+`times` says where v is evaluated: "left" and "early" at the left end of each step;
+"release" at N evenly spaced points from 0 to 1 - SIGMA_MIN, both ends included, as in
+the release file `libs/flow_matching.py`, which made the published numbers and has not
+the order of accuracy that the solver's name promises. "early" has more steps where the
+path begins: there the flow decides among several ends of one source, such as captions
+of one image, and between two of them it is neither (docs/both.md).
 
 A velocity takes the time as [1], or as `prepare` encodes it: `prepare` is called once
 with the times of all steps, and each step gets its row of the result. Work that depends
@@ -30,7 +33,7 @@ Velocity = Callable[[Tokens, At], Tokens]
 NullableVelocity = Callable[[Tokens, At, Rows], Tokens]
 Prepare = Callable[[Time], Any]
 
-TIMES = ("release", "left")
+TIMES = ("release", "left", "early")
 END = 1 - SIGMA_MIN
 Span = tuple[float, float]  # of time; its end lies before its start on the way back
 WHOLE: Span = (0.0, END)
@@ -47,7 +50,21 @@ def evaluation_times(num_steps: int, times: str, span: Span = WHOLE) -> jax.Arra
     if times == "release":
         # N points have N - 1 gaps, so they are wider than the N steps of size h.
         return jnp.linspace(start, end, num_steps)
+    if times == "early":
+        return start + (end - start) * _squares(num_steps)[:-1]
     return start + jnp.arange(num_steps) * ((end - start) / num_steps)
+
+
+def step_lengths(num_steps: int, times: str, span: Span = WHOLE) -> jax.Array:
+    """Returns the lengths of the N steps, negative on the way back."""
+    start, end = span
+    if times == "early":
+        return (end - start) * jnp.diff(_squares(num_steps))
+    return jnp.full(num_steps, (end - start) / num_steps)
+
+
+def _squares(num_steps: int) -> jax.Array:
+    return jnp.square(jnp.arange(num_steps + 1) / num_steps)
 
 
 def as_rows(t: Time) -> jax.Array:
@@ -96,13 +113,13 @@ def euler(
     span: Span = WHOLE,
 ) -> Tokens:
     """Integrates by `num_steps` Euler steps; the state is float32."""
-    start, end = span
-    h = (end - start) / num_steps
 
-    def step(z, at):
+    def step(z, of_step):
+        at, h = of_step
         return z + h * velocity(z, at), None  # (1)
 
-    steps = prepare(evaluation_times(num_steps, times, span))
+    at = prepare(evaluation_times(num_steps, times, span))
+    steps = at, step_lengths(num_steps, times, span)
     return jax.lax.scan(step, z_src.astype(jnp.float32), steps)[0]
 
 
@@ -118,17 +135,16 @@ def heun(
 
     With `times="release"` the second evaluation is held at the end of the path.
     """
-    start, end = span
-    h = (end - start) / num_steps
 
-    def step(z, at):
-        left, right = at
+    def step(z, of_step):
+        left, right, h = of_step
         v_left = velocity(z, left)
         v_right = velocity(z + h * v_left, right)
         return z + 0.5 * h * (v_left + v_right), None  # (2)
 
     t = evaluation_times(num_steps, times, span)
-    steps = prepare(t), prepare(jnp.clip(t + h, 0.0, END))
+    h = step_lengths(num_steps, times, span)
+    steps = prepare(t), prepare(jnp.clip(t + h, 0.0, END)), h
     return jax.lax.scan(step, z_src.astype(jnp.float32), steps)[0]
 
 

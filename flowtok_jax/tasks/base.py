@@ -91,6 +91,8 @@ class Task(NamedTuple):
         draws: whether previews have images to measure.
         copies: whether these images should equal the examples' own.
         contents: contents of the data that will do, "image" or "moments" (latents).
+        takes_images: whether the loss reads either, by the options of
+            config.loss[TASK]; what it does not read is not loaded.
         directions: the directions of sampling.py that the group enables.
         make_trainer: builds the state and the step; None for one optimiser.
         judges: names of the frozen networks of eval.weights that the loss needs, each
@@ -115,6 +117,7 @@ class Task(NamedTuple):
     draws: bool = False  # metrics of images are loaded before the stage begins
     copies: bool = False
     contents: tuple[str, ...] = ("image", "moments")
+    takes_images: Callable[[Mapping[str, Any]], bool] = lambda options: True
     directions: tuple[str, ...] = ()
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
@@ -156,6 +159,11 @@ def to_floats(image: Array) -> Image:
     # Images travel to the device as bytes, a quarter of their floats.
     is_bytes = image.dtype == jnp.uint8
     return image.astype(jnp.float32) / 255 if is_bytes else image
+
+
+def has_images(batch: Batch) -> bool:
+    """Tells whether a batch has images, or moments; see `Task.takes_images`."""
+    return "image" in batch or "moments" in batch
 
 
 def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterior:

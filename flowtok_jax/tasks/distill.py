@@ -37,6 +37,7 @@ from flowtok_jax.tasks.base import (
     PreviewModel,
     Scalars,
     Task,
+    has_images,
     image_posterior,
     project,
     text_features,
@@ -216,7 +217,7 @@ def _guidance(scales: Scales, options: Options) -> Scales | None:
 def _along_path(
     nets: Nets,
     dit: Params,
-    ends: tuple[Tokens, Tokens],
+    ends: tuple[Tokens, Tokens | None],
     scales: Scales,
     key: Key,
     options: Options,
@@ -226,7 +227,7 @@ def _along_path(
     Returns:
         Of `pairs` steps of each path, bp = b * pairs.
     """
-    z_src = ends[0]  # a path is the teacher's alone, so that z_tgt is never computed
+    z_src = ends[0]  # a path is the teacher's alone
     rows = z_src.shape[0]
     steps = options.trajectory_steps
     guidance = _guidance(scales, options)
@@ -246,7 +247,7 @@ def _along_path(
 def _at_points(
     nets: Nets,
     dit: Params,
-    ends: tuple[Tokens, Tokens],
+    ends: tuple[Tokens, Tokens | None],
     scales: Scales,
     key: Key,
     options: Options,
@@ -303,11 +304,13 @@ def _compare(
 
 def draw_t2i_ends(
     frozen: Params, batch: Batch, keys: dict[str, Key], *, nets: Nets
-) -> tuple[Tokens, Tokens]:
-    """Draws caption tokens by the teacher's projector, and image tokens."""
+) -> tuple[Tokens, Tokens | None]:
+    """Draws caption tokens by the teacher's projector, and those of images, if any."""
     teacher = frozen["teacher"]
     text_feats = text_features(nets, teacher if "clip" in teacher else frozen, batch)
     source = project(nets, teacher["projector"], text_feats, None)
+    if not has_images(batch):
+        return source.sample(keys["text"]), None
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
     return source.sample(keys["text"]), z_img
@@ -354,7 +357,11 @@ def _preview_captions(model: PreviewModel, examples: Any) -> Preview:
 
 
 def _make(
-    teacher: Task, draw_ends: Callable, preview: Callable, target: tuple[str, ...]
+    teacher: Task,
+    draw_ends: Callable,
+    preview: Callable,
+    target: tuple[str, ...],
+    takes_images: Callable[[Mapping[str, Any]], bool],
 ) -> Task:
     name = f"{teacher.name}_distilled"
     return teacher._replace(
@@ -366,12 +373,26 @@ def _make(
         # The projector too, which t2i trains.
         passes=tuple({**dict.fromkeys(teacher.passes), "projector": None}),
         more_passes=functools.partial(count_passes, target=target),
+        takes_images=takes_images,
         trains_tower=False,
         init=copy_teacher,
     )
 
 
 TASKS = (
-    _make(t2i.TASK, draw_t2i_ends, _preview_images, ("encoder",)),
-    _make(i2t.TASK, i2t.draw_ends, _preview_captions, ("clip", "projector")),
+    _make(
+        t2i.TASK,
+        draw_t2i_ends,
+        _preview_images,
+        ("encoder",),
+        # The teacher's path begins at a caption, that of the data needs both ends.
+        takes_images=lambda options: not options["trajectory_steps"],
+    ),
+    _make(
+        i2t.TASK,
+        i2t.draw_ends,
+        _preview_captions,
+        ("clip", "projector"),
+        takes_images=lambda options: True,
+    ),
 )

@@ -215,7 +215,8 @@ def train(
             at = (task.name, start_step, num_steps)
             logging.info("%s: resuming at step %d of %d", *at)
         rows = local_rows(program.mesh, config.train.batch_size)
-        loader = Loader(config, vocabulary, start_step, rows)
+        takes_images = task.takes_images(config.loss[task.group].to_dict())
+        loader = Loader(config, vocabulary, start_step, rows, takes_images=takes_images)
         progress.begin(start_step)
         with Metrics(workdir, task.name, start_step=start_step, writes=first) as files:
             so_far = {"seconds": seconds, "skipped": int(state.skipped)}

@@ -8,7 +8,7 @@ from absl import flags
 from PIL import Image
 
 from configs import demo
-from flowtok_jax.data import loader, shards
+from flowtok_jax.data import images, loader, shards
 from flowtok_jax.data.examples import Example, Source
 from flowtok_jax.data.loader import Loader, abstract_batch, make_vocabulary
 from flowtok_jax.data.records import Record
@@ -159,6 +159,21 @@ def content(batches):
     """Which record each row is of."""
     key = "image" if "image" in batches else "moments"
     return batches[key].reshape(*batches[key].shape[:2], -1)[:, :, 0].astype(int)
+
+
+def test_captions_alone_are_those_beside_the_images(
+    random_config, vocabulary, monkeypatch
+):
+    wanted = rows_of(random_config, vocabulary, 1, 5)
+    monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("decoded an image"))
+    loader = Loader(random_config, vocabulary, 1, takes_images=False)
+    found = list(itertools.islice(loader, 5))
+    for batch, ids in zip(found, wanted["caption_ids"], strict=True):
+        assert_equal(batch, {"caption_ids": ids})
+        abstract = abstract_batch(random_config, takes_images=False)
+        assert {k: (a.shape, a.dtype) for k, a in abstract.items()} == {
+            "caption_ids": (ids.shape, ids.dtype)
+        }
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -17,13 +17,14 @@ def oscillating(z, t):
     return 3 * z * jnp.cos(3 * t)[:, None, None]
 
 
+@pytest.mark.parametrize("times", ["left", "early"])
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
-def test_error_falls_with_the_order_of_the_solver(solver, order):
+def test_error_falls_with_the_order_of_the_solver(solver, order, times):
     steps = (16, 32, 64, 128)
     wanted = np.exp(np.sin(3 * samplers.END))
     solve = samplers.SOLVERS[solver]
     errors = [
-        abs(float(solve(oscillating, START, n, times="left")[0, 0, 0]) - wanted)
+        abs(float(solve(oscillating, START, n, times=times)[0, 0, 0]) - wanted)
         for n in steps
     ]
     slope, _ = np.polyfit(-np.log(steps), np.log(errors), 1)
@@ -36,22 +37,40 @@ def test_times_of_the_release_end_at_the_end_and_left_ones_a_step_before():
     np.testing.assert_allclose(release, np.arange(20) * end / 19, rtol=1e-6)
     left = samplers.evaluation_times(20, "left")
     np.testing.assert_allclose(left, np.arange(20) * end / 20, rtol=1e-6)
+    early = samplers.evaluation_times(20, "early")
+    np.testing.assert_allclose(early, (np.arange(20) / 20) ** 2 * end, rtol=1e-6)
     with pytest.raises(ValueError, match="'right'; expected one of"):
         samplers.evaluation_times(20, "right")
+
+
+def lengths_of(at, times):
+    """The lengths of steps: from one time to the next; of the release all alike."""
+    if times == "release":
+        return np.full(len(at), samplers.END / len(at))
+    return np.diff([*at, samplers.END])
+
+
+@pytest.mark.parametrize("way", [(0.0, samplers.END), (samplers.END, 0.25)])
+@pytest.mark.parametrize("times", samplers.TIMES)
+def test_steps_lead_from_one_end_of_a_span_to_the_other(times, way):
+    lengths = samplers.step_lengths(7, times, way)
+    np.testing.assert_allclose(lengths.sum(), way[1] - way[0], rtol=1e-6)
+    assert len(set(np.sign(lengths).tolist())) == 1
 
 
 @pytest.mark.parametrize("times", samplers.TIMES)
 def test_euler_sums_velocities_at_its_times(times):
     at = np.asarray(samplers.evaluation_times(7, times), np.float64)
     got = samplers.euler(oscillating, START, 7, times)
-    wanted = np.prod(1 + samplers.END / 7 * 3 * np.cos(3 * at))
+    wanted = np.prod(1 + lengths_of(at, times) * 3 * np.cos(3 * at))
     np.testing.assert_allclose(got[0, 0, 0], wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("times", samplers.TIMES)
 def test_heun_averages_the_velocities_of_a_steps_two_ends(times):
-    h, z = samplers.END / 7, 1.0
-    for t in np.asarray(samplers.evaluation_times(7, times), np.float64):
+    z = 1.0
+    at = np.asarray(samplers.evaluation_times(7, times), np.float64)
+    for t, h in zip(at, lengths_of(at, times), strict=True):
         left = 3 * z * np.cos(3 * t)
         right = 3 * (z + h * left) * np.cos(3 * min(t + h, samplers.END))
         z += h / 2 * (left + right)

@@ -9,6 +9,7 @@ from flowtok_jax.models.dit import SIZES
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS, abstract_group, find_task, networks_of
 from tests import tiny
+from tests.tasks.setting import OPTIONS, batch, setting
 
 # DiT, projector and align head; millions, as of the release (fixed positions counted).
 PARAMETERS = {"s": 56.8, "b": 153.9, "l": 481.2, "xl": 698.1, "h": 1092.1}
@@ -41,6 +42,25 @@ def test_a_task_stands_under_its_name_and_needs_groups_that_there_are():
         assert task.name == name
         for group in task.frozen.values():
             assert networks_of(group, tiny.nets())
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "tokenizer"])
+def test_a_task_takes_images_where_its_loss_reads_them(name):
+    state, frozen, step = setting(name)
+    alone = {"caption_ids": batch()["caption_ids"]}
+    if TASKS[name].takes_images(OPTIONS[name].to_dict()):
+        with pytest.raises(KeyError, match="image"):
+            jax.eval_shape(step, state, frozen, alone)
+        return
+    with_images = jax.eval_shape(step, state, frozen, batch())
+    assert jax.eval_shape(step, state, frozen, alone) == with_images
+
+
+@pytest.mark.parametrize("way", ["t2i", "i2t"])
+def test_a_student_takes_images_of_a_path_that_begins_or_ends_there(way):
+    takes = TASKS[f"{way}_distilled"].takes_images
+    assert takes({"trajectory_steps": 0})
+    assert takes({"trajectory_steps": 8}) == (way == "i2t")
 
 
 def test_what_is_in_no_table_is_refused_with_the_choices():
