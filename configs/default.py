@@ -277,6 +277,7 @@ def _add_losses(config: ConfigDict) -> None:
                 "null_rate": 0.1,  # that of t2i
                 "time_location": 0.0,  # that of t2i
                 "i2t_weight": 1.0,  # of the flow back to text
+                "i2t_time_location": 0.0,  # of its times: that of i2t
                 "caption_weight": 1.0,  # of the captions read off samples
                 "image_source": "sample",  # of the flow back: sample or mean
                 "target": "mean",  # that of i2t
@@ -303,7 +304,10 @@ def _add_losses(config: ConfigDict) -> None:
     for key in ("target", "text_scale"):
         config.loss.i2t_distilled[key] = config.loss.i2t.get_ref(key)
         config.loss.both[key] = config.loss.i2t.get_ref(key)
-    for key in config.loss.t2i:  # one way: both may differ
+    # One way: both may differ.
+    time_location = config.loss.i2t.get_oneway_ref("time_location")
+    config.loss.both.i2t_time_location = time_location
+    for key in config.loss.t2i:
         config.loss.both[key] = config.loss.t2i.get_oneway_ref(key)
 
 

@@ -110,6 +110,7 @@ def both_loss(
     nets: Nets,
     null_rate: float,
     time_location: float,
+    i2t_time_location: float,
     i2t_weight: float,
     caption_weight: float,
     image_source: str,
@@ -134,10 +135,15 @@ def both_loss(
     )
     drawn = t2i.draw_source(trained, frozen, batch, keys, nets=nets, **source)
     z_end = text_scale * _draw_end(nets, trained, drawn, keys["target"], target)
-    how = dict(null_rate=null_rate, time_location=time_location)
     # Null rows trade targets within their direction only.
-    forth = draw_points(drawn.z_txt, z_img, keys["forth"], **how)
-    back = draw_points(z_start, z_end, keys["back"], **how)
+    ways = {
+        "forth": (drawn.z_txt, z_img, time_location),
+        "back": (z_start, z_end, i2t_time_location),
+    }
+    forth, back = (
+        draw_points(*ends, keys[way], null_rate=null_rate, time_location=location)
+        for way, (*ends, location) in ways.items()
+    )
     net = trained["shared_dit"]
     flow, each = _flow_losses(nets, net, forth, back, keys["forth"], i2t_weight, parts)
 

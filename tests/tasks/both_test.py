@@ -62,10 +62,11 @@ def compute_apart(nets, *, i2t_weight, caption_weight, image_source, target, sca
     still = apply["projector"](own, feats)
     z_end = scale * (still.mean if target == "mean" else still.sample(end))
     dits = [one_direction(params["shared_dit"], way) for way in (0, 1)]
-    how = {"null_rate": 0.5, "time_location": -1.0, "parts": 1}
-    total = flow_loss(nets, dits[0], z_txt, z_img, forth, **how)
+    how = {"null_rate": 0.5, "parts": 1}
+    total = flow_loss(nets, dits[0], z_txt, z_img, forth, **how, time_location=-1.0)
     start = z_img if image_source == "sample" else mean_img
-    total += i2t_weight * flow_loss(nets, dits[1], start, z_end, back, **how)
+    own = {**how, "time_location": -2.0}
+    total += i2t_weight * flow_loss(nets, dits[1], start, z_end, back, **own)
     aligned = apply["align_head"]({"params": params["align_head"]}, feats)
     total += contrastive_alignment(z_txt, *aligned)
     total += 0.01 * release_kl(text.mean, text.logvar).sum()
@@ -91,7 +92,8 @@ def test_the_loss_is_the_sum_of_two_directions_computed_apart(
     options = {"i2t_weight": i2t_weight, "caption_weight": caption_weight}
     options |= {"image_source": image_source, "target": target}
     wanted = compute_apart(nets, **options, scale=scale)
-    path = {"null_rate": 0.5, "time_location": -1.0, "text_scale": scale}
+    path = {"null_rate": 0.5, "time_location": -1.0, "i2t_time_location": -2.0}
+    path["text_scale"] = scale
     got, scalars = compute(nets, **options, **path)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     terms = {name: scalars[f"loss/{name}"] for name in ("flow", "align", "kl")}
