@@ -15,7 +15,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 PICTURE = HERE / "results.png"
-STYLES = {"release": "-", "left": "--"}  # times of the sampler -> line
+STYLES = {"release": "-", "left": "--", "early": ":"}  # times of the sampler -> line
 
 
 def _pyplot():
@@ -132,7 +132,7 @@ def draw_ablations(report: dict[str, Any], path: pathlib.Path) -> None:
     right.set_xticks(ticks, map(str, ticks))
     right.minorticks_off()
     right.set_ylim(0, 1.02)
-    right.set_xlabel("Euler steps; times: line `release`, dashes `left`")
+    right.set_xlabel("Euler steps; times: line `release`, dashes `left`, dots `early`")
     right.set_ylabel(f"accuracy, n = {report['samples']}")
     right.legend(loc="lower right")
     _save(figure, path)

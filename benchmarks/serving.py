@@ -271,4 +271,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_command(main))
+    sys.exit(cli.run_command(main, "interrupted"))

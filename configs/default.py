@@ -81,7 +81,7 @@ def _add_networks(config: ConfigDict) -> None:
             "seed": 0,  # of the random tower
             # Hub id, directory or file; "captions" makes one from data.train.
             "vocabulary": "openai/clip-vit-large-patch14-336",
-            "vocabulary_captions": 4096,  # captions read for "captions"
+            "vocabulary_captions": 4096,  # records read for "captions"
             # Share of the captions' tokens that the vocabulary may lack before a new
             # run is refused; 1: any.
             "max_unknown": 0.2,
@@ -277,7 +277,8 @@ def _add_losses(config: ConfigDict) -> None:
                 "null_rate": 0.1,  # that of t2i
                 "time_location": 0.0,  # that of t2i
                 "i2t_weight": 1.0,  # of the flow back to text
-                "i2t_time_location": 0.0,  # of its times: that of i2t
+                # Of the times of the flow back; None: time_location.
+                "i2t_time_location": placeholder(float),
                 "caption_weight": 1.0,  # of the captions read off samples
                 "image_source": "sample",  # of the flow back: sample or mean
                 "target": "mean",  # that of i2t
@@ -304,10 +305,7 @@ def _add_losses(config: ConfigDict) -> None:
     for key in ("target", "text_scale"):
         config.loss.i2t_distilled[key] = config.loss.i2t.get_ref(key)
         config.loss.both[key] = config.loss.i2t.get_ref(key)
-    # One way: both may differ.
-    time_location = config.loss.i2t.get_oneway_ref("time_location")
-    config.loss.both.i2t_time_location = time_location
-    for key in config.loss.t2i:
+    for key in config.loss.t2i:  # one way: both may differ
         config.loss.both[key] = config.loss.t2i.get_oneway_ref(key)
 
 

@@ -56,7 +56,7 @@ def test_a_second_run_does_only_what_is_missing(demo, tmp_path, drawn, monkeypat
     report = ablations.run(arguments(demo, out))
     assert [r["variant"] for r in report["variants"]] == ["as_is", "cosine"]
     assert all(r["steps"] == 4 and r["samples"] == 16 for r in report["variants"])
-    assert {r["times"] for r in report["sampling"]} == {"release", "left"}
+    assert {r["times"] for r in report["sampling"]} == {"release", "left", "early"}
     cosine = json.loads((out / "cosine-steps4-seed0" / "config.json").read_text())
     assert cosine["loss"]["t2i"]["align"] == "cosine"
     assert cosine["per_stage"]["t2i"]["train"].get("num_steps", 4) == 4

@@ -74,7 +74,7 @@ def _pick(position: int, index: int) -> tuple[int, int]:
 
 def collate(examples: Sequence[Example]) -> Example:
     """Stacks examples into a batch."""
-    contents = CONTENTS & examples[0].keys()  # none where a task takes captions alone
+    contents = CONTENTS & examples[0].keys()  # none where captions are alone
     batch: Example = {name: np.stack([e[name] for e in examples]) for name in contents}
     batch["caption"] = [example["caption"] for example in examples]
     rejected = (example["rejected"] for example in examples)

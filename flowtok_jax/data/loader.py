@@ -21,18 +21,14 @@ from flowtok_jax.data.examples import (
     CONTENTS,
     Example,
     Mixture,
-    RecordSource,
     Source,
     collate,
 )
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
-from flowtok_jax.data.sources import make_source
-from flowtok_jax.data.vocabulary import (
-    SPECIAL_TOKENS,
-    CaptionCounts,
-    Vocabulary,
-)
+from flowtok_jax.data.sources import Shapes, make_source
+from flowtok_jax.data.transforms import possible_captions
+from flowtok_jax.data.vocabulary import SPECIAL_TOKENS, CaptionCounts, Vocabulary
 from flowtok_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -77,14 +73,14 @@ def evaluated_source(config: ConfigDict) -> tuple[str, Side | None]:
     return config.data.train, side._replace(is_held_out=True)
 
 
-def open_training(config: ConfigDict, *, decodes: bool = True) -> Source:
+def open_training(config: ConfigDict, *, with_images: bool = True) -> Source:
     """Opens data.train without the share that is held out.
 
     Args:
-        decodes: as of `ImageTransform`.
+        with_images: whether examples have images; see `ImageTransform`.
     """
     side = training_side(config)
-    return open_source(config, config.data.train, side=side, decodes=decodes)
+    return open_source(config, config.data.train, side=side, with_images=with_images)
 
 
 def open_evaluation(config: ConfigDict) -> Source:
@@ -99,19 +95,19 @@ def open_source(
     *,
     centre: bool = False,
     side: Side | None = None,
-    decodes: bool = True,
+    with_images: bool = True,
 ) -> Source:
     """Makes the source that a source string names, with a config's sizes and options.
 
     Args:
         centre: take the centre of each image as it is, whatever training draws.
         side: of a split, whose records alone the source has; None: all.
-        decodes: as of `ImageTransform`.
+        with_images: whether examples have images; see `ImageTransform`.
 
     Raises:
         UserError: for a source that is missing, damaged or given wrongly.
     """
-    transform = config.data.transform.to_dict() | {"decodes": decodes}
+    transform = config.data.transform.to_dict() | {"with_images": with_images}
     if centre:
         transform |= {"crop": "center", "flip": False}
     return make_source(
@@ -133,8 +129,7 @@ def make_vocabulary(config: ConfigDict) -> Vocabulary:
     context = config.latent.tokens
     if config.text.vocabulary != "captions":
         return _load_vocabulary("text.vocabulary", config.text.vocabulary, context)
-    # Every caption of a record, where an example has one of them.
-    captions = draw_captions(open_training(config), config.text.vocabulary_captions)
+    captions = _captions_of_vocabulary(config)
     return Vocabulary.train(captions, config.clip.vocab_size, context)
 
 
@@ -146,11 +141,27 @@ def make_new_vocabulary(config: ConfigDict, old: Vocabulary) -> Vocabulary:
     """
     if config.init_vocabulary != "captions":
         return _load_vocabulary("init_vocabulary", config.init_vocabulary, old.context)
-    source = open_training(config)
-    captions = draw_captions(source, config.text.vocabulary_captions)
+    captions = _captions_of_vocabulary(config)
     # A tower that reads a start token before every caption goes on to find one there.
     has_start = old.start_id is not None
     return Vocabulary.train(captions, ANY_SIZE, old.context, has_start)
+
+
+def _captions_of_vocabulary(config: ConfigDict) -> list[str]:
+    """Draws the captions that a vocabulary is made of.
+
+    Raises:
+        UserError: where there are none: a run would go on with a vocabulary of nothing.
+    """
+    source = open_training(config)
+    count = min(config.text.vocabulary_captions, len(source))
+    if captions := draw_captions(source, count):
+        return captions
+    source[0]  # says what is wrong where no record can be used
+    raise UserError(
+        f"none of {count} records of data.train = {config.data.train} has a caption to "
+        "make a vocabulary of; expected captions, or another text.vocabulary"
+    )
 
 
 def _load_vocabulary(key: str, spec: str, context: int) -> Vocabulary:
@@ -226,42 +237,48 @@ def _words_cure(config: ConfigDict, words: int, inherited: str, is_made: bool) -
 def count_captions(
     config: ConfigDict, vocabulary: Vocabulary, most: int = COUNTED
 ) -> CaptionCounts:
-    """Counts what a vocabulary makes of captions of data.train, `most` of them."""
-    return vocabulary.count(draw_captions(open_training(config), most))
+    """Counts what a vocabulary makes of the captions of `most` records of data.train.
 
-
-def draw_captions(source: Source, count: int) -> list[str]:
-    """Draws all captions of records from all over a source; decodes no images.
-
-    Args:
-        count: number of records.
+    These are other records than those of which a vocabulary is made, if there are more.
     """
-    if isinstance(source, Mixture):
-        of_each = -(-count // len(source.parts))
-        drawn = (draw_captions(part, of_each) for part in source.parts)
-        return list(itertools.chain.from_iterable(drawn))
-    if not isinstance(source, RecordSource):  # scenes, which have to be drawn
-        return [source[i]["caption"] for i in range(min(count, len(source)))]
+    return vocabulary.count(draw_captions(open_training(config), most, seed=1))
+
+
+def draw_captions(source: Source, count: int, seed: int = 0) -> list[str]:
+    """Draws all captions of `count` records from all over a source, without images.
+
+    Those that `data.transform.recaption_rate` never takes are left out, unlike those of
+    records that filters or broken images keep out of training.
+    """
     count = min(count, len(source))
-    indices = np.random.default_rng(0).choice(len(source), count, replace=False)
+    if isinstance(source, Mixture):
+        shares = (-(-count * len(part) // len(source)) for part in source.parts)
+        pairs = zip(source.parts, shares, strict=True)
+        drawn = (draw_captions(part, share, seed) for part, share in pairs)
+        return list(itertools.chain.from_iterable(drawn))
+    if isinstance(source, Shapes):  # each is drawn by itself, so that any will do
+        source = dataclasses.replace(source, with_images=False)
+        indices = np.arange(seed * count, (seed + 1) * count) % len(source)
+        return [source[int(i)]["caption"] for i in indices]
+    indices = np.random.default_rng(seed).choice(len(source), count, replace=False)
     captions: list[str] = []
     for start in range(0, count, BLOCK):  # records hold their image files
         rows = indices[start : start + BLOCK].tolist()
         for record in source.records.read_many(rows):
             if isinstance(record, Record):
-                captions += record.captions + record.recaptions
+                captions += possible_captions(record, source.transform.recaption_rate)
     return captions
 
 
 def abstract_batch(
-    config: ConfigDict, takes_images: bool = True
+    config: ConfigDict, with_images: bool = True
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes of a global batch, without opening the source."""
     rows = config.train.batch_size
     tokens = config.latent.tokens
     side = config.tokenizer.image_size
     batch = {"caption_ids": jax.ShapeDtypeStruct((rows, tokens), np.int32)}
-    if not takes_images:
+    if not with_images:
         return batch
     # The first part tells: a mixture has images alone or moments alone.
     if parse_sources(config.data.train)[0].kind == "latents":
@@ -300,7 +317,7 @@ class Loader:
     Args:
         start_step: step whose batch comes first.
         rows: rows of the global batch, ascending; None: all.
-        takes_images: whether batches have images or moments; what nobody takes is not
+        with_images: whether batches have images or moments; what nobody takes is not
             decoded.
     """
 
@@ -310,15 +327,15 @@ class Loader:
         vocabulary: Vocabulary,
         start_step: int,
         rows: np.ndarray | None = None,
-        takes_images: bool = True,
+        with_images: bool = True,
     ):
         batch_size = config.train.batch_size
         rows = np.arange(batch_size) if rows is None else rows
-        source = open_training(config, decodes=takes_images)
+        source = open_training(config, with_images=with_images)
         places = _Places(source.picks(config.train.seed), rows, batch_size)
         places = grain.MapDataset.source(places)[start_step * len(rows) :]
         self._rows = len(rows)
-        read = _Reader(source, vocabulary, config.data.threads, takes_images)
+        read = _Reader(source, vocabulary, config.data.threads, with_images)
         batches = places.batch(len(rows)).map(read)
         ahead = _read_ahead(batches, config.data.prefetch, config.data.workers)
         self._batches = iter(ahead)
@@ -342,13 +359,13 @@ class _Reader:
     """Reader of the batch of given picks, with threads for images."""
 
     def __init__(
-        self, source: Source, vocabulary: Vocabulary, threads: int, takes_images: bool
+        self, source: Source, vocabulary: Vocabulary, threads: int, with_images: bool
     ):
-        self._arguments = (source, vocabulary, threads, takes_images)
+        self._arguments = (source, vocabulary, threads, with_images)
         self._source = source
         self._vocabulary = vocabulary
         # Scenes are drawn, and latents read, with their captions.
-        self._left_out = frozenset() if takes_images else CONTENTS
+        self._left_out = frozenset() if with_images else CONTENTS
         self._pool = ThreadPoolExecutor(threads)
 
     def __reduce__(self):  # threads do not pickle: a worker process makes its own

@@ -48,6 +48,7 @@ class Shapes(Source):
     seed: int
     length: int = 1 << 20
     indices: np.ndarray | None = None  # the scenes that the source has; None: all
+    with_images: bool = True  # whether examples have images; these are not drawn else
 
     def __post_init__(self):
         self.seed = check_seed("seed", self.seed)
@@ -95,8 +96,10 @@ class Shapes(Source):
         else:
             captions = scenes.captions_of(scene)
             caption = captions[rng.integers(len(captions))]
-        image = scenes.render(scene, rng, self.image_size)
-        return {"image": image, "caption": caption, "rejected": ()}
+        example = {"caption": caption, "rejected": ()}
+        if self.with_images:
+            example["image"] = scenes.render(scene, rng, self.image_size)
+        return example
 
 
 class ShapeRecords(Records):
@@ -213,7 +216,9 @@ def make_source(
     _check_named(parts, side)
     for part in parts:
         if part.kind == "shapes":
-            sources.append(Shapes(part.arguments or "train", image_size, seed))
+            split = part.arguments or "train"
+            drawn = options.get("with_images", True)
+            sources.append(Shapes(split, image_size, seed, with_images=drawn))
             continue
         records = make_records(part, **opening, moments=moments)
         content = "moments" if part.kind == "latents" else "image"

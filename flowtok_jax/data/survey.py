@@ -33,7 +33,7 @@ class Survey(NamedTuple):
         broken: records that cannot be used, beside these.
         copies: pictures of which another one has the same bytes; 0 of large sets, which
             are not compared.
-        captions: some, of one picture each.
+        captions: all of some pictures.
         words: different ones in these captions.
         lengths: tokens of each caption, its end too.
     """

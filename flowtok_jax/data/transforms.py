@@ -110,6 +110,15 @@ def choose_caption(record: Record, rng: random.Random, recaption_rate: float) ->
     return text
 
 
+def possible_captions(record: Record, recaption_rate: float) -> tuple[str, ...]:
+    """Returns the captions among which `choose_caption` draws, recaptions last."""
+    captions = record.captions
+    recaptions = tuple(map(clean_recaption, record.recaptions))
+    if captions and recaption_rate <= 0:
+        return captions
+    return recaptions if recaptions and recaption_rate >= 1 else captions + recaptions
+
+
 @dataclasses.dataclass(eq=False)
 class ImageTransform:
     """Transform of image records to {"image": uint8 [s, s, 3], "caption": str}.
@@ -121,8 +130,9 @@ class ImageTransform:
             right are wrong then.
         recaption_rate: share of captions replaced by a recaption, if there is one.
         max_pixels: width times height above which an image is refused.
-        decodes: whether there is an image at all; otherwise the caption is alone, the
-            same, and nothing that only pixels tell refuses a record.
+        with_images: False makes examples of captions alone, the same ones as beside
+            images; nothing is decoded, so that faults and sizes which only pixels show
+            refuse no record.
     """
 
     image_size: int
@@ -131,7 +141,7 @@ class ImageTransform:
     recaption_rate: float = 0.95
     max_pixels: int = images.MAX_PIXELS
     filters: Filters = Filters()
-    decodes: bool = True
+    with_images: bool = True
 
     def __post_init__(self):
         if self.crop not in CROPS:
@@ -151,8 +161,8 @@ class ImageTransform:
         # All three whatever the options are, so that these do not change the caption.
         across, down, mirror = (rng.random() for _ in range(3))
         caption = choose_caption(record, rng, self.recaption_rate)
-        if not self.decodes:
-            self.filters.check_metadata(record)
+        if not self.with_images:
+            self._check(record)
             return {"caption": caption}
         image = self.decode(record)
         if self.crop == "center":
@@ -164,14 +174,18 @@ class ImageTransform:
 
     def decode(self, record: Record) -> Image.Image:
         """Decodes the whole image, RGB and upright, if the filters let it pass."""
-        if record.image is None:
-            raise BadRecord("missing_image", record.name)
         # Before the image: what metadata refuse is not decoded.
-        size_is_known = self.filters.check_metadata(record)
+        size_is_known = self._check(record)
         image = images.decode(record.image, record.name, self.max_pixels)
         if not size_is_known:
             self.filters.check_size(record.name, *image.size)
         return image
+
+    def _check(self, record: Record) -> bool:
+        """Checks all but pixels; returns whether the metadata tell the image's size."""
+        if record.image is None:
+            raise BadRecord("missing_image", record.name)
+        return self.filters.check_metadata(record)
 
 
 @dataclasses.dataclass(eq=False)

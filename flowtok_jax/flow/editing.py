@@ -53,8 +53,8 @@ def implicit_midpoint(
 ) -> Tokens:
     """Integrates by `num_steps` steps of the implicit midpoint rule, in float32."""
 
-    def step(carry, of_step):
-        (z, slope_before), (at, h) = carry, of_step
+    def step(carry, inputs):
+        (z, slope_before), (at, h) = carry, inputs
 
         def again(_, slope):
             return velocity(z + 0.5 * h * slope, at)  # (3)

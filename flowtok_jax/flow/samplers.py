@@ -8,10 +8,10 @@
 
 `times` says where v is evaluated: "left" and "early" at the left end of each step;
 "release" at N evenly spaced points from 0 to 1 - SIGMA_MIN, both ends included, as in
-the release file `libs/flow_matching.py`, which made the published numbers and has not
-the order of accuracy that the solver's name promises. "early" has more steps where the
-path begins: there the flow decides among several ends of one source, such as captions
-of one image, and between two of them it is neither (docs/both.md).
+the release file `libs/flow_matching.py`, which made the published numbers. The order of
+accuracy that the solver's name promises is that of "left" and "early". "early" takes
+most of its steps where the span begins: there a flow decides among several ends of one
+source, such as captions of one image (docs/captions.md).
 
 A velocity takes the time as [1], or as `prepare` encodes it: `prepare` is called once
 with the times of all steps, and each step gets its row of the result. Work that depends
@@ -114,8 +114,8 @@ def euler(
 ) -> Tokens:
     """Integrates by `num_steps` Euler steps; the state is float32."""
 
-    def step(z, of_step):
-        at, h = of_step
+    def step(z, inputs):
+        at, h = inputs
         return z + h * velocity(z, at), None  # (1)
 
     at = prepare(evaluation_times(num_steps, times, span))
@@ -136,8 +136,8 @@ def heun(
     With `times="release"` the second evaluation is held at the end of the path.
     """
 
-    def step(z, of_step):
-        left, right, h = of_step
+    def step(z, inputs):
+        left, right, h = inputs
         v_left = velocity(z, left)
         v_right = velocity(z + h * v_left, right)
         return z + 0.5 * h * (v_left + v_right), None  # (2)

@@ -195,7 +195,7 @@ def _measure(config: ConfigDict, stage: str) -> StageCost:
     """Times the training step of one stage on numbers made up."""
     own = for_stage(config, stage)
     own.stages = (stage,)
-    if own.data.encode_first and "encoder" in TASKS[stage].passes:
+    if own.data.encode_first and TASKS[stage].encodes_images(own):
         own.data.train = (
             "latents:*.arrayrecord"  # shapes and dtypes are all that counts
         )

@@ -268,9 +268,7 @@ def _train_stage(
     for name in task.judges(config):
         frozen[name] = load_metric_net(name, config.eval.weights).params
     trained_on = config
-    encodes = "encoder" in task.passes
-    encodes &= task.takes_images(config.loss[task.group].to_dict())
-    if config.data.encode_first and encodes:
+    if config.data.encode_first and task.encodes_images(config):
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
     load = functools.partial(

@@ -68,14 +68,14 @@ def plan_train_step(
     frozen = {role: abstract_group(nets, g) for role, g in task.frozen.items()}
     frozen |= {name: abstract_net(name) for name in task.judges(config)}
     planned = loop.plan_program(config, task, nets, frozen, devices)
-    options = config.loss[task.group].to_dict()
-    batch = abstract_batch(config, task.takes_images(options))
+    batch = abstract_batch(config, task.needs_images(config))
     places = sharding.batch_sharding(planned.mesh)
     stacked = {  # one step's batch: [1 rows ...]
         name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype, sharding=places)
         for name, a in batch.items()
     }
     rows = config.train.batch_size
+    options = config.loss[task.group].to_dict()
     cost = flops.count_train_step(nets, task, options, rows, "moments" in batch)
     if stage == "tokenizer":
         cost = judges.add_recipe(cost, config.loss.tokenizer, nets, rows)

@@ -91,8 +91,8 @@ class Task(NamedTuple):
         draws: whether previews have images to measure.
         copies: whether these images should equal the examples' own.
         contents: contents of the data that will do, "image" or "moments" (latents).
-        takes_images: whether the loss reads either, by the options of
-            config.loss[TASK]; what it does not read is not loaded.
+        reads_contents: whether the loss reads them, by the options of
+            config.loss[TASK]; otherwise no image is decoded, and batches have none.
         directions: the directions of sampling.py that the group enables.
         make_trainer: builds the state and the step; None for one optimiser.
         judges: names of the frozen networks of eval.weights that the loss needs, each
@@ -117,7 +117,7 @@ class Task(NamedTuple):
     draws: bool = False  # metrics of images are loaded before the stage begins
     copies: bool = False
     contents: tuple[str, ...] = ("image", "moments")
-    takes_images: Callable[[Mapping[str, Any]], bool] = lambda options: True
+    reads_contents: Callable[[Mapping[str, Any]], bool] = lambda options: True
     directions: tuple[str, ...] = ()
     make_trainer: Callable[["Task", ConfigDict, Nets], Trainer] | None = None
     judges: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
@@ -131,6 +131,14 @@ class Task(NamedTuple):
     def group(self) -> str:
         """Name of the stage without adapters: of its networks' group and its loss."""
         return self.name if self.lora is None else self.name.removesuffix(ADAPTED)
+
+    def needs_images(self, config: ConfigDict) -> bool:
+        """Tells whether the batches of a run need images or their moments."""
+        return self.reads_contents(config.loss[self.group].to_dict())
+
+    def encodes_images(self, config: ConfigDict) -> bool:
+        """Tells whether a run would encode the images of each step."""
+        return "encoder" in self.passes and self.needs_images(config)
 
     def starts_of(self, groups: Collection[str]) -> list[str]:
         """Returns which groups of weights the first parameters come from."""
@@ -159,11 +167,6 @@ def to_floats(image: Array) -> Image:
     # Images travel to the device as bytes, a quarter of their floats.
     is_bytes = image.dtype == jnp.uint8
     return image.astype(jnp.float32) / 255 if is_bytes else image
-
-
-def has_images(batch: Batch) -> bool:
-    """Tells whether a batch has images, or moments; see `Task.takes_images`."""
-    return "image" in batch or "moments" in batch
 
 
 def image_posterior(nets: Nets, params: Params | None, batch: Batch) -> Posterior:

@@ -110,7 +110,7 @@ def both_loss(
     nets: Nets,
     null_rate: float,
     time_location: float,
-    i2t_time_location: float,
+    i2t_time_location: float | None,
     i2t_weight: float,
     caption_weight: float,
     image_source: str,
@@ -122,6 +122,7 @@ def both_loss(
     """Computes (1).
 
     Args:
+        i2t_time_location: of the times of the flow back; None: `time_location`.
         source: what `t2i.draw_source` takes beside.
     """
     names = ("image", "projector", "source", "forth", "back", "target", "decoder")
@@ -136,14 +137,11 @@ def both_loss(
     drawn = t2i.draw_source(trained, frozen, batch, keys, nets=nets, **source)
     z_end = text_scale * _draw_end(nets, trained, drawn, keys["target"], target)
     # Null rows trade targets within their direction only.
-    ways = {
-        "forth": (drawn.z_txt, z_img, time_location),
-        "back": (z_start, z_end, i2t_time_location),
-    }
-    forth, back = (
-        draw_points(*ends, keys[way], null_rate=null_rate, time_location=location)
-        for way, (*ends, location) in ways.items()
-    )
+    times = dict(null_rate=null_rate, time_location=time_location)
+    forth = draw_points(drawn.z_txt, z_img, keys["forth"], **times)
+    if i2t_time_location is not None:
+        times["time_location"] = i2t_time_location
+    back = draw_points(z_start, z_end, keys["back"], **times)
     net = trained["shared_dit"]
     flow, each = _flow_losses(nets, net, forth, back, keys["forth"], i2t_weight, parts)
 

@@ -37,7 +37,6 @@ from flowtok_jax.tasks.base import (
     PreviewModel,
     Scalars,
     Task,
-    has_images,
     image_posterior,
     project,
     text_features,
@@ -173,7 +172,7 @@ def distill_loss(
     key: Key,
     *,
     nets: Nets,
-    draw_ends: Callable[..., tuple[Tokens, Tokens]],
+    draw_ends: Callable[..., tuple[Tokens, Tokens | None]],
     name: str,
     parts: int = 1,
     **options: Any,
@@ -309,7 +308,7 @@ def draw_t2i_ends(
     teacher = frozen["teacher"]
     text_feats = text_features(nets, teacher if "clip" in teacher else frozen, batch)
     source = project(nets, teacher["projector"], text_feats, None)
-    if not has_images(batch):
+    if {"image", "moments"}.isdisjoint(batch):
         return source.sample(keys["text"]), None
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
@@ -361,7 +360,7 @@ def _make(
     draw_ends: Callable,
     preview: Callable,
     target: tuple[str, ...],
-    takes_images: Callable[[Mapping[str, Any]], bool],
+    reads_contents: Callable[[Mapping[str, Any]], bool],
 ) -> Task:
     name = f"{teacher.name}_distilled"
     return teacher._replace(
@@ -373,7 +372,7 @@ def _make(
         # The projector too, which t2i trains.
         passes=tuple({**dict.fromkeys(teacher.passes), "projector": None}),
         more_passes=functools.partial(count_passes, target=target),
-        takes_images=takes_images,
+        reads_contents=reads_contents,
         trains_tower=False,
         init=copy_teacher,
     )
@@ -386,13 +385,13 @@ TASKS = (
         _preview_images,
         ("encoder",),
         # The teacher's path begins at a caption, that of the data needs both ends.
-        takes_images=lambda options: not options["trajectory_steps"],
+        reads_contents=lambda options: not options["trajectory_steps"],
     ),
     _make(
         i2t.TASK,
         i2t.draw_ends,
         _preview_captions,
         ("clip", "projector"),
-        takes_images=lambda options: True,
+        reads_contents=lambda options: True,
     ),
 )

@@ -103,5 +103,5 @@ TASK = Task(
     loss=text_tokenizer_loss,
     preview=_preview,
     passes=("clip",),
-    takes_images=lambda options: False,
+    reads_contents=lambda options: False,
 )

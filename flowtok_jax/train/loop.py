@@ -215,8 +215,8 @@ def train(
             at = (task.name, start_step, num_steps)
             logging.info("%s: resuming at step %d of %d", *at)
         rows = local_rows(program.mesh, config.train.batch_size)
-        takes_images = task.takes_images(config.loss[task.group].to_dict())
-        loader = Loader(config, vocabulary, start_step, rows, takes_images=takes_images)
+        needs = task.needs_images(config)
+        loader = Loader(config, vocabulary, start_step, rows, with_images=needs)
         progress.begin(start_step)
         with Metrics(workdir, task.name, start_step=start_step, writes=first) as files:
             so_far = {"seconds": seconds, "skipped": int(state.skipped)}

@@ -129,6 +129,7 @@ SPECS = {
     "latents": "latents:{0}/x.arrayrecord",
     "joined": "folder:{0}/a,folder:{0}/b",
     "mixture": "folder:{0}/a@2,folder:{0}/b",
+    "scenes": "folder:{0}/a@2,shapes",
 }
 
 
@@ -166,11 +167,11 @@ def test_captions_alone_are_those_beside_the_images(
 ):
     wanted = rows_of(random_config, vocabulary, 1, 5)
     monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("decoded an image"))
-    loader = Loader(random_config, vocabulary, 1, takes_images=False)
+    loader = Loader(random_config, vocabulary, 1, with_images=False)
     found = list(itertools.islice(loader, 5))
     for batch, ids in zip(found, wanted["caption_ids"], strict=True):
         assert_equal(batch, {"caption_ids": ids})
-        abstract = abstract_batch(random_config, takes_images=False)
+        abstract = abstract_batch(random_config, with_images=False)
         assert {k: (a.shape, a.dtype) for k, a in abstract.items()} == {
             "caption_ids": (ids.shape, ids.dtype)
         }
@@ -324,6 +325,20 @@ def test_captions_that_inherited_words_do_not_fit_are_refused(
     worded.text.max_unknown = 1.0
     loader.check_captions(worded, vocabulary, "runs/demo")
     assert "the vocabulary lacks 100 %" in caplog.text
+
+
+def test_words_beyond_the_captions_that_a_vocabulary_is_made_of_are_counted(worded):
+    worded.text.vocabulary_captions = 6
+    made_of_half = make_vocabulary(worded)
+    with pytest.raises(UserError, match="a larger --config.text.vocabulary_captions"):
+        loader.check_captions(worded, made_of_half, "")
+
+
+def test_records_without_captions_make_no_vocabulary(worded, tmp_path):
+    for text in (tmp_path / "photos").glob("*.txt"):
+        text.write_text(" ")
+    with pytest.raises(UserError, match="none of the 12 records of a source can be"):
+        make_vocabulary(worded)
 
 
 def test_captions_that_are_cut_are_said(worded, caplog):

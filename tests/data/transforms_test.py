@@ -10,6 +10,7 @@ from flowtok_jax.data.transforms import (
     MomentsTransform,
     choose_caption,
     clean_recaption,
+    possible_captions,
 )
 from flowtok_jax.runtime.errors import UserError
 from tests.data import made
@@ -123,6 +124,43 @@ def test_all_captions_are_used():
     five = record(captions=tuple("abcde"))
     texts = [choose_caption(five, random.Random(i), 0.95) for i in range(500)]
     assert all(60 < texts.count(c) < 140 for c in "abcde")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("captions", [(), ("a", "b")])
+@pytest.mark.parametrize("recaptions", [(), ("The image shows c.", "d")])
+def test_the_possible_captions_are_those_that_are_drawn(rate, captions, recaptions):
+    what = record(captions=captions, recaptions=recaptions)
+    found = possible_captions(what, rate)
+    if not (captions or recaptions):
+        assert not found
+        return
+    drawn = {choose_caption(what, random.Random(i), rate) for i in range(100)}
+    assert set(found) == drawn
+    assert len(found) == len(drawn)
+
+
+def test_a_caption_alone_is_the_one_beside_the_image():
+    what = record(captions=tuple("abcdef"))
+    alone = ImageTransform(16, with_images=False)
+    for i in range(20):
+        beside = ImageTransform(16)(what, random.Random(i))["caption"]
+        assert alone(what, random.Random(i)) == {"caption": beside}
+
+
+def test_a_caption_alone_is_refused_by_all_but_pixels():
+    filters = Filters(aspect=(0.5, 2.0), min_aesthetic=5.0)
+    alone = ImageTransform(16, filters=filters, with_images=False)
+    good = {"aesthetic_score": 6.0}
+    assert alone(record(400, 30, metadata=good), random.Random(0)) == {"caption": "a"}
+    assert alone(record(image=b"?", metadata=good), random.Random(0))
+    assert reason(alone, record(metadata={"aesthetic_score": 1.0})) == (
+        "filtered_aesthetic"
+    )
+    sizes = {"original_width": 400, "original_height": 30}
+    assert reason(alone, record(metadata=good | sizes)) == "filtered_aspect"
+    assert reason(alone, record(image=None, metadata=good)) == "missing_image"
+    assert reason(alone, record(captions=())) == "missing_caption"
 
 
 def test_no_caption_is_a_bad_record():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from clu.parameter_overview import count_parameters
 
+from configs import default
 from flowtok_jax.models.dit import SIZES
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS, abstract_group, find_task, networks_of
@@ -45,10 +46,10 @@ def test_a_task_stands_under_its_name_and_needs_groups_that_there_are():
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "tokenizer"])
-def test_a_task_takes_images_where_its_loss_reads_them(name):
+def test_batches_have_images_where_the_loss_reads_them(name):
     state, frozen, step = setting(name)
     alone = {"caption_ids": batch()["caption_ids"]}
-    if TASKS[name].takes_images(OPTIONS[name].to_dict()):
+    if TASKS[name].reads_contents(OPTIONS[name].to_dict()):
         with pytest.raises(KeyError, match="image"):
             jax.eval_shape(step, state, frozen, alone)
         return
@@ -57,10 +58,18 @@ def test_a_task_takes_images_where_its_loss_reads_them(name):
 
 
 @pytest.mark.parametrize("way", ["t2i", "i2t"])
-def test_a_student_takes_images_of_a_path_that_begins_or_ends_there(way):
-    takes = TASKS[f"{way}_distilled"].takes_images
-    assert takes({"trajectory_steps": 0})
-    assert takes({"trajectory_steps": 8}) == (way == "i2t")
+def test_a_student_reads_images_of_a_path_that_begins_or_ends_there(way):
+    reads = TASKS[f"{way}_distilled"].reads_contents
+    assert reads({"trajectory_steps": 0})
+    assert reads({"trajectory_steps": 8}) == (way == "i2t")
+
+
+def test_only_images_that_are_read_are_encoded():
+    config = default.get_config()
+    found = {name for name, task in TASKS.items() if task.encodes_images(config)}
+    assert found == {"t2i", "i2t", "both", "i2t_distilled"}
+    config.loss.t2i_distilled.update({"method": "jvp", "trajectory_steps": 0})
+    assert TASKS["t2i_distilled"].encodes_images(config)
 
 
 def test_what_is_in_no_table_is_refused_with_the_choices():

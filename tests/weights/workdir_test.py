@@ -43,6 +43,9 @@ def test_a_run_of_before_there_were_keys_goes_on(config, tmp_path):
     values = json.loads(path.read_text())
     for section, key in (("compute", "layout"), ("clip", "trained_along")):
         del values[section][key]
+    del values["loss"]["both"]["i2t_time_location"]
+    path.write_text(json.dumps(values))
+    workdir.open_workdir(tmp_path, config)
     # In the demo it has other values than by default.
     assert values["loss"].pop("both")["kl"] == "release_element_mean"
     path.write_text(json.dumps(values))
