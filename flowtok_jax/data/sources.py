@@ -229,10 +229,9 @@ def make_source(
             filtering = Filters(**(filters or {}))
             make = ImageTransform(image_size, **options, filters=filtering)
         sources.append(RecordSource(records, make, content=content, seed=seed))
-    weights = [part.weight for part in parts]
     if side:
         sources = _split_all(sources, side, spec)
-    return _join(sources, weights)
+    return _join(sources, [part.weight for part in parts])
 
 
 def _split_all(sources: Sequence[Source], side: Side, spec: str) -> list[Source]:

@@ -144,7 +144,6 @@ def both_loss(
     back = draw_points(z_start, z_end, keys["back"], **times)
     net = trained["shared_dit"]
     flow, each = _flow_losses(nets, net, forth, back, keys["forth"], i2t_weight, parts)
-
     read = drawn.z_txt, batch["caption_ids"], keys["decoder"]
     caption, exact = _caption_loss(nets, trained["text_decoder"], *read, parts)
     terms = {**drawn.terms, "caption": caption_weight * caption}

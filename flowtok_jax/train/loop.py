@@ -200,8 +200,7 @@ def train(
         UserError: where checkpoints cannot be read or written, or too many steps in a
             row had a loss or gradient that is not finite.
     """
-    first = is_first()
-    num_steps = config.train.num_steps
+    first, num_steps = is_first(), config.train.num_steps
     with (
         _checkpoints(config, task, workdir) as checkpoints,
         Progress(task.name, num_steps, first) as progress,
@@ -215,8 +214,8 @@ def train(
             at = (task.name, start_step, num_steps)
             logging.info("%s: resuming at step %d of %d", *at)
         rows = local_rows(program.mesh, config.train.batch_size)
-        needs = task.needs_images(config)
-        loader = Loader(config, vocabulary, start_step, rows, with_images=needs)
+        needed = task.needs_images(config)
+        loader = Loader(config, vocabulary, start_step, rows, needed)
         progress.begin(start_step)
         with Metrics(workdir, task.name, start_step=start_step, writes=first) as files:
             so_far = {"seconds": seconds, "skipped": int(state.skipped)}

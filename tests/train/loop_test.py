@@ -71,9 +71,9 @@ def test_a_run_stopped_and_gone_on_equals_an_uninterrupted_one(
 ):
     starts, make_loader = [], loop.Loader
 
-    def watched(config, vocabulary, start_step, rows, **rest):
+    def watched(config, vocabulary, start_step, *rest):
         starts.append(start_step)
-        return make_loader(config, vocabulary, start_step, rows, **rest)
+        return make_loader(config, vocabulary, start_step, *rest)
 
     monkeypatch.setattr(loop, "Loader", watched)
     half = train(tmp_path, **{"train.num_steps": 2})
