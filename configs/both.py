@@ -44,5 +44,6 @@ def get_config(base: str = "b") -> ConfigDict:
     config.stages = ("tokenizer", "both")
     own = config.per_stage.t2i.copy_and_resolve_references()
     own.train.num_steps = STEPS[base]
+    own.optimizer = ConfigDict({"name": "muon"})  # ahead of AdamW: docs/both.md
     config.per_stage.both = own
     return config
