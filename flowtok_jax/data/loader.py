@@ -364,7 +364,7 @@ class _Reader:
         self._arguments = (source, vocabulary, threads, with_images)
         self._source = source
         self._vocabulary = vocabulary
-        # Scenes are drawn, and latents read, with their captions.
+        # Latents are read with their captions.
         self._left_out = frozenset() if with_images else CONTENTS
         self._pool = ThreadPoolExecutor(threads)
 
