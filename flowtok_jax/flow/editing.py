@@ -54,7 +54,8 @@ def implicit_midpoint(
     """Integrates by `num_steps` steps of the implicit midpoint rule, in float32."""
 
     def step(carry, inputs):
-        (z, slope_before), (at, h) = carry, inputs
+        z, slope_before = carry
+        at, h = inputs
 
         def again(_, slope):
             return velocity(z + 0.5 * h * slope, at)  # (3)

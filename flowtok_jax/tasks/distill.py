@@ -356,11 +356,7 @@ def _preview_captions(model: PreviewModel, examples: Any) -> Preview:
 
 
 def _make(
-    teacher: Task,
-    draw_ends: Callable,
-    preview: Callable,
-    target: tuple[str, ...],
-    reads_contents: Callable[[Mapping[str, Any]], bool],
+    teacher: Task, draw_ends: Callable, preview: Callable, target: tuple[str, ...]
 ) -> Task:
     name = f"{teacher.name}_distilled"
     return teacher._replace(
@@ -372,26 +368,15 @@ def _make(
         # The projector too, which t2i trains.
         passes=tuple({**dict.fromkeys(teacher.passes), "projector": None}),
         more_passes=functools.partial(count_passes, target=target),
-        reads_contents=reads_contents,
         trains_tower=False,
         init=copy_teacher,
     )
 
 
 TASKS = (
-    _make(
-        t2i.TASK,
-        draw_t2i_ends,
-        _preview_images,
-        ("encoder",),
+    _make(t2i.TASK, draw_t2i_ends, _preview_images, ("encoder",))._replace(
         # The teacher's path begins at a caption, that of the data needs both ends.
         reads_contents=lambda options: not options["trajectory_steps"],
     ),
-    _make(
-        i2t.TASK,
-        i2t.draw_ends,
-        _preview_captions,
-        ("clip", "projector"),
-        reads_contents=lambda options: True,
-    ),
+    _make(i2t.TASK, i2t.draw_ends, _preview_captions, ("clip", "projector")),
 )

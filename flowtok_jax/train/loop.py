@@ -200,7 +200,8 @@ def train(
         UserError: where checkpoints cannot be read or written, or too many steps in a
             row had a loss or gradient that is not finite.
     """
-    first, num_steps = is_first(), config.train.num_steps
+    first = is_first()
+    num_steps = config.train.num_steps
     with (
         _checkpoints(config, task, workdir) as checkpoints,
         Progress(task.name, num_steps, first) as progress,
@@ -213,9 +214,7 @@ def train(
         if start_step:
             at = (task.name, start_step, num_steps)
             logging.info("%s: resuming at step %d of %d", *at)
-        rows = local_rows(program.mesh, config.train.batch_size)
-        needed = task.needs_images(config)
-        loader = Loader(config, vocabulary, start_step, rows, needed)
+        loader = _make_loader(config, task, vocabulary, start_step, program.mesh)
         progress.begin(start_step)
         with Metrics(workdir, task.name, start_step=start_step, writes=first) as files:
             so_far = {"seconds": seconds, "skipped": int(state.skipped)}
@@ -224,6 +223,18 @@ def train(
             tools = {"checkpoints": checkpoints, "preemption": preemption}
             tools["evaluate"] = evaluate
             return _run_steps(config, task, program, state, report, loader, **tools)
+
+
+def _make_loader(
+    config: ConfigDict,
+    task: Task,
+    vocabulary: Vocabulary,
+    start_step: int,
+    mesh: jax.sharding.Mesh,
+) -> Loader:
+    """Makes the loader of this process's rows, from a step on."""
+    rows = local_rows(mesh, config.train.batch_size)
+    return Loader(config, vocabulary, start_step, rows, task.needs_images(config))
 
 
 def _restore_or_start(
