@@ -1,5 +1,6 @@
 """Own images, by the command line: encoded, trained on, drawn; and broken ones."""
 
+import itertools
 import json
 import shutil
 
@@ -11,7 +12,9 @@ from configs import demo as demo_config
 from flowtok_jax.data import shards
 from flowtok_jax.data.centre import CentreReader, file_record
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.weights.place import open_weights
+from flowtok_jax.tasks import TASKS
+from flowtok_jax.train.start import find_start
+from flowtok_jax.weights.place import Weights, open_weights
 from flowtok_jax.weights.workdir import read_config
 from tests import run
 from tests.data import made
@@ -145,6 +148,54 @@ def test_pretrained_weights_are_a_start_too(cli, flowtok, photos, tmp_path):
     there = demo_config.get_config().loss
     assert here.loss.t2i.to_dict() == there.t2i.to_dict()
     assert here.loss.i2t.to_dict() == there.i2t.to_dict()
+
+
+def test_fine_tuned_weights_are_a_start_as_any_others(cli, demo, photos, tmp_path):
+    """Tokenizer and text tower stay where the first run found them."""
+    spec = f"folder:{photos}"
+    runs = [demo.workdir, *(tmp_path / name for name in ("once", "twice"))]
+    for start, workdir in itertools.pairwise(runs):
+        outcome = cli(*command(start, workdir, spec))
+        assert outcome.status == 0, outcome.stderr
+        assert f"t2i starts from {start}" in outcome.stderr
+    once, twice = runs[1:]
+    assert open_weights(twice).groups == ("t2i",)
+    mine = FlowTok.from_pretrained(twice)
+    with_adapters = tmp_path / "lora"
+    small = {"lora.rank": 2}
+    for stage, start in (("lora", twice), ("lora_i2t", demo.workdir)):
+        outcome = cli(*command(twice, with_adapters, spec, stage, **small))
+        assert outcome.status == 0, outcome.stderr
+        assert f"starts from {start}" in outcome.stderr
+    adapted = FlowTok.from_pretrained(with_adapters)
+    assert adapted.text_to_image(["a red circle"], 0).shape == (1, 32, 32, 3)
+    # What no run trained is the demo's, and what one did is not.
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        adapted.params["tokenizer"],
+        mine.params["tokenizer"],
+    )
+    own = [x.params["t2i"]["projector"] for x in (adapted, mine)]
+    jax.tree.map(np.testing.assert_array_equal, *own)
+    encoded = command(twice, tmp_path / "latents", spec)
+    assert cli("--mode=pretokenize", *encoded).status == 0
+    # A start that has gone is named, where it is needed.
+    shutil.move(once, tmp_path / "moved")
+    outcome = cli(*command(twice, tmp_path / "third", spec))
+    assert outcome.status == 2
+    assert f"{once} does not exist" in outcome.complaint
+
+
+def test_in_sizes_of_its_own_a_run_goes_on_from_no_start_of_its_start(demo, tmp_path):
+    """Text to image beyond a tokenizer is of another run's size."""
+    (tmp_path / "checkpoints").mkdir()
+    near, far = Weights(tmp_path), open_weights(demo.workdir)
+    config = demo_config.get_config()
+    for is_theirs, found in ((False, near), (True, far)):
+        config.init_config = is_theirs
+        assert find_start(config, TASKS["t2i"], [near, far]) is found
+        assert find_start(config, TASKS["t2i"], [far, near]) is far
+        assert find_start(config, TASKS["t2i"], []) is None
 
 
 def test_mistakes_are_said_in_one_line(cli, demo, photos, tmp_path):

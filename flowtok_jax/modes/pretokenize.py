@@ -42,7 +42,7 @@ from flowtok_jax.runtime.lock import locked
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.sampling import Programs
 from flowtok_jax.tasks import abstract_group
-from flowtok_jax.weights.place import open_weights
+from flowtok_jax.weights.place import find_place, open_starts
 
 LATENTS = "latents"  # folder in a workdir
 
@@ -168,11 +168,7 @@ def _read_tokenizer(config: ConfigDict, nets: Nets) -> Params:
             "no weights named; expected --checkpoint=DIR with a trained tokenizer: "
             f"{A_CHECKPOINT}"
         )
-    weights = open_weights(config.init_from)
-    if "tokenizer" not in weights.groups:
-        raise UserError(
-            f"no weights of the tokenizer in {weights.place}; expected {A_CHECKPOINT}"
-        )
+    weights = find_place("tokenizer", open_starts(config.init_from))
     return weights.read("tokenizer", abstract_group(nets, "tokenizer"), nets)
 
 

@@ -7,7 +7,8 @@ Finished stages are skipped; one that was interrupted goes on.
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import jax
@@ -53,16 +54,17 @@ from flowtok_jax.tasks.lora import BASE
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
-from flowtok_jax.train.start import load_start, store_random_clip
+from flowtok_jax.train.start import find_start, load_start, store_random_clip
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
+from flowtok_jax.weights.groups import first_places, load_groups
 from flowtok_jax.weights.lora import lora_file, save_lora
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
+    find_holder,
     inherit_vocabulary,
-    load_groups,
     open_start,
-    open_weights,
+    open_starts,
 )
 from flowtok_jax.weights.rows import (
     describe_match,
@@ -119,7 +121,6 @@ def _adopt_used(
     config: ConfigDict, workdir: Place, overrides: Mapping[str, Any]
 ) -> None:
     """Takes the sizes of what the run uses and does not train from its start."""
-    start = open_weights(config.init_from)
     trained = set(Weights(workdir).groups) if workdir.is_dir() else set()
     trained.discard("clip")  # nobody trains it: the folder's own is a copy
     used = set()
@@ -127,12 +128,18 @@ def _adopt_used(
         frozen = find_task(stage).frozen.values()
         used |= {group for group in frozen if not has_group(group, trained)}
         trained.add(stage)
-    groups = sorted({find_provider(group, start.groups) for group in used})
-    groups = [group for group in groups if group in start.groups]
-    nets = start.make_nets()
-    networks = [name for group in groups for name in networks_of(group, nets)]
-    adopt_sizes(config, start, networks, overrides)
-    logging.info("sizes of %s are those in %s", ", ".join(groups), start.place)
+    opener = functools.cache(open_start)
+    held: dict[Weights, set[str]] = {}
+    for group in used:
+        place = find_holder(group, open_starts(config.init_from, opener))
+        if place is not None:
+            held.setdefault(place, set()).add(find_provider(group, place.groups))
+    for place, groups in held.items():
+        nets = place.make_nets()
+        networks = [name for group in groups for name in networks_of(group, nets)]
+        adopt_sizes(config, place, networks, overrides)
+        said = ", ".join(sorted(groups))
+        logging.info("sizes of %s are those in %s", said, place.place)
 
 
 def train_stages(config: ConfigDict, workdir: Place) -> None:
@@ -147,6 +154,7 @@ def train_stages(config: ConfigDict, workdir: Place) -> None:
 
 def _train_stages(config: ConfigDict, workdir: Place) -> None:
     opened = functools.cache(open_start)  # each place once, whatever stage names it
+    starts = functools.partial(open_starts, config.init_from, opened)
     start = functools.partial(opened, config.init_from)
     renewed = _renew_vocabulary(config, workdir, start)
     stages = {stage: for_stage(config, stage) for stage in config.stages}
@@ -165,19 +173,19 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
     if renewed is not None:
         key = jax.random.key(config.text.seed)
         fresh = jax.jit(functools.partial(init_clip, key))
-        store_moved_clip(workdir, start, nets, vocabulary, fresh)
+        store_moved_clip(workdir, starts(), nets, vocabulary, fresh)
     for line in describe_start(stages, workdir, len(vocabulary)):
         logging.info(line)
     # A tower that is never trained is stored too: weights trained on it depend on it.
-    store_random_clip(config, workdir, start, init_clip)
+    store_random_clip(config, workdir, starts(), init_clip)
     results = {}
     try:
         with Preemption() as asked:
             for stage, own in stages.items():
                 task = task_of(own, stage)
-                start = functools.partial(opened, own.init_from)
+                starts = functools.partial(open_starts, own.init_from, opened)
                 results[stage] = _train_stage(
-                    own, task, workdir, vocabulary, start, asked
+                    own, task, workdir, vocabulary, starts, asked
                 )
             if asked.noted:  # at the very end, before what is measured takes minutes
                 raise loop.PreemptedError(stage, *[own.train.num_steps] * 2)
@@ -249,7 +257,7 @@ def _train_stage(
     task: Task,
     workdir: Place,
     vocabulary: Vocabulary,
-    start: Callable[[], Weights | None],
+    starts: Callable[[], Iterable[Weights]],
     preemption: Preemption,
 ) -> loop.StageResult:
     """Trains one stage with what it needs of others, unless it is finished."""
@@ -258,10 +266,9 @@ def _train_stage(
     if preemption.noted:  # while the stage before was at its end
         raise loop.PreemptedError(task.name, 0, config.train.num_steps)
     nets = make_nets(config)
-    begun_from = start()
     renewed = vocabulary if config.init_vocabulary else None
-    places = [Weights(workdir)] + ([begun_from] if begun_from else [])
     used = {role: group for role, group in task.frozen.items() if role != BASE}
+    places = first_places(used.values(), chain([Weights(workdir)], starts()))
     needed = find_providers(used.values(), *[place.groups for place in places])
     groups = load_groups(abstract_groups(nets, needed), nets, places)
     frozen = {role: pick_group(groups, group, nets) for role, group in used.items()}
@@ -271,9 +278,11 @@ def _train_stage(
     if config.data.encode_first and task.encodes_images(config):
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
-    load = functools.partial(
-        load_start, config, task, nets, begun_from, frozen, renewed
-    )
+
+    def load() -> Params | None:
+        start = find_start(config, task, starts())
+        return load_start(config, task, nets, start, frozen, renewed)
+
     if task.lora is not None:
         frozen[BASE] = _load_base(task, workdir, load)
         load = lambda: None  # noqa: E731 - adapters start afresh

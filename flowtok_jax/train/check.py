@@ -1,6 +1,8 @@
 """Checks before a run: numbers, devices, data, weights; all faults are said at once."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -19,8 +21,14 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group, networks_of, task_of
 from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
+from flowtok_jax.train.start import find_start
 from flowtok_jax.weights.nets import check_metric_net
-from flowtok_jax.weights.place import Weights, find_place
+from flowtok_jax.weights.place import (
+    Weights,
+    find_holder,
+    find_place,
+    open_starts,
+)
 from flowtok_jax.weights.sizes import find_differing
 
 SHOWN = 3  # sizes in a message
@@ -34,7 +42,7 @@ PRETOKENIZE = (
 def check_run(
     stages: Mapping[str, ConfigDict],
     workdir: Place,
-    start: Callable[[str], Weights | None],
+    opener: Callable[[str], Weights | None],
 ) -> None:
     """Refuses a run that lacks devices, data or weights, naming all that it lacks.
 
@@ -42,7 +50,8 @@ def check_run(
 
     Args:
         stages: the config of each stage, in order.
-        start: opens the weights at a stage's `init_from`.
+        opener: opens the weights at a stage's `init_from`, and those that these
+            started from.
 
     Raises:
         UserError: with the command that gets each thing.
@@ -72,7 +81,7 @@ def check_run(
             needed.add(stage)
         for group in sorted(needed):
             checks[group] = lambda g=group, c=config: find_place(
-                g, [p for p in (own, start(c.init_from)) if p is not None]
+                g, chain([own] if own else [], open_starts(c.init_from, opener))
             )
         for name in (*task.judges(config), *preview_nets(config, task)):
             checks[name] = lambda n=name, c=config: check_metric_net(n, c.eval.weights)
@@ -83,13 +92,13 @@ def check_run(
 def check_fit(
     stages: Mapping[str, ConfigDict],
     workdir: Place,
-    start: Callable[[str], Weights | None],
+    opener: Callable[[str], Weights | None],
     vocabulary: Vocabulary | None,
 ) -> None:
     """Refuses weights to start from that are of other sizes or words than the run.
 
     Args:
-        stages, start: as of `check_run`.
+        stages, opener: as of `check_run`.
         vocabulary: that of the run where it is not that of the weights.
 
     Raises:
@@ -101,20 +110,31 @@ def check_fit(
     for stage, config in stages.items():
         task = task_of(config, stage)
         used = {g for g in task.frozen.values() if not has_group(g, trained)}
-        weights = start(config.init_from)
-        begun = []
-        # What a stage begins with may be of another size, not of other heads.
-        if config.init_trained and stage not in own and weights is not None:
-            begun = task.starts_of(weights.groups)
         trained.add(stage)
         if task.goes_on(config) and not config.init_trained:
             checks[f"settings of {stage}"] = lambda s=stage: _refuse_nothing(s)
-        if own.get(task.name, -1) >= config.train.num_steps or weights is None:
+        if own.get(task.name, -1) >= config.train.num_steps:
             continue
-        there = {find_provider(g, weights.groups): g in begun for g in (*used, *begun)}
-        for group in sorted(set(there).intersection(weights.groups)):
-            checks[group] = lambda g=group, c=config, s=stage, w=weights, i=there: (
-                _check_group(g, c, s, w, vocabulary, is_start=i[g])
+        starts = functools.partial(open_starts, config.init_from, opener)
+        places = {group: find_holder(group, starts()) for group in sorted(used)}
+        begun = []
+        if config.init_trained and stage not in own:
+            weights = find_start(config, task, starts())
+            begun = task.starts_of(weights.groups) if weights is not None else []
+            places |= dict.fromkeys(begun, weights)
+        for group, weights in places.items():
+            if weights is None:
+                continue
+            provider = find_provider(group, weights.groups)
+            # What a stage begins with may be of another size, not of other heads.
+            checks[provider] = functools.partial(
+                _check_group,
+                provider,
+                config,
+                stage,
+                weights,
+                vocabulary,
+                is_start=group in begun,
             )
     raise_together(checks, "the weights do not fit this config")
 

@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import jax
 from ml_collections import ConfigDict
@@ -14,8 +15,28 @@ from flowtok_jax.runtime.files import Place
 from flowtok_jax.tasks import abstract_group, init_group, pick_group
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.weights import workdir
-from flowtok_jax.weights.place import Weights
+from flowtok_jax.weights.place import Weights, find_holder
 from flowtok_jax.weights.rows import ROWS, read_moved
+
+
+def find_start(
+    config: ConfigDict, task: Task, starts: Iterable[Weights]
+) -> Weights | None:
+    """Returns the weights that training of a task starts from: the first that have what
+    it begins with, or just the first; None where there are none.
+
+    In sizes of its own a run looks no further than the first: what that started from
+    may be of any.
+
+    Args:
+        starts: the weights at `init_from`, and what these started from.
+    """
+    first = None
+    for weights in starts if config.init_config else islice(starts, 1):
+        first = first or weights
+        if task.starts_of(weights.groups):
+            return weights
+    return first
 
 
 def load_start(
@@ -77,7 +98,7 @@ def _read(
 def store_random_clip(
     config: ConfigDict,
     folder: Place,
-    start: Callable[[], Weights | None],
+    starts: Iterable[Weights],
     init: Callable[[Key], Params],
 ) -> None:
     """Stores the never-trained text tower of a run whose config asks for one.
@@ -86,12 +107,11 @@ def store_random_clip(
     already: weights trained on its features would not know another.
 
     Args:
-        start: opens the weights to start from.
+        starts: the weights to start from, and what these started from.
         init: draws the tower's group of parameters.
     """
     if config.text.weights != "random" or workdir.steps_of(folder, "clip"):
         return
-    inherited = start()
-    if inherited is None or "clip" not in inherited.groups:
+    if find_holder("clip", starts) is None:
         drawn = jax.jit(init)(jax.random.key(config.text.seed))
         workdir.store_group(folder, "clip", drawn)

@@ -1,14 +1,17 @@
 """Groups of parameters, found among the places that may have them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.models.build import find_providers
+from flowtok_jax.array_types import Params
+from flowtok_jax.models.build import Nets, find_providers, has_group
 from flowtok_jax.models.lora import ADAPTED
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.weights.lora import Lora, lora_file, read_lora
-from flowtok_jax.weights.place import PRETRAINED, Weights, open_start
+from flowtok_jax.weights.place import PRETRAINED, Weights, find_place, open_starts
 from flowtok_jax.weights.pretrained import DERIVED
 from flowtok_jax.weights.safetensors import file_of
 
@@ -37,8 +40,8 @@ def known_groups(weights: Weights, known: Sequence[str]) -> set[str]:
 def places_of(
     weights: Weights, needed: set[str], config: ConfigDict
 ) -> tuple[list[Weights], list[str]]:
-    """Returns the places where groups are, or should be: weights, and their start; and
-    the groups to read there, `both` for its parts.
+    """Returns the places where groups are, or should be: weights, and what they started
+    from; and the groups to read there, `both` for its parts.
 
     Args:
         config: of the run, or of the directory.
@@ -55,11 +58,45 @@ def places_of(
             f"{weights.place} has {', '.join(weights.groups)} only, and not "
             f"{', '.join(missing)}; convert them all into one directory"
         )
-    # A run trains some groups, and has the others where it started from.
-    start = open_start(config.init_from) if missing else None
-    if start is None:
-        return [weights], found
-    return [weights, start], find_providers(needed, weights.groups, start.groups)
+    places = first_places(needed, chain([weights], open_starts(config.init_from)))
+    return places, find_providers(needed, *[place.groups for place in places])
+
+
+def first_places(needed: Iterable[str], places: Iterable[Weights]) -> list[Weights]:
+    """Returns as many places, from the first, as have all of some groups together; all
+    of them where some group is nowhere.
+    """
+    found = []
+    missing = set(needed)
+    for place in places:
+        found.append(place)
+        missing = {group for group in missing if not has_group(group, place.groups)}
+        if not missing:  # before another one is opened
+            break
+    return found
+
+
+def load_groups(
+    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
+) -> dict[str, Params]:
+    """Reads groups of parameters, each from the first of the places that has it.
+
+    Args:
+        wanted: shapes of the parameters, by group and network.
+
+    Raises:
+        UserError: where no place has a group, saying what to do.
+    """
+    found = {group: find_place(group, places) for group in wanted}
+    # All that differs is said at once, and before the first is read.
+    checks = {
+        group: functools.partial(place.check, group, wanted[group], nets)
+        for group, place in found.items()
+    }
+    raise_together(checks, "the weights do not fit this config")
+    return {
+        group: place.read(group, wanted[group], nets) for group, place in found.items()
+    }
 
 
 def find_adapters(places: Sequence[Weights]) -> dict[str, Lora]:

@@ -7,7 +7,7 @@ passed on. On gs:// every question asked again would be another request.
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ from flowtok_jax.models.lora import (
     merge_on_host,
 )
 from flowtok_jax.runtime import hub
-from flowtok_jax.runtime.errors import UserError, raise_together
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
@@ -109,6 +109,12 @@ class Weights:
             UserError: where none is, or it cannot be read.
         """
         return self._stored.copy_and_resolve_references()
+
+    @property
+    def init_from(self) -> str:
+        """What the training of a run started from; empty for nothing."""
+        is_known = self.kind == RUN and self.has_config
+        return self._stored.get("init_from", "") if is_known else ""
 
     @functools.cached_property
     def steps(self) -> dict[str, int]:
@@ -224,8 +230,7 @@ class Weights:
         if group in self.steps:  # a student that began as a copy of its teacher
             base = self._read_step(group, wanted)
         else:
-            start = open_start(self._stored.init_from)
-            place = find_place(group, [start] if start else [])
+            place = find_place(group, open_starts(self.init_from))
             base = place.read(group, wanted, nets, is_start=True)
         scale = LoraOptions(**self._stored.lora).scale
         return merge_on_host(base, self.read_adapters(group, wanted), scale)
@@ -323,6 +328,26 @@ def open_start(init_from: str) -> Weights | None:
         raise UserError(f"init_from = {error}") from error
 
 
+def open_starts(
+    init_from: str, opener: Callable[[str], Weights | None] = open_start
+) -> Iterator[Weights]:
+    """Opens the weights that `config.init_from` names, those that their training
+    started from, and so on.
+
+    A run holds what it trained; what it only used is where it started, or where that
+    started. Each place is opened when it is asked for: nobody may need the last ones.
+
+    Args:
+        opener: in place of `open_start`, to open each place once.
+    """
+    seen = set()
+    while init_from and init_from not in seen:
+        seen.add(init_from)
+        weights = opener(init_from)
+        yield weights
+        init_from = weights.init_from
+
+
 def inherit_vocabulary(
     config: ConfigDict, start: Callable[[], Weights | None]
 ) -> Vocabulary | None:
@@ -337,40 +362,24 @@ def inherit_vocabulary(
     return weights.vocabulary(config.latent.tokens)
 
 
-def load_groups(
-    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
-) -> dict[str, Params]:
-    """Reads groups of parameters, each from the first of the places that has it.
-
-    Args:
-        wanted: shapes of the parameters, by group and network.
-
-    Raises:
-        UserError: where no place has a group, saying what to do.
-    """
-    found = {group: find_place(group, places) for group in wanted}
-    # All that differs is said at once, and before the first is read.
-    checks = {
-        group: functools.partial(place.check, group, wanted[group], nets)
-        for group, place in found.items()
-    }
-    raise_together(checks, "the weights do not fit this config")
-    return {
-        group: place.read(group, wanted[group], nets) for group, place in found.items()
-    }
+def find_holder(group: str, places: Iterable[Weights]) -> Weights | None:
+    """Returns the first of the places that has a group, be it as a part of `both`."""
+    return next((place for place in places if has_group(group, place.groups)), None)
 
 
-def find_place(group: str, places: Sequence[Weights]) -> Weights:
-    """Returns the first of the places that has a group, be it as a part of `both`.
+def find_place(group: str, places: Iterable[Weights]) -> Weights:
+    """Returns the first of the places that has a group, as `find_holder` does.
 
     Raises:
         UserError: where none has, with the command that gets the group.
     """
+    searched = []
     for place in places:
-        if group in place.groups or has_group(group, place.groups):
+        if has_group(group, place.groups):
             return place
-    where = " nor in ".join(str(p.place) for p in places)
-    missing = f"no weights of {group}" + (f" in {where}" if places else "")
+        searched.append(str(place.place))
+    where = f" in {' nor in '.join(searched)}" if searched else ""
+    missing = f"no weights of {group}{where}"
     if group in CONVERTED:
         cure = (
             f"set --config.init_from=DIR to a directory that has them, made by `python "

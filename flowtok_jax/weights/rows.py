@@ -9,7 +9,7 @@ of a token are, as `match_tokens` finds them,
     fresh ones, as at the start of training                                       (3)
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from flowtok_jax.data.vocabulary import PAD_ID, Vocabulary
 from flowtok_jax.models.build import Nets
 from flowtok_jax.runtime.files import Place
 from flowtok_jax.weights import workdir
-from flowtok_jax.weights.place import Weights
+from flowtok_jax.weights.place import Weights, find_holder
 
 WORD_END = "</w>"  # of byte pairs that end a word
 
@@ -137,7 +137,7 @@ def read_moved(
 
 def store_moved_clip(
     folder: Place,
-    start: Callable[[], Weights | None],
+    starts: Iterable[Weights],
     nets: Nets,
     vocabulary: Vocabulary,
     init: Callable[[], Params],
@@ -147,14 +147,14 @@ def store_moved_clip(
     Nothing is stored where the folder has a tower already, or the weights have none.
 
     Args:
-        start: opens the weights.
+        starts: the weights, and what they started from.
         nets: the run's networks.
         init: draws the tower, for the rows of new tokens.
     """
     if workdir.steps_of(folder, "clip"):
         return
-    weights = start()
-    if weights is not None and "clip" in weights.groups:
+    weights = find_holder("clip", starts)
+    if weights is not None:
         wanted = jax.eval_shape(init)
         moved = read_moved(weights, "clip", wanted, nets, vocabulary, init)
         workdir.store_group(folder, "clip", moved)

@@ -147,12 +147,10 @@ def test_a_tower_is_stored_once(demo, flowtok, config, tmp_path):
         drawn.append(1)
         return init_group(nets, "clip", jax.random.key(0))
 
-    def start():
-        return open_weights(demo.workdir)
-
+    starts = [open_weights(demo.workdir)]
     for _ in range(2):
-        store_moved_clip(tmp_path, start, nets, flowtok.vocabulary, init)
+        store_moved_clip(tmp_path, starts, nets, flowtok.vocabulary, init)
         assert steps_of(tmp_path, "clip") == [0]
     assert len(drawn) == 2  # its shapes, and its values
-    store_moved_clip(tmp_path / "none", lambda: None, nets, flowtok.vocabulary, init)
+    store_moved_clip(tmp_path / "none", [], nets, flowtok.vocabulary, init)
     assert steps_of(tmp_path / "none", "clip") == []
