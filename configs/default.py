@@ -327,6 +327,9 @@ def _add_data(config: ConfigDict) -> None:
             "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one
             "prefetch": 4,  # batches loaded ahead
+            # Memory for the decoded images of data.train, where all of a source fit: an
+            # image is decoded once then, and not in each epoch. 0: none.
+            "keep_gib": 1.0,
             # Directory for indices of tars; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),
             # Share of the records read that may be broken; beyond it a run stops, and

@@ -73,7 +73,10 @@ SPLATTED = {
     "schedule": (make_schedule, {"num_steps"}),
     "optimizer": (make_optimizer, {"schedule"}),
     "optimizer.muon": (MuonOptions, set()),
-    "data.transform": (ImageTransform, {"image_size", "filters", "with_images"}),
+    "data.transform": (
+        ImageTransform,
+        {"image_size", "filters", "with_images", "kept"},
+    ),
     "data.filters": (Filters, set()),
     "sample": (SampleOptions, set()),
     "caption": (SampleOptions, set()),

@@ -254,6 +254,21 @@ def _join(sources: Sequence[Source], weights: Sequence[float | None]) -> Source:
     return Mixture(sources, [1.0 if w is None else w for w in weights])
 
 
+def keep_decoded(source: Source, memory: float) -> None:
+    """Lets a source, or parts of it, keep decoded images from one epoch to the next.
+
+    Args:
+        memory: bytes; a part keeps its images where all fit into what is left.
+    """
+    for part in source.parts if isinstance(source, Mixture) else [source]:
+        make = part.transform if isinstance(part, RecordSource) else None
+        if isinstance(make, ImageTransform):
+            size = 3 * make.image_size**2 * len(part)
+            if size <= memory:
+                make.kept = len(part)
+                memory -= size
+
+
 def _is_release(part: SourceSpec) -> bool:
     """Tells whether a source is the release's tars of latents."""
     return part.kind == "latents" and globs.unquote(part.arguments).endswith(".tar")

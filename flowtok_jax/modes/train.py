@@ -54,15 +54,20 @@ from flowtok_jax.tasks.lora import BASE
 from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
-from flowtok_jax.train.start import find_start, load_start, store_random_clip
+from flowtok_jax.train.start import (
+    find_start,
+    inherit_vocabulary,
+    load_start,
+    store_random_clip,
+)
 from flowtok_jax.train.summary import describe_start, merge_summary, show_summary
-from flowtok_jax.weights.groups import first_places, load_groups
+from flowtok_jax.weights.groups import first_places
 from flowtok_jax.weights.lora import lora_file, save_lora
 from flowtok_jax.weights.nets import load_metric_net
 from flowtok_jax.weights.place import (
     Weights,
     find_holder,
-    inherit_vocabulary,
+    load_groups,
     open_start,
     open_starts,
 )

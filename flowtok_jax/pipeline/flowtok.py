@@ -50,9 +50,9 @@ from flowtok_jax.sampling import (
     noise_key,
 )
 from flowtok_jax.tasks import TASKS, abstract_groups
-from flowtok_jax.weights.groups import known_groups, load_groups, places_of
+from flowtok_jax.weights.groups import known_groups, places_of
 from flowtok_jax.weights.lora import Loras
-from flowtok_jax.weights.place import Weights, open_weights
+from flowtok_jax.weights.place import Weights, load_groups, open_weights
 
 # What `data.inputs.load_images` reads.
 Images = ArrayLike | Picture | Iterable[ArrayLike | Picture]

@@ -19,6 +19,20 @@ from flowtok_jax.weights.place import Weights, find_holder
 from flowtok_jax.weights.rows import ROWS, read_moved
 
 
+def inherit_vocabulary(
+    config: ConfigDict, start: Callable[[], Weights | None]
+) -> Vocabulary | None:
+    """Reads the vocabulary of the weights that training starts from, if they have one.
+
+    Args:
+        start: opens these weights.
+    """
+    weights = start()
+    if weights is None or not weights.has_vocabulary:
+        return None
+    return weights.vocabulary(config.latent.tokens)
+
+
 def find_start(
     config: ConfigDict, task: Task, starts: Iterable[Weights]
 ) -> Weights | None:

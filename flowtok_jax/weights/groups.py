@@ -1,17 +1,15 @@
 """Groups of parameters, found among the places that may have them."""
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from ml_collections import ConfigDict
 
-from flowtok_jax.array_types import Params
-from flowtok_jax.models.build import Nets, find_providers, has_group
+from flowtok_jax.models.build import find_providers
 from flowtok_jax.models.lora import ADAPTED
-from flowtok_jax.runtime.errors import UserError, raise_together
+from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.lora import Lora, lora_file, read_lora
-from flowtok_jax.weights.place import PRETRAINED, Weights, find_place, open_starts
+from flowtok_jax.weights.place import PRETRAINED, Weights, open_starts
 from flowtok_jax.weights.pretrained import DERIVED
 from flowtok_jax.weights.safetensors import file_of
 
@@ -58,7 +56,8 @@ def places_of(
             f"{weights.place} has {', '.join(weights.groups)} only, and not "
             f"{', '.join(missing)}; convert them all into one directory"
         )
-    places = first_places(needed, chain([weights], open_starts(config.init_from)))
+    init_from = config.get("init_from") or weights.init_from
+    places = first_places(needed, chain([weights], open_starts(init_from)))
     return places, find_providers(needed, *[place.groups for place in places])
 
 
@@ -70,33 +69,10 @@ def first_places(needed: Iterable[str], places: Iterable[Weights]) -> list[Weigh
     missing = set(needed)
     for place in places:
         found.append(place)
-        missing = {group for group in missing if not has_group(group, place.groups)}
+        missing = {group for group in missing if not place.holds(group)}
         if not missing:  # before another one is opened
             break
     return found
-
-
-def load_groups(
-    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
-) -> dict[str, Params]:
-    """Reads groups of parameters, each from the first of the places that has it.
-
-    Args:
-        wanted: shapes of the parameters, by group and network.
-
-    Raises:
-        UserError: where no place has a group, saying what to do.
-    """
-    found = {group: find_place(group, places) for group in wanted}
-    # All that differs is said at once, and before the first is read.
-    checks = {
-        group: functools.partial(place.check, group, wanted[group], nets)
-        for group, place in found.items()
-    }
-    raise_together(checks, "the weights do not fit this config")
-    return {
-        group: place.read(group, wanted[group], nets) for group, place in found.items()
-    }
 
 
 def find_adapters(places: Sequence[Weights]) -> dict[str, Lora]:

@@ -7,7 +7,7 @@ passed on. On gs:// every question asked again would be another request.
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -29,10 +29,11 @@ from flowtok_jax.models.lora import (
     merge_on_host,
 )
 from flowtok_jax.runtime import hub
-from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
+from flowtok_jax.weights.getting import get_command
 from flowtok_jax.weights.lora import Loras, merge_loras, open_loras
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
@@ -55,12 +56,6 @@ UNSEEN = {
     "dit": ("dit.heads", "tokenizer.latent_scale"),
     "student": ("dit.heads", "student.early", "tokenizer.latent_scale"),
     "shared_dit": ("dit.heads", "tokenizer.latent_scale"),
-}
-
-# Groups that the release or the hub has, and the flag that converts them.
-CONVERTED = {
-    "clip": "--clip=openai/clip-vit-large-patch14-336",
-    "tokenizer": "--tokenizer=FlowTiTok_512.bin",
 }
 
 
@@ -136,6 +131,10 @@ class Weights:
         if self.kind == PRETRAINED:
             return tuple(self._stored.groups)
         return tuple(dict.fromkeys(name.removesuffix(ADAPTED) for name in self.steps))
+
+    def holds(self, group: str) -> bool:
+        """Tells whether the place has a group, be it as a part of `both`."""
+        return group in self.groups or has_group(group, self.groups)
 
     def with_loras(self, loras: Loras) -> "Weights":
         """Returns these weights with adapters on top.
@@ -348,23 +347,32 @@ def open_starts(
         init_from = weights.init_from
 
 
-def inherit_vocabulary(
-    config: ConfigDict, start: Callable[[], Weights | None]
-) -> Vocabulary | None:
-    """Reads the vocabulary of the weights that training starts from, if they have one.
+def load_groups(
+    wanted: Mapping[str, Mapping[str, Params]], nets: Nets, places: Sequence[Weights]
+) -> dict[str, Params]:
+    """Reads groups of parameters, each from the first of the places that has it.
 
     Args:
-        start: opens these weights.
+        wanted: shapes of the parameters, by group and network.
+
+    Raises:
+        UserError: where no place has a group, saying what to do.
     """
-    weights = start()
-    if weights is None or not weights.has_vocabulary:
-        return None
-    return weights.vocabulary(config.latent.tokens)
+    found = {group: find_place(group, places) for group in wanted}
+    # All that differs is said at once, and before the first is read.
+    checks = {
+        group: functools.partial(place.check, group, wanted[group], nets)
+        for group, place in found.items()
+    }
+    raise_together(checks, "the weights do not fit this config")
+    return {
+        group: place.read(group, wanted[group], nets) for group, place in found.items()
+    }
 
 
 def find_holder(group: str, places: Iterable[Weights]) -> Weights | None:
-    """Returns the first of the places that has a group, be it as a part of `both`."""
-    return next((place for place in places if has_group(group, place.groups)), None)
+    """Returns the first of the places that has a group; None where none has."""
+    return next((place for place in places if place.holds(group)), None)
 
 
 def find_place(group: str, places: Iterable[Weights]) -> Weights:
@@ -375,26 +383,8 @@ def find_place(group: str, places: Iterable[Weights]) -> Weights:
     """
     searched = []
     for place in places:
-        if has_group(group, place.groups):
+        if place.holds(group):
             return place
         searched.append(str(place.place))
     where = f" in {' nor in '.join(searched)}" if searched else ""
-    missing = f"no weights of {group}{where}"
-    if group in CONVERTED:
-        cure = (
-            f"set --config.init_from=DIR to a directory that has them, made by `python "
-            f"-m flowtok_jax.convert {CONVERTED[group]} --out=DIR`"
-        )
-        if group == "clip":
-            cure += ", or --config.text.weights=random for a tower never trained"
-        else:
-            cure += (
-                " (512 px), or to the workdir of a run that trained it, as by "
-                "configs/tokenizer.py"
-            )
-    else:
-        cure = (
-            f"train stage {group} first, or set --config.init_from=WORKDIR to where it "
-            "was trained"
-        )
-    raise UserError(f"{missing}; {cure}")
+    raise UserError(f"no weights of {group}{where}; {get_command(group)}")

@@ -65,6 +65,7 @@ FREE = (
     "data.prefetch",
     "data.workers",
     "data.cache",
+    "data.keep_gib",
     "data.max_rejected",
     "train.num_steps",
     "train.max_skipped_in_a_row",

@@ -206,6 +206,52 @@ def test_reading_ahead_changes_nothing(random_config, vocabulary):
         assert_equal(rows_of(random_config, vocabulary, 1, 5), wanted)
 
 
+@pytest.mark.parametrize("name", ["folder", "joined", "mixture"])
+def test_kept_images_are_decoded_once_and_are_the_same(
+    config, vocabulary, sources, monkeypatch, name
+):
+    """Both folders have files of one name."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {"data.train": SPECS[name].format(sources), "data.transform.flip": True}
+    )
+    config.train.batch_size = ROWS
+    config.data.threads = 1  # two at once may both find an image that is not kept
+    decode, decoded = images.decode, []
+
+    def count(*arguments):
+        decoded.append(1)
+        return decode(*arguments)
+
+    monkeypatch.setattr(images, "decode", count)
+    found = {}
+    for gib in (0.0, 1.0):
+        decoded.clear()
+        config.data.keep_gib = gib
+        loader = Loader(config, vocabulary, 0)
+        taken = list(itertools.islice(loader, 20))  # 180 images: three epochs or more
+        found[gib] = {key: np.stack([x[key] for x in taken]) for key in taken[0]}
+        different = COUNT * len(config.data.train.split(","))
+        if gib:
+            assert len(decoded) <= different + 2 * ROWS  # batches are read two at once
+        else:
+            assert len(decoded) >= 180
+    assert_equal(found[1.0], found[0.0])
+
+
+def test_images_are_kept_where_all_of_a_source_fit(config, sources):
+    config = config.copy_and_resolve_references()
+    config.data.train = SPECS["joined"].format(sources)
+    one = 3 * 32**2 * COUNT / 2**30
+    for gib, kept in ((0.9 * one, [0, 0]), (1.5 * one, [COUNT, 0]), (3, [COUNT] * 2)):
+        config.data.keep_gib = gib
+        parts = loader.open_training(config).parts
+        assert [part.transform.kept for part in parts] == kept
+    config.data.workers = 4  # each has its own
+    config.data.keep_gib = 7 * one
+    assert [p.transform.kept for p in loader.open_training(config).parts] == [COUNT, 0]
+
+
 @pytest.mark.parametrize("name", ["folder", "latents"])
 def test_each_epoch_sees_each_record_once(config, vocabulary, sources, name):
     config = config.copy_and_resolve_references()

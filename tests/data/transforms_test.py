@@ -237,6 +237,30 @@ def test_the_aspect_is_that_of_the_upright_image():
     assert tall(record(image=image), random.Random(0))["image"].shape == (16, 16, 3)
 
 
+def test_a_kept_image_is_that_of_its_bytes_and_passes_the_same_filters():
+    columns = {"original_width": 40, "original_height": 30, "aesthetic_score": 6.0}
+    filters = Filters(min_aesthetic=5.0, min_side=35)
+    transform = ImageTransform(16, filters=filters, kept=2)
+    plain = ImageTransform(16)
+    first, other, third = (
+        record(image=made.jpeg(i, 40, 30), metadata=columns) for i in range(3)
+    )
+    # The second is of the same name, the third finds no room.
+    for what in (first, other, third, first, other, third):
+        image = transform(what, random.Random(0))["image"]
+        np.testing.assert_array_equal(image, plain(what, random.Random(0))["image"])
+    assert len(transform._centres) == 2
+    ugly = first._replace(metadata=columns | {"aesthetic_score": 1.0})
+    assert reason(transform, ugly) == "filtered_aesthetic"
+    assert reason(transform, first._replace(image=None)) == "missing_image"
+    # What its columns said large enough is not, by its pixels.
+    small = record(image=made.jpeg(3, 20, 20), metadata=columns)
+    transform = ImageTransform(16, filters=filters, kept=9)
+    transform(small, random.Random(0))
+    columns = {"aesthetic_score": 6.0}
+    assert reason(transform, small._replace(metadata=columns)) == "filtered_size"
+
+
 def test_moments_pass_as_they_are():
     moments = np.arange(24, dtype=np.float16).reshape(6, 4)
     transform = MomentsTransform((6, 4))

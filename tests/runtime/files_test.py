@@ -30,8 +30,9 @@ from flowtok_jax.runtime.errors import PlaceError, StoreError, UserError, WriteE
 from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group
 from flowtok_jax.train import log as metrics
+from flowtok_jax.train.start import inherit_vocabulary
 from flowtok_jax.weights import nets, pretrained, workdir
-from flowtok_jax.weights.place import inherit_vocabulary, open_start, open_weights
+from flowtok_jax.weights.place import open_start, open_weights
 from tests import run, tiny
 
 RUN = "gs://bucket/run"

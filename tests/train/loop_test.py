@@ -17,8 +17,7 @@ from flowtok_jax.tasks import TASKS, abstract_groups
 from flowtok_jax.train import loop
 from flowtok_jax.train.checkpoint import Checkpoints
 from flowtok_jax.train.log import Metrics
-from flowtok_jax.weights.groups import load_groups
-from flowtok_jax.weights.place import open_weights
+from flowtok_jax.weights.place import load_groups, open_weights
 from flowtok_jax.weights.workdir import open_vocabulary, read_config, steps_of
 from tests import run
 

@@ -15,9 +15,8 @@ from flowtok_jax.pipeline import FlowTok
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.tasks import TASKS, abstract_group, abstract_groups
 from flowtok_jax.train.loop import make_program
-from flowtok_jax.train.start import load_start
-from flowtok_jax.weights.groups import load_groups
-from flowtok_jax.weights.place import inherit_vocabulary, open_start, open_weights
+from flowtok_jax.train.start import inherit_vocabulary, load_start
+from flowtok_jax.weights.place import load_groups, open_start, open_weights
 from flowtok_jax.weights.workdir import open_vocabulary
 from tests import run
 from tests.weights.pretrained_test import edit_config, equal
