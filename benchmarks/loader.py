@@ -1,11 +1,12 @@
 """Benchmark of the training loader on images and latents, against a plain loop.
 
-    .venv/bin/python benchmarks/loader.py [--images=1000] [--latents=40000]
+    .venv/bin/python benchmarks/loader.py [--images=1000] [--latents=40000] [--scale=1]
 
 The script writes its own data to a temporary directory: photograph-like JPEGs of
-640 x 480, and latents [77, 32] with a caption and a recaption each. Every figure is the
-best of three passes, after one that fills the page cache. Images are resized to 256 px.
-The loader's rows include caption ids, by a vocabulary of words.
+640 x 480, times the scale, and latents [77, 32] with a caption and a recaption each.
+Every figure is the best of three passes, after one that fills the page cache. Images
+are resized to 256 px. The loader's rows include caption ids, by a vocabulary of words.
+A later epoch takes images from memory, where all fit into data.keep_gib.
 """
 
 import argparse
@@ -43,22 +44,23 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def photographs(count: int) -> Iterator[bytes]:
+def photographs(count: int, scale: int) -> Iterator[bytes]:
     """Yields JPEG files of smooth images with some noise, of a photograph's size."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
-        image = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), int)
+        size = (640 * scale, 480 * scale)
+        image = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), int)
         noisy = np.clip(image + rng.normal(0, 6, image.shape), 0, 255)
         buffer = io.BytesIO()
         Image.fromarray(noisy.astype(np.uint8)).save(buffer, "JPEG", quality=85)
         yield buffer.getvalue()
 
 
-def write_images(folder: pathlib.Path, count: int) -> None:
+def write_images(folder: pathlib.Path, count: int, scale: int) -> None:
     """Writes the same images as a folder and as two tars."""
     (folder / "images").mkdir()
-    for i, data in enumerate(photographs(count)):
+    for i, data in enumerate(photographs(count, scale)):
         (folder / "images" / f"{i:06d}.jpg").write_bytes(data)
         (folder / "images" / f"{i:06d}.txt").write_text(f"picture number {i}")
     files = sorted((folder / "images").iterdir())
@@ -94,7 +96,12 @@ def plain_loop(folder: pathlib.Path) -> Iterator[int]:
 
 
 def epoch(
-    spec: str, folder: pathlib.Path, batch_size: int, threads: int = 1, workers: int = 0
+    spec: str,
+    folder: pathlib.Path,
+    batch_size: int,
+    threads: int = 1,
+    workers: int = 0,
+    number: int = 0,
 ) -> Iterator[int]:
     """Yields the batch sizes of an epoch as training loads it, captions encoded."""
     config = default.get_config()
@@ -104,7 +111,8 @@ def epoch(
     config.text.vocabulary = "captions"
     batches = Loader(config, make_vocabulary(config), start_step=0)
     count = len(open_source(config, spec)) // batch_size
-    return (len(batch["caption_ids"]) for batch in itertools.islice(batches, count))
+    wanted = itertools.islice(batches, number * count, (number + 1) * count)
+    return (len(batch["caption_ids"]) for batch in wanted)
 
 
 def measure(name: str, make: Callable[[], Iterator[int]], workers: int = 0) -> None:
@@ -129,11 +137,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--latents", type=int, default=40_000)
+    parser.add_argument("--scale", type=int, default=1)
     flags = parser.parse_args()
     absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read them
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_images(folder, flags.images)
+        write_images(folder, flags.images, flags.scale)
         measure("images: plain PIL loop, one core", lambda: plain_loop(folder))
         specs = {"folder": f"folder:{name}/images", "tars": f"tars:{name}/*.tar"}
         for (kind, spec), (threads, workers) in itertools.product(
@@ -142,6 +151,8 @@ def main() -> None:
             how = f"{workers} workers" if workers else f"{threads} threads"
             load = functools.partial(epoch, spec, folder, BATCH, threads, workers)
             measure(f"images: {kind}, {how}", load, workers)
+        load = functools.partial(epoch, specs["folder"], folder, BATCH, 16, number=1)
+        measure("images: folder, a later epoch", load)
         for i in range(4):
             records = list(latent_records(flags.latents // 4, i))
             shards.write_arrayrecord(folder / f"{i}.arrayrecord", records)

@@ -25,7 +25,9 @@ def get_config() -> ConfigDict:
     config.per_stage = ConfigDict()  # STAGE -> what differs from the keys below
     # A workdir, or a directory of pretrained weights. It gives the groups that this run
     # needs and does not train, the vocabulary, and the start of the groups that this
-    # run trains (fine-tuning; a group that does not exist there starts afresh).
+    # run trains (fine-tuning; a group that does not exist there starts afresh). What a
+    # workdir lacks is looked for in what it started from itself; to start from, only
+    # with init_config.
     config.init_from = ""
     # True: sizes of networks, losses and options of sampling are those stored with the
     # weights instead of those below. The command line wins over both.
@@ -327,8 +329,9 @@ def _add_data(config: ConfigDict) -> None:
             "threads": 16,  # threads that load images, in each worker
             "workers": 0,  # processes that load images; 0: this one
             "prefetch": 4,  # batches loaded ahead
-            # Memory for the decoded images of data.train, where all of a source fit: an
-            # image is decoded once then, and not in each epoch. 0: none.
+            # Memory of each process of the run for the images of data.train as training
+            # sees them. Where all of a source fit, centres are decoded once and not in
+            # each epoch; random crops are. `workers` share it. 0: none.
             "keep_gib": 1.0,
             # Directory for indices of tars; None: ~/.cache/flowtok_jax/tars.
             "cache": placeholder(str),

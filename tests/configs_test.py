@@ -75,7 +75,7 @@ SPLATTED = {
     "optimizer.muon": (MuonOptions, set()),
     "data.transform": (
         ImageTransform,
-        {"image_size", "filters", "with_images", "kept"},
+        {"image_size", "filters", "with_images", "most_kept"},
     ),
     "data.filters": (Filters, set()),
     "sample": (SampleOptions, set()),

@@ -1,5 +1,6 @@
 """Own images, by the command line: encoded, trained on, drawn; and broken ones."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -11,10 +12,18 @@ import pytest
 from configs import demo as demo_config
 from flowtok_jax.data import shards
 from flowtok_jax.data.centre import CentreReader, file_record
+from flowtok_jax.data.vocabulary import Vocabulary
 from flowtok_jax.pipeline import FlowTok
-from flowtok_jax.tasks import TASKS
-from flowtok_jax.train.start import find_start
-from flowtok_jax.weights.place import Weights, open_weights
+from flowtok_jax.runtime.errors import UserError
+from flowtok_jax.tasks import task_of
+from flowtok_jax.train.check import check_fit
+from flowtok_jax.train.start import find_starts
+from flowtok_jax.weights.place import (
+    find_place,
+    open_start,
+    open_starts,
+    open_weights,
+)
 from flowtok_jax.weights.workdir import read_config
 from tests import run
 from tests.data import made
@@ -186,16 +195,81 @@ def test_fine_tuned_weights_are_a_start_as_any_others(cli, demo, photos, tmp_pat
     assert f"{once} does not exist" in outcome.complaint
 
 
-def test_in_sizes_of_its_own_a_run_goes_on_from_no_start_of_its_start(demo, tmp_path):
-    """Text to image beyond a tokenizer is of another run's size."""
-    (tmp_path / "checkpoints").mkdir()
-    near, far = Weights(tmp_path), open_weights(demo.workdir)
+@pytest.fixture
+def over(demo, tmp_path):
+    """Makes a run that trained nothing yet, over another place."""
+
+    def make(name, start):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        stored = json.loads((demo.workdir / "config.json").read_text())
+        stored["init_from"] = str(start)
+        (folder / "config.json").write_text(json.dumps(stored))
+        shutil.copy(demo.workdir / "vocabulary.json", folder)
+        return folder
+
+    return make
+
+
+def found_starts(name, config, **changes):
+    """Places of the groups that a task starts from, by group."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    task = task_of(config, name)
+    found = find_starts(config, task, functools.cache(open_start))
+    return {group: weights.place for group, weights in found.items()}
+
+
+def test_what_a_run_goes_on_from_may_be_further_away(demo, over):
+    near = over("near", demo.workdir)
     config = demo_config.get_config()
-    for is_theirs, found in ((False, near), (True, far)):
-        config.init_config = is_theirs
-        assert find_start(config, TASKS["t2i"], [near, far]) is found
-        assert find_start(config, TASKS["t2i"], [far, near]) is far
-        assert find_start(config, TASKS["t2i"], []) is None
+    config.init_from = str(near)
+    # In sizes of its own a run takes what is near, or nothing.
+    assert found_starts("t2i", config) == {}
+    theirs = {"init_config": True}
+    assert found_starts("t2i", config, **theirs) == {"t2i": demo.workdir}
+    assert found_starts("t2i", config, **theirs, init_trained=False) == {}
+    # Where it has to go on, or trains adapters, it takes what there is.
+    only = {"loss.tokenizer.trains": "decoder"}
+    assert found_starts("tokenizer", config, **only) == {"tokenizer": demo.workdir}
+    rank = {"lora.rank": 2}
+    assert found_starts("i2t", config, **rank) == {"i2t": demo.workdir}
+    # Each part of a beginning is looked for by itself.
+    parts = dict.fromkeys(("t2i", "text_tokenizer"), demo.workdir)
+    assert found_starts("both", config, **theirs) == parts
+    shutil.copytree(demo.workdir / "checkpoints/t2i", near / "checkpoints/t2i")
+    assert found_starts("both", config, **theirs) == parts | {"t2i": near}
+    assert found_starts("t2i", config) == {"t2i": near}
+
+
+def test_a_start_that_has_gone_is_missed_only_by_who_needs_it(demo, over, tmp_path):
+    config = demo_config.get_config()
+    config.init_config = True
+    config.init_from = str(over("near", tmp_path / "gone"))
+    assert found_starts("t2i", config) == {}
+    with pytest.raises(UserError, match="gone does not exist"):
+        find_place("t2i", open_starts(config.init_from))
+    config.init_from = str(tmp_path / "gone")
+    with pytest.raises(UserError, match="gone does not exist"):
+        found_starts("t2i", config)
+    # Two runs that name one another have nothing more.
+    round_about = over("a", tmp_path / "b"), over("b", tmp_path / "a")
+    places = [weights.place for weights in open_starts(str(round_about[0]))]
+    assert places == list(round_about)
+
+
+def test_other_words_further_away_are_refused(demo, over):
+    near = over("near", demo.workdir)
+    config = read_config(near)
+    config.update({"init_config": True, "init_from": str(near)})
+    nowhere = near / "none"
+    check_fit({"i2t": config}, nowhere, functools.cache(open_start), None)
+    stored = json.loads((near / "config.json").read_text())
+    del stored["vocabulary_sha256"]
+    (near / "config.json").write_text(json.dumps(stored))
+    Vocabulary.train(["other words"], 64, 16).save(near)
+    with pytest.raises(UserError, match="other words than .*near, whose vocabulary"):
+        check_fit({"i2t": config}, nowhere, functools.cache(open_start), None)
 
 
 def test_mistakes_are_said_in_one_line(cli, demo, photos, tmp_path):

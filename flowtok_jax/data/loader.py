@@ -26,7 +26,7 @@ from flowtok_jax.data.examples import (
 )
 from flowtok_jax.data.records import Record, RejectCounter, Side
 from flowtok_jax.data.source_strings import parse_sources
-from flowtok_jax.data.sources import Shapes, keep_decoded, make_source
+from flowtok_jax.data.sources import Shapes, keep_centres, make_source
 from flowtok_jax.data.transforms import possible_captions
 from flowtok_jax.data.vocabulary import SPECIAL_TOKENS, CaptionCounts, Vocabulary
 from flowtok_jax.runtime.errors import UserError
@@ -82,7 +82,7 @@ def open_training(config: ConfigDict, *, with_images: bool = True) -> Source:
     spec, side = config.data.train, training_side(config)
     source = open_source(config, spec, side=side, with_images=with_images)
     # A process of its own has memory of its own.
-    keep_decoded(source, config.data.keep_gib * 2**30 / max(1, config.data.workers))
+    keep_centres(source, config.data.keep_gib * 2**30 / max(1, config.data.workers))
     return source
 
 

@@ -254,8 +254,9 @@ def _join(sources: Sequence[Source], weights: Sequence[float | None]) -> Source:
     return Mixture(sources, [1.0 if w is None else w for w in weights])
 
 
-def keep_decoded(source: Source, memory: float) -> None:
-    """Lets a source, or parts of it, keep decoded images from one epoch to the next.
+def keep_centres(source: Source, memory: float) -> None:
+    """Lets a source, or parts of it, keep images as training sees them from one epoch
+    to the next.
 
     Args:
         memory: bytes; a part keeps its images where all fit into what is left.
@@ -265,7 +266,7 @@ def keep_decoded(source: Source, memory: float) -> None:
         if isinstance(make, ImageTransform):
             size = 3 * make.image_size**2 * len(part)
             if size <= memory:
-                make.kept = len(part)
+                make.most_kept = len(part)
                 memory -= size
 
 

@@ -134,8 +134,8 @@ class ImageTransform:
         with_images: False makes examples of captions alone, the same ones as beside
             images; nothing is decoded, so that faults and sizes which only pixels show
             refuse no record.
-        kept: centres kept in memory at most, of the first images. An image met again is
-            not decoded again; its bytes tell it, so that a changed file is.
+        most_kept: number of centres that stay in memory, of the images met first, so
+            that these are decoded once; 0 keeps none, and random crops are not kept.
     """
 
     image_size: int
@@ -145,10 +145,10 @@ class ImageTransform:
     max_pixels: int = images.MAX_PIXELS
     filters: Filters = Filters()
     with_images: bool = True
-    kept: int = 0
+    most_kept: int = 0
 
     def __post_init__(self):
-        self._centres: dict[tuple[Any, ...] | None, np.ndarray] = {}
+        self._centres: dict[tuple[Any, ...], np.ndarray] = {}
         if self.crop not in CROPS:
             raise UserError(
                 f"data.transform.crop is {self.crop!r}; expected one of "
@@ -180,24 +180,31 @@ class ImageTransform:
 
     def _centre(self, record: Record) -> np.ndarray:
         """Returns the centre of an image [s, s, 3], kept or made."""
-        key = None
-        # A record without metadata of its size passes or not by its pixels.
         size_is_known = self._check(record)
-        if self.kept:
-            # Names alone repeat: in parts of a mixture, in a file written anew.
-            bits = zlib.crc32(record.image)
-            key = (record.name, len(record.image), bits, size_is_known)
-        if key in self._centres:
-            return self._centres[key]
-        found = images.resize_and_crop(self.decode(record), self.image_size)
-        if len(self._centres) < self.kept:
-            self._centres[key] = found
+        if not self.most_kept:
+            return self._make_centre(record, size_is_known)
+        # Its bytes beside its name, which a file written anew keeps. A record without
+        # metadata of its size passes or not by its pixels.
+        bits = zlib.crc32(record.image)
+        key = (record.name, len(record.image), bits, size_is_known)
+        found = self._centres.get(key)
+        if found is None:
+            found = self._make_centre(record, size_is_known)
+            if len(self._centres) < self.most_kept:
+                self._centres[key] = found
         return found
+
+    def _make_centre(self, record: Record, size_is_known: bool) -> np.ndarray:
+        return images.resize_and_crop(
+            self._decode(record, size_is_known), self.image_size
+        )
 
     def decode(self, record: Record) -> Image.Image:
         """Decodes the whole image, RGB and upright, if the filters let it pass."""
         # Before the image: what metadata refuse is not decoded.
-        size_is_known = self._check(record)
+        return self._decode(record, self._check(record))
+
+    def _decode(self, record: Record, size_is_known: bool) -> Image.Image:
         image = images.decode(record.image, record.name, self.max_pixels)
         if not size_is_known:
             self.filters.check_size(record.name, *image.size)

@@ -7,7 +7,7 @@ Finished stages are skipped; one that was interrupted goes on.
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -55,7 +55,6 @@ from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.start import (
-    find_start,
     inherit_vocabulary,
     load_start,
     store_random_clip,
@@ -135,7 +134,7 @@ def _adopt_used(
         trained.add(stage)
     opener = functools.cache(open_start)
     held: dict[Weights, set[str]] = {}
-    for group in used:
+    for group in sorted(used):
         place = find_holder(group, open_starts(config.init_from, opener))
         if place is not None:
             held.setdefault(place, set()).add(find_provider(group, place.groups))
@@ -188,9 +187,8 @@ def _train_stages(config: ConfigDict, workdir: Place) -> None:
         with Preemption() as asked:
             for stage, own in stages.items():
                 task = task_of(own, stage)
-                starts = functools.partial(open_starts, own.init_from, opened)
                 results[stage] = _train_stage(
-                    own, task, workdir, vocabulary, starts, asked
+                    own, task, workdir, vocabulary, opened, asked
                 )
             if asked.noted:  # at the very end, before what is measured takes minutes
                 raise loop.PreemptedError(stage, *[own.train.num_steps] * 2)
@@ -262,7 +260,7 @@ def _train_stage(
     task: Task,
     workdir: Place,
     vocabulary: Vocabulary,
-    starts: Callable[[], Iterable[Weights]],
+    opener: Callable[[str], Weights | None],
     preemption: Preemption,
 ) -> loop.StageResult:
     """Trains one stage with what it needs of others, unless it is finished."""
@@ -273,7 +271,8 @@ def _train_stage(
     nets = make_nets(config)
     renewed = vocabulary if config.init_vocabulary else None
     used = {role: group for role, group in task.frozen.items() if role != BASE}
-    places = first_places(used.values(), chain([Weights(workdir)], starts()))
+    starts = open_starts(config.init_from, opener)
+    places = first_places(used.values(), chain([Weights(workdir)], starts))
     needed = find_providers(used.values(), *[place.groups for place in places])
     groups = load_groups(abstract_groups(nets, needed), nets, places)
     frozen = {role: pick_group(groups, group, nets) for role, group in used.items()}
@@ -284,10 +283,7 @@ def _train_stage(
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
 
-    def load() -> Params | None:
-        start = find_start(config, task, starts())
-        return load_start(config, task, nets, start, frozen, renewed)
-
+    load = functools.partial(load_start, config, task, nets, opener, frozen, renewed)
     if task.lora is not None:
         frozen[BASE] = _load_base(task, workdir, load)
         load = lambda: None  # noqa: E731 - adapters start afresh

@@ -7,7 +7,7 @@ value and named scalars. `trained` holds the parameters of the task's own networ
 (of t2i its DiT) sees the rows part by part, see tasks/accumulate.py.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from flowtok_jax.array_types import Image, Key, Params, TextFeatures, Tokens
 from flowtok_jax.flow import paths
-from flowtok_jax.models.build import Nets, has_group
+from flowtok_jax.models.build import Nets
 from flowtok_jax.models.lora import ADAPTED, LoraOptions
 from flowtok_jax.models.posterior import Posterior
 from flowtok_jax.runtime.errors import UserError
@@ -139,12 +139,6 @@ class Task(NamedTuple):
     def encodes_images(self, config: ConfigDict) -> bool:
         """Tells whether a run would encode the images of each step."""
         return "encoder" in self.passes and self.needs_images(config)
-
-    def starts_of(self, groups: Collection[str]) -> list[str]:
-        """Returns which groups of weights the first parameters come from."""
-        if has_group(self.group, groups):
-            return [self.group]
-        return [group for group in self.begins_from if has_group(group, groups)]
 
 
 def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from flowtok_jax.runtime.mesh import make_mesh
 from flowtok_jax.tasks import abstract_group, networks_of, task_of
 from flowtok_jax.tasks.base import Task, preview_nets
 from flowtok_jax.tasks.step import make_trainer
-from flowtok_jax.train.start import find_start
+from flowtok_jax.train.start import find_starts
 from flowtok_jax.weights.nets import check_metric_net
 from flowtok_jax.weights.place import (
     Weights,
@@ -29,6 +29,7 @@ from flowtok_jax.weights.place import (
     find_place,
     open_starts,
 )
+from flowtok_jax.weights.rows import ROWS
 from flowtok_jax.weights.sizes import find_differing
 
 SHOWN = 3  # sizes in a message
@@ -117,11 +118,8 @@ def check_fit(
             continue
         starts = functools.partial(open_starts, config.init_from, opener)
         places = {group: find_holder(group, starts()) for group in sorted(used)}
-        begun = []
-        if config.init_trained and stage not in own:
-            weights = find_start(config, task, starts())
-            begun = task.starts_of(weights.groups) if weights is not None else []
-            places |= dict.fromkeys(begun, weights)
+        begun = find_starts(config, task, opener) if stage not in own else {}
+        places |= begun
         for group, weights in places.items():
             if weights is None:
                 continue
@@ -133,6 +131,7 @@ def check_fit(
                 config,
                 stage,
                 weights,
+                opener(config.init_from),
                 vocabulary,
                 is_start=group in begun,
             )
@@ -151,10 +150,19 @@ def _check_group(
     config: ConfigDict,
     stage: str,
     weights: Weights,
+    first: Weights,
     vocabulary: Vocabulary | None,
     is_start: bool,
 ) -> None:
-    """Refuses weights of a group that a stage cannot use or start from."""
+    """Refuses weights of a group that a stage cannot use or start from.
+
+    Args:
+        first: the weights at `init_from`, whose vocabulary the run takes.
+        vocabulary: another one that it takes.
+    """
+    has_words = group in ROWS and weights.has_vocabulary and first.has_vocabulary
+    if vocabulary is None and has_words and weights is not first:
+        _check_words(group, weights, first, config.latent.tokens)
     if vocabulary is not None and group == "text_tokenizer" and not is_start:
         there = weights.vocabulary(config.latent.tokens)
         if there.sha256() != vocabulary.sha256():
@@ -183,6 +191,16 @@ def _check_group(
         f"{', '.join(listed[:SHOWN])}{more}; expected "
         f"{_size_cure(config, stage, differing)}"
     )
+
+
+def _check_words(group: str, weights: Weights, first: Weights, context: int) -> None:
+    there, here = (place.vocabulary(context).sha256() for place in (weights, first))
+    if there != here:
+        raise UserError(
+            f"{group} in {weights.place} has other words than {first.place}, whose "
+            f"vocabulary the run takes; expected --config.init_vocabulary={first.place}"
+            ", which moves it to these"
+        )
 
 
 def _size_cure(

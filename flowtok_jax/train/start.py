@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 import jax
@@ -15,7 +15,7 @@ from flowtok_jax.runtime.files import Place
 from flowtok_jax.tasks import abstract_group, init_group, pick_group
 from flowtok_jax.tasks.base import Task
 from flowtok_jax.weights import workdir
-from flowtok_jax.weights.place import Weights, find_holder
+from flowtok_jax.weights.place import Weights, find_holder, open_starts
 from flowtok_jax.weights.rows import ROWS, read_moved
 
 
@@ -33,59 +33,79 @@ def inherit_vocabulary(
     return weights.vocabulary(config.latent.tokens)
 
 
-def find_start(
-    config: ConfigDict, task: Task, starts: Iterable[Weights]
-) -> Weights | None:
-    """Returns the weights that training of a task starts from: the first that have what
-    it begins with, or just the first; None where there are none.
+def find_starts(
+    config: ConfigDict, task: Task, opener: Callable[[str], Weights | None]
+) -> dict[str, Weights]:
+    """Finds the groups that a task's first parameters are made of, and where they are:
+    its own group, or else those that it can begin with.
 
-    In sizes of its own a run looks no further than the first: what that started from
-    may be of any.
+    In sizes of its own a run takes them from the weights at `init_from` alone, unless
+    it has to go on: what these started from may be of any size.
 
     Args:
-        starts: the weights at `init_from`, and what these started from.
+        opener: opens weights by their name.
+
+    Returns:
+        Groups with their places; none to start from nothing.
     """
-    first = None
-    for weights in starts if config.init_config else islice(starts, 1):
-        first = first or weights
-        if task.starts_of(weights.groups):
-            return weights
-    return first
+    if not config.init_trained:
+        return {}
+    must_go_on = task.goes_on(config) or task.lora is not None
+    far = None if config.init_config or must_go_on else 1
+
+    def find(group: str) -> Weights | None:
+        starts = open_starts(config.init_from, opener, ends_at_missing=True)
+        return find_holder(group, islice(starts, far))
+
+    if (own := find(task.group)) is not None:
+        return {task.group: own}
+    found = {group: find(group) for group in task.begins_from}
+    return {group: place for group, place in found.items() if place is not None}
 
 
 def load_start(
     config: ConfigDict,
     task: Task,
     nets: Nets,
-    start: Weights | None,
+    opener: Callable[[str], Weights | None],
     frozen: Params,
     vocabulary: Vocabulary | None = None,
 ) -> Params | None:
     """Reads what training of a task starts from; None to start from nothing.
 
     Args:
-        start: the weights to start from, if any.
+        opener: opens weights by their name.
         frozen: parameters by role, of which a student's first ones are copies.
         vocabulary: that of the run where it is not that of the weights.
     """
     name = task.group
-    is_read = start is not None and config.init_trained
-    groups = task.starts_of(start.groups) if is_read else []
-    if name in groups:
-        logging.info("%s starts from %s", name, start.place)
-        return _read(config, name, nets, start, vocabulary)
+    found = find_starts(config, task, opener)
+    read = {g: _read(config, g, nets, w, vocabulary) for g, w in found.items()}
+    if name in found:
+        logging.info("%s starts from %s", name, found[name].place)
+        return read[name]
     # A student always has its teacher to copy; others begin so where they can.
-    if task.init is not None and (groups or not task.begins_from):
-        of = f"{' and '.join(groups)} in {start.place}" if groups else "its teacher"
-        logging.info("%s starts as a copy of %s", name, of)
-        read = {g: _read(config, g, nets, start, vocabulary) for g in groups}
+    if task.init is not None and (found or not task.begins_from):
         key = jax.random.key(config.train.seed)
-        return jax.jit(functools.partial(task.init, nets))({**frozen, **read}, key)
-    if is_read:
-        logging.info("%s starts afresh: %s does not have it", name, start.place)
-    elif start is not None:
+        begun = jax.jit(functools.partial(task.init, nets))({**frozen, **read}, key)
+        if begun is not None:
+            logging.info("%s starts as a copy of %s", name, _name_origin(found))
+            return begun
+    if config.init_from and config.init_trained:
+        where = opener(config.init_from).place
+        logging.info("%s starts afresh: %s does not have it", name, where)
+    elif config.init_from:
         logging.info("%s starts from nothing (init_trained=False)", name)
     return None
+
+
+def _name_origin(found: Mapping[str, Weights]) -> str:
+    """Names groups that parameters are copied from, by their places."""
+    groups: dict[str, list[str]] = {}
+    for group, weights in found.items():
+        groups.setdefault(str(weights.place), []).append(group)
+    named = (f"{' and '.join(names)} in {place}" for place, names in groups.items())
+    return " and ".join(named) or "its teacher"
 
 
 def _read(

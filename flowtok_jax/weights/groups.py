@@ -42,7 +42,8 @@ def places_of(
     from; and the groups to read there, `both` for its parts.
 
     Args:
-        config: of the run, or of the directory.
+        config: of the run, or of the directory; another one may name no start, and then
+            the run's own is taken.
 
     Raises:
         UserError: where a pretrained directory, which has no start, lacks some.

@@ -33,7 +33,7 @@ from flowtok_jax.runtime.errors import UserError, raise_together
 from flowtok_jax.runtime.files import Place, absolute, reaching, to_place
 from flowtok_jax.runtime.paths import find_shipped
 from flowtok_jax.weights import pretrained, workdir
-from flowtok_jax.weights.getting import get_command
+from flowtok_jax.weights.cures import cure_of
 from flowtok_jax.weights.lora import Loras, merge_loras, open_loras
 from flowtok_jax.weights.workdir import CHECKPOINTS, CONFIG
 
@@ -328,7 +328,10 @@ def open_start(init_from: str) -> Weights | None:
 
 
 def open_starts(
-    init_from: str, opener: Callable[[str], Weights | None] = open_start
+    init_from: str,
+    opener: Callable[[str], Weights | None] = open_start,
+    *,
+    ends_at_missing: bool = False,
 ) -> Iterator[Weights]:
     """Opens the weights that `config.init_from` names, those that their training
     started from, and so on.
@@ -338,11 +341,18 @@ def open_starts(
 
     Args:
         opener: in place of `open_start`, to open each place once.
+        ends_at_missing: whether a place after the first that cannot be opened is the
+            end, for what a run can do without.
     """
     seen = set()
     while init_from and init_from not in seen:
+        try:
+            weights = opener(init_from)
+        except UserError:
+            if not (seen and ends_at_missing):
+                raise
+            return
         seen.add(init_from)
-        weights = opener(init_from)
         yield weights
         init_from = weights.init_from
 
@@ -387,4 +397,4 @@ def find_place(group: str, places: Iterable[Weights]) -> Weights:
             return place
         searched.append(str(place.place))
     where = f" in {' nor in '.join(searched)}" if searched else ""
-    raise UserError(f"no weights of {group}{where}; {get_command(group)}")
+    raise UserError(f"no weights of {group}{where}; {cure_of(group)}")

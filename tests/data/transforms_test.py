@@ -240,7 +240,7 @@ def test_the_aspect_is_that_of_the_upright_image():
 def test_a_kept_image_is_that_of_its_bytes_and_passes_the_same_filters():
     columns = {"original_width": 40, "original_height": 30, "aesthetic_score": 6.0}
     filters = Filters(min_aesthetic=5.0, min_side=35)
-    transform = ImageTransform(16, filters=filters, kept=2)
+    transform = ImageTransform(16, filters=filters, most_kept=2)
     plain = ImageTransform(16)
     first, other, third = (
         record(image=made.jpeg(i, 40, 30), metadata=columns) for i in range(3)
@@ -255,7 +255,7 @@ def test_a_kept_image_is_that_of_its_bytes_and_passes_the_same_filters():
     assert reason(transform, first._replace(image=None)) == "missing_image"
     # What its columns said large enough is not, by its pixels.
     small = record(image=made.jpeg(3, 20, 20), metadata=columns)
-    transform = ImageTransform(16, filters=filters, kept=9)
+    transform = ImageTransform(16, filters=filters, most_kept=9)
     transform(small, random.Random(0))
     columns = {"aesthetic_score": 6.0}
     assert reason(transform, small._replace(metadata=columns)) == "filtered_size"

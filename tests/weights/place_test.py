@@ -30,8 +30,7 @@ def read(place, group, config):
 
 def load(group, config):
     """What training of a group starts from."""
-    start = open_start(config.init_from)
-    return load_start(config, TASKS[group], make_nets(config), start, {})
+    return load_start(config, TASKS[group], make_nets(config), open_start, {})
 
 
 class Disk:

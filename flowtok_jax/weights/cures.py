@@ -1,4 +1,4 @@
-"""How a user gets weights that no place has."""
+"""What to do about weights that no place has."""
 
 # Groups that the release or the hub has, and the flag that converts them.
 CONVERTED = {
@@ -7,8 +7,8 @@ CONVERTED = {
 }
 
 
-def get_command(group: str) -> str:
-    """Returns what to do for weights of a group, with the command."""
+def cure_of(group: str) -> str:
+    """Returns what to do where no place has a group, with the command."""
     if group not in CONVERTED:
         return (
             f"train stage {group} first, or set --config.init_from=WORKDIR to where it "
