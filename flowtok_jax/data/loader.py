@@ -79,9 +79,9 @@ def open_training(config: ConfigDict, *, with_images: bool = True) -> Source:
     Args:
         with_images: whether examples have images; see `ImageTransform`.
     """
-    spec, side = config.data.train, training_side(config)
+    spec = config.data.train
+    side = training_side(config)
     source = open_source(config, spec, side=side, with_images=with_images)
-    # A process of its own has memory of its own.
     keep_centres(source, config.data.keep_gib * 2**30 / max(1, config.data.workers))
     return source
 

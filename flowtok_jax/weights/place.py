@@ -107,7 +107,7 @@ class Weights:
 
     @property
     def init_from(self) -> str:
-        """What the training of a run started from; empty for nothing."""
+        """The weights that a run started from, as its config names them, or ""."""
         is_known = self.kind == RUN and self.has_config
         return self._stored.get("init_from", "") if is_known else ""
 
@@ -341,8 +341,7 @@ def open_starts(
 
     Args:
         opener: in place of `open_start`, to open each place once.
-        ends_at_missing: whether a place after the first that cannot be opened is the
-            end, for what a run can do without.
+        ends_at_missing: whether a place that is missing is the end, unless the first.
     """
     seen = set()
     while init_from and init_from not in seen:
