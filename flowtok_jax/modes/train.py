@@ -25,7 +25,6 @@ from flowtok_jax.eval import ending, pictures
 from flowtok_jax.eval.previews import make_preview
 from flowtok_jax.models.build import (
     find_provider,
-    find_providers,
     has_group,
     init_networks,
     make_nets,
@@ -272,8 +271,7 @@ def _train_stage(
     renewed = vocabulary if config.init_vocabulary else None
     used = {role: group for role, group in task.frozen.items() if role != BASE}
     starts = open_starts(config.init_from, opener)
-    places = first_places(used.values(), chain([Weights(workdir)], starts))
-    needed = find_providers(used.values(), *[place.groups for place in places])
+    places, needed = first_places(used.values(), chain([Weights(workdir)], starts))
     groups = load_groups(abstract_groups(nets, needed), nets, places)
     frozen = {role: pick_group(groups, group, nets) for role, group in used.items()}
     for name in task.judges(config):
@@ -282,7 +280,6 @@ def _train_stage(
     if config.data.encode_first and task.encodes_images(config):
         tokenizer = groups["tokenizer"]
         trained_on = encode_first(config, workdir, nets, tokenizer)
-
     load = functools.partial(load_start, config, task, nets, opener, frozen, renewed)
     if task.lora is not None:
         frozen[BASE] = _load_base(task, workdir, load)

@@ -50,30 +50,31 @@ def places_of(
     """
     if needed.issubset(weights.groups):
         return [weights], sorted(needed)
-    found = find_providers(needed, weights.groups)
-    missing = [group for group in found if group not in weights.groups]
+    missing = sorted(group for group in needed if not weights.holds(group))
     if missing and weights.kind == PRETRAINED:
         raise UserError(
             f"{weights.place} has {', '.join(weights.groups)} only, and not "
             f"{', '.join(missing)}; convert them all into one directory"
         )
     init_from = config.get("init_from") or weights.init_from
-    places = first_places(needed, chain([weights], open_starts(init_from)))
-    return places, find_providers(needed, *[place.groups for place in places])
+    return first_places(needed, chain([weights], open_starts(init_from)))
 
 
-def first_places(needed: Iterable[str], places: Iterable[Weights]) -> list[Weights]:
-    """Returns as many places, from the first, as have all of some groups together; all
-    of them where some group is nowhere.
+def first_places(
+    needed: Iterable[str], places: Iterable[Weights]
+) -> tuple[list[Weights], list[str]]:
+    """Returns as many places, from the first, as have all of some groups together, all
+    of them where some group is nowhere; and the groups to read there, as `places_of`.
     """
+    needed = set(needed)
     found = []
-    missing = set(needed)
+    missing = needed
     for place in places:
         found.append(place)
         missing = {group for group in missing if not place.holds(group)}
         if not missing:  # before another one is opened
             break
-    return found
+    return found, find_providers(needed, *[place.groups for place in found])
 
 
 def find_adapters(places: Sequence[Weights]) -> dict[str, Lora]:
