@@ -45,7 +45,7 @@ from flowtok_jax.tasks import (
     abstract_groups,
     find_task,
     networks_of,
-    pick_group,
+    pick_frozen,
     task_of,
 )
 from flowtok_jax.tasks.base import Task
@@ -273,7 +273,7 @@ def _train_stage(
     starts = open_starts(config.init_from, opener)
     places, needed = first_places(used.values(), chain([Weights(workdir)], starts))
     groups = load_groups(abstract_groups(nets, needed), nets, places)
-    frozen = {role: pick_group(groups, group, nets) for role, group in used.items()}
+    frozen = {role: pick_frozen(groups, group, nets) for role, group in used.items()}
     for name in task.judges(config):
         frozen[name] = load_metric_net(name, config.eval.weights).params
     trained_on = config

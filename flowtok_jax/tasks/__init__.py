@@ -71,6 +71,18 @@ def pick_group(
     return {name: found[name] for name in networks_of(group, nets)}
 
 
+def pick_frozen(
+    params: Mapping[str, Params], group: str, nets: Nets
+) -> dict[str, Params]:
+    """Returns a group's networks for others to use: a projector with the tower that was
+    trained along with it, which in `both` it has as the text tokenizer's too.
+    """
+    picked = pick_group(params, group, nets)
+    found = take_group(params, group)
+    has_tower = "projector" in picked and "clip" in found
+    return picked | {"clip": found["clip"]} if has_tower else picked
+
+
 def init_group(nets: Nets, group: str, key: Key) -> dict[str, Params]:
     """Draws fresh float32 parameters of the networks of a group."""
     return init_networks(nets, networks_of(group, nets), key)

@@ -150,10 +150,16 @@ def preview_nets(config: ConfigDict, task: Task) -> tuple[str, ...]:
     return tuple(name for name in asked if asked[name])
 
 
-def text_features(nets: Nets, frozen: Params, batch: Batch) -> TextFeatures:
-    """Computes the frozen tower's features of the batch's captions."""
-    params = {"params": frozen["clip"]["clip"]}
-    return nets.clip.apply(params, batch["caption_ids"])
+def text_features(
+    nets: Nets, frozen: Params, batch: Batch, reader: Params | None = None
+) -> TextFeatures:
+    """Computes the features of the batch's captions by the frozen tower.
+
+    Args:
+        reader: the group that reads them; a tower that it has goes before.
+    """
+    towers = reader if reader and "clip" in reader else frozen["clip"]
+    return nets.clip.apply({"params": towers["clip"]}, batch["caption_ids"])
 
 
 def to_floats(image: Array) -> Image:

@@ -306,7 +306,7 @@ def draw_t2i_ends(
 ) -> tuple[Tokens, Tokens | None]:
     """Draws caption tokens by the teacher's projector, and those of images, if any."""
     teacher = frozen["teacher"]
-    text_feats = text_features(nets, teacher if "clip" in teacher else frozen, batch)
+    text_feats = text_features(nets, frozen, batch, teacher)
     source = project(nets, teacher["projector"], text_feats, None)
     if {"image", "moments"}.isdisjoint(batch):
         return source.sample(keys["text"]), None

@@ -43,9 +43,10 @@ def draw_ends(
     """
     image = image_posterior(nets, frozen["tokenizer"]["tokenizer"], batch)
     z_img = image.sample(keys["image"]) * nets.tokenizer.latent_scale
-    text_feats = text_features(nets, frozen, batch)
+    reader = frozen["text_tokenizer"]  # as a part of `both` maybe with its own tower
+    text_feats = text_features(nets, frozen, batch, reader)
     # Without a key no dropout: the target is the same at every visit of a caption.
-    text = project(nets, frozen["text_tokenizer"]["projector"], text_feats, None)
+    text = project(nets, reader["projector"], text_feats, None)
     z_txt = choose_tokens(text, keys["text"], target, "loss.i2t.target")
     return z_img, text_scale * z_txt
 

@@ -67,8 +67,7 @@ def draw_source(
     Args:
         keys: `projector` and `source`.
     """
-    towers = {"clip": trained} if "clip" in trained else frozen
-    text_feats = text_features(nets, towers, batch)
+    text_feats = text_features(nets, frozen, batch, trained)
     source = project(nets, trained["projector"], text_feats, keys["projector"])
     z_txt = source.sample(keys["source"])
     head = {"params": trained["align_head"]}
