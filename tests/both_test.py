@@ -192,13 +192,14 @@ def test_it_teaches_few_steps_in_either_direction(cli, trained, tmp_path, flow):
 
 @pytest.mark.parametrize(
     ("variant", "group"),
-    [("lora", "t2i"), ("lora_i2t", "i2t"), ("both", "both")],
+    [("lora", "t2i"), ("lora_i2t", "i2t"), ("lora_both", "both")],
 )
 def test_adapters_are_over_all_of_it_or_over_one_direction(
     cli, trained, images, tmp_path, variant, group
 ):
-    rate = {"lora.rank": 4, "schedule.lr": 0.5, "schedule.warmup_steps": 0}
+    rate = {"schedule.lr": 0.5, "schedule.warmup_steps": 0}
     go_on(cli, f"finetune.py:{variant}", trained.saved, tmp_path / "run", **rate)
+    assert set(open_weights(tmp_path / "run").steps) == {f"{group}_lora"}
     base = {
         g: pick_group(trained.flowtok.params, g, trained.flowtok.nets) for g in WAYS
     }
@@ -214,6 +215,14 @@ def test_adapters_are_over_all_of_it_or_over_one_direction(
         again = FlowTok.from_pretrained(place)
         wanted = over.params[group]
         jax.tree.map(np.testing.assert_array_equal, again.params[group], wanted)
+
+
+def test_adapters_over_a_copy_of_text_to_image_keep_the_copy(cli, demo, tmp_path):
+    said = go_on(cli, "finetune.py:lora_both", demo.workdir, tmp_path / "run")
+    assert "both starts as a copy of t2i" in said
+    assert set(open_weights(tmp_path / "run").steps) == {"both", "both_lora"}
+    mine = FlowTok.from_pretrained(tmp_path / "run")
+    assert len(mine.text_to_image(PROMPTS)) == 2
 
 
 def test_it_goes_on_in_other_words(cli, trained, tmp_path):

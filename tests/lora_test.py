@@ -117,6 +117,8 @@ def test_adapters_are_added_to_the_weights_by_their_weight(demo, trained, flowto
         equal(made.params["i2t"], flowtok.params["i2t"])
         # Of four steps little is learned; rounding alone is 1e-7.
         assert np.abs(made.text_to_image(PROMPTS) - plain).max() > 1e-5
+    listed = FlowTok.from_pretrained(demo.workdir, lora=[trained])
+    equal(jax.device_get(listed.params["t2i"]), merge_on_host(base, lora.adapters, 2.0))
     none = FlowTok.from_pretrained(demo.workdir, lora={trained: 0})
     np.testing.assert_array_equal(none.text_to_image(PROMPTS), plain)
 
@@ -346,6 +348,13 @@ def test_adapters_beside_what_they_are_not_over_are_refused(students, tmp_path):
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="t2i.safetensors has no net, over which"):
         FlowTok.from_pretrained(saved)
+    config["derived"]["t2i_distilled"] = "t2i/dit"
+    (saved / "config.json").write_text(json.dumps(config))
+    path = saved / "t2i_distilled.safetensors"
+    two = {k.replace("student/", "net/"): x for k, x in read_safetensors(path).items()}
+    rewrite(path, two | read_safetensors(path))
+    with pytest.raises(UserError, match="has adapters of 2 networks; expected one"):
+        FlowTok.from_pretrained(saved)
 
 
 def test_mistakes_are_said_in_one_line(cli, demo, trained, flowtok, tmp_path):
@@ -369,6 +378,11 @@ def test_mistakes_are_said_in_one_line(cli, demo, trained, flowtok, tmp_path):
             FlowTok.from_pretrained(demo.workdir, lora=place)
     with pytest.raises(UserError, match="has weight nan"):
         FlowTok.from_pretrained(demo.workdir, lora={trained: float("nan")})
+    with pytest.raises(UserError, match="has weight '0.7'; expected 0.7, say"):
+        FlowTok.from_pretrained(demo.workdir, lora={trained: "0.7"})
+    for twice in ([trained, trained], [trained, trained / "lora"]):
+        with pytest.raises(UserError, match="lora/t2i.safetensors is given twice"):
+            FlowTok.from_pretrained(demo.workdir, lora=twice)
 
 
 def rewrite(path, arrays=None, **metadata):

@@ -87,6 +87,8 @@ def _strength(flags: Any) -> dict[str, float]:
 
 
 def _interpolate(flowtok: FlowTok, flags: Any, options: dict[str, Any]) -> Strips:
+    if flags.columns < 2:
+        raise UserError(f"--columns={flags.columns}; expected at least 2, the ends")
     images = _images(flags) if flags.images else None
     is_given = flags.prompt or flags.prompts or flags.prompts_file
     # Without images prompts are a must, and what lacks is said.

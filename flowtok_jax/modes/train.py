@@ -54,6 +54,7 @@ from flowtok_jax.train import loop
 from flowtok_jax.train.check import check_fit, check_run
 from flowtok_jax.train.progress import Progress
 from flowtok_jax.train.start import (
+    find_starts,
     inherit_vocabulary,
     load_start,
     store_random_clip,
@@ -282,7 +283,8 @@ def _train_stage(
         trained_on = encode_first(config, workdir, nets, tokenizer)
     load = functools.partial(load_start, config, task, nets, opener, frozen, renewed)
     if task.lora is not None:
-        frozen[BASE] = _load_base(task, workdir, load)
+        is_made = task.group not in find_starts(config, task, opener)
+        frozen[BASE] = _load_base(task, workdir, load, is_made)
         load = lambda: None  # noqa: E731 - adapters start afresh
     result = loop.train(
         trained_on,
@@ -309,8 +311,14 @@ def _find_result(
     return result if is_whole else None
 
 
-def _load_base(task: Task, workdir: Place, load: Callable[[], Params | None]) -> Params:
+def _load_base(
+    task: Task, workdir: Place, load: Callable[[], Params | None], is_made: bool
+) -> Params:
     """Reads the group that adapters are trained over: what the task would begin with.
+
+    Args:
+        is_made: whether the group is made of others, and not one of the weights that
+            training starts from.
 
     Raises:
         UserError: where it would begin with nothing.
@@ -323,8 +331,8 @@ def _load_base(task: Task, workdir: Place, load: Callable[[], Params | None]) ->
         )
     # One of fewer steps is not that of this run's end.
     first_does(lambda: lora_file(workdir, task.group).unlink(missing_ok=True))
-    # A copy of a teacher is nowhere else.
-    if task.init is not None and not steps_of(workdir, task.group):
+    # One that was made of others is nowhere else.
+    if is_made and not steps_of(workdir, task.group):
         store_group(workdir, task.group, base)
     return base
 

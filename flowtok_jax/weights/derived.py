@@ -76,6 +76,11 @@ class Derived(NamedTuple):
             }
         if not found:
             raise UserError(f"{path} has no {network}, over which {self.lora.path} is")
+        if len(self.lora.adapters) != 1:
+            raise UserError(
+                f"{self.lora.path} has adapters of {len(self.lora.adapters)} networks; "
+                f"expected one, over {self.over} of the file beside it"
+            )
         (name,) = self.lora.adapters
         return {name: unflatten_dict(found, sep="/")}
 

@@ -8,10 +8,11 @@ trained over. A run writes WORKDIR/lora; either folder, or a file, is a place of
 import functools
 import logging
 import math
+import numbers
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -37,8 +38,8 @@ EXPECTED = (
     "expected the workdir of a run of --config=configs/finetune.py:lora that came to "
     "its end, or the folder `lora` in it"
 )
-# DIR, or DIR -> weight of its adapters.
-Loras = str | Place | Mapping[str | Place, float | int]
+# DIR, several of them, or DIR -> weight of its adapters.
+Loras = str | Place | Sequence[str | Place] | Mapping[str | Place, Any]
 
 
 class Lora(NamedTuple):
@@ -130,19 +131,28 @@ def open_loras(loras: Loras) -> list[Lora]:
     """Reads the adapters of one or several places.
 
     Args:
-        loras: a folder or file; or several, each with its weight.
+        loras: a folder or file; or several, each with its weight, or with 1.
 
     Raises:
-        UserError: where there are none, or a file holds something else.
+        UserError: where there are none, a file holds something else or is named twice,
+            or a weight is no number.
     """
-    weights = loras if isinstance(loras, Mapping) else {loras: 1.0}
-    found = []
-    for source, weight in weights.items():
-        if not math.isfinite(weight):
-            raise UserError(f"lora {source} has weight {weight}; expected 0.7, say")
+    found = {}
+    for source, weight in _weighted(loras):
+        if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
+            raise UserError(f"lora {source} has weight {weight!r}; expected 0.7, say")
         for path in _find_files(to_place(source)):
-            found.append(read_lora(path)._replace(weight=float(weight)))
-    return found
+            if (name := path.resolve()) in found:
+                raise UserError(f"lora {path} is given twice; give one weight")
+            found[name] = read_lora(path)._replace(weight=float(weight))
+    return list(found.values())
+
+
+def _weighted(loras: Loras) -> list[tuple[str | Place, Any]]:
+    if isinstance(loras, Mapping):
+        return list(loras.items())
+    is_one = not isinstance(loras, Sequence) or isinstance(loras, str)
+    return [(place, 1.0) for place in ([loras] if is_one else loras)]
 
 
 def _find_files(place: Place) -> list[Place]:

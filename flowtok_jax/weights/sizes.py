@@ -1,6 +1,6 @@
 """Sizes of networks, as trained weights have them and as a config has them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -35,8 +35,8 @@ LOOSE = (
     "text_decoder.dropout",
 )
 
-# Sections of a config that belong to weights, as a run or a directory stores them.
-OF_WEIGHTS = ("latent", *Nets._fields, "text", "loss", "sample", "caption")
+# Sections of a config that belong to weights, beside the losses.
+OF_WEIGHTS = ("latent", *Nets._fields, "text", "sample", "caption")
 
 
 def adopt_sizes(
@@ -119,11 +119,29 @@ def adopt(
                 config[section] = stored[section]  # every field of the network is there
             elif section in stored:
                 config[section].update(stored[section])
+        _adopt_losses(config, stored, config.stages if trains else ())
         if trains:
             _sample_without_students(config)
         config.update(config.init_changes)
         config.update_from_flattened_dict(overrides)
         make_nets(config)
+
+
+def _adopt_losses(
+    config: ConfigDict, stored: ConfigDict, trained: Sequence[str]
+) -> None:
+    """Puts losses into a config. A key that follows another one, as loss.both.kl does
+    loss.t2i.kl, goes on to follow it in stages that are trained, unless the stored
+    one has a value of its own.
+    """
+    losses = stored.get("loss", {})
+    others = [stage for stage in losses if stage not in trained]
+    # Those first that others follow.
+    for stage in (*others, *(stage for stage in trained if stage in losses)):
+        section = config.loss[stage]
+        for key, value in losses[stage].items():
+            if stage in others or section.get(key) != value:
+                section.update({key: value})
 
 
 def _sample_without_students(config: ConfigDict) -> None:

@@ -73,6 +73,7 @@ def check(folder, outcome, columns, measure):
         (["--edit=combine", "--prompts=a;b"], "takes one sum; got 2 prompts"),
         (["--edit=combine", "--prompt=a"], "is no sum of captions"),
         (["--edit=interpolate", "--prompt=a"], "one prompt or image; expected two"),
+        (["--edit=interpolate", "--columns=1"], "--columns=1; expected at least 2"),
         (["--edit=melt"], "melt"),
     ],
 )

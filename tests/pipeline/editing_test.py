@@ -197,6 +197,8 @@ def test_an_option_of_an_edit_that_cannot_be_is_refused(
 def test_inputs_that_do_not_fit_are_refused(flowtok, images):
     with pytest.raises(UserError, match="3 captions of 2 images; expected one each"):
         flowtok.invert(images, PROMPTS[:3])
+    with pytest.raises(UserError, match="no option num_images; expected some of"):
+        flowtok.round_trip(images, num_images=2)
     with pytest.raises(UserError, match="one prompt or image; expected two"):
         flowtok.interpolate(PROMPTS[:1])
     with pytest.raises(UserError, match="no prompts"):

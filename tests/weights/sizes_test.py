@@ -2,9 +2,10 @@
 
 import pytest
 
+from configs import distill, finetune
 from flowtok_jax.runtime.errors import UserError
 from flowtok_jax.weights.place import open_weights
-from flowtok_jax.weights.sizes import adopt_sizes, find_differing
+from flowtok_jax.weights.sizes import adopt, adopt_sizes, find_differing
 from tests.weights.pretrained_test import edit_config
 
 
@@ -44,3 +45,36 @@ def test_sizes_of_another_version_are_refused(mine, config):
     edit_config(mine, lambda c: c["tokenizer"].update(colour=1))
     with pytest.raises(UserError, match="is not that of this version's networks"):
         adopt_sizes(config, open_weights(mine), ("tokenizer",), {})
+
+
+def test_the_guidance_that_is_given_is_the_one_that_a_student_learns(demo):
+    start = open_weights(demo.workdir)
+    config = distill.get_config("t2i,i2t")
+    adopt(config, start, {"sample.scale": 3.0, "caption.scale": 4.0}, trains=True)
+    assert config.loss.t2i_distilled.scale == config.sample.scale == 3.0
+    assert config.loss.i2t_distilled.scale == config.caption.scale == 4.0
+    config = distill.get_config()
+    adopt(config, start, {"loss.t2i_distilled.scale": 3.0}, trains=True)
+    assert config.loss.t2i_distilled.scale == 3.0
+    assert config.sample.scale == start.config.sample.scale
+    # What draws, and does not train, knows what the student learned.
+    config = distill.get_config()
+    adopt(config, start, {"sample.scale": 3.0})
+    assert config.loss.t2i_distilled.scale == start.config.sample.scale
+
+
+def test_both_follow_a_loss_of_text_to_image_that_is_given(demo):
+    start = open_weights(demo.workdir)
+    config = finetune.get_config("both")
+    adopt(config, start, {"loss.t2i.null_rate": 0.3}, trains=True)
+    assert config.loss.both.null_rate == 0.3
+    stored = start.config.loss
+    assert config.loss.both.kl_weight == stored.t2i.kl_weight
+    assert config.loss.both.text_scale == stored.i2t.text_scale
+
+
+def test_a_loss_of_both_that_weights_have_goes_before_that_of_text_to_image(mine):
+    edit_config(mine, lambda c: c["loss"]["both"].update(null_rate=0.25))
+    config = finetune.get_config("both")
+    adopt(config, open_weights(mine), {"loss.t2i.null_rate": 0.3}, trains=True)
+    assert config.loss.both.null_rate == 0.25
