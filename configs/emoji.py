@@ -48,7 +48,7 @@ def get_config(stage: str = "") -> ConfigDict:
             "tokenizer": {"train": {"num_steps": 3500, "batch_size": 32}},
             "text_tokenizer": {"train": {"num_steps": 1500}},
             "t2i": {"train": {"num_steps": 12_000}},
-            "i2t": {"train": {"num_steps": 9000}},
+            "i2t": {"train": {"num_steps": 4500}},
         }
     )
     return default.only(config, stage)

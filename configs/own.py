@@ -52,12 +52,15 @@ def get_config(size: str = AUTO) -> ConfigDict:
     config.checkpoint.every = 200
     config.log.update({"every": 50, "preview_every": 500, "preview_samples": 16})
     config.sample.batch_size = config.caption.batch_size = 64
-    config.caption.update({"scale": 1.5, "candidates": 8})
+    config.caption.update({"scale": 1.5, "candidates": 8, "times": "early"})
     config.eval.update({"after_training": True, "samples": 256})
     # As in configs/demo.py, whose comments say why.
     config.loss.tokenizer.kl_weight = 1e-7
     config.loss.t2i.update({"kl": "release_element_mean", "kl_weight": 0.5})
-    config.loss.t2i.time_location = config.loss.i2t.time_location = -1.0
+    config.loss.t2i.time_location = -1.0
+    # An image has several captions, among which the flow back decides early: on emoji
+    # and scenes ahead of -1 by Muon, and not by AdamW (docs/captions.md).
+    config.loss.i2t.time_location = -2.0
     config.loss.i2t.text_scale = 0.35
     config.per_stage = ConfigDict(
         {stage: {"train": {"num_steps": 0}} for stage in config.stages}

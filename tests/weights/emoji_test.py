@@ -29,7 +29,7 @@ SAID = {
     "octopus": "octopus",
     "ghost": "ghost",
     "crescent moon": "crescent moon",
-    "woman farmer dark skin tone": "dark skin tone woman farmer",
+    "woman farmer dark skin tone": "woman farmer dark skin tone",
     "thumbs up medium skin tone": "thumbs up medium skin tone",
 }
 HELD_OUT = 48  # real emoji that training never saw
