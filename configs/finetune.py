@@ -54,18 +54,13 @@ def get_config(variant: str = "t2i") -> ConfigDict:
     # nothing.
     config.per_stage = ConfigDict({"text_tokenizer": {"schedule": {"lr": 4e-4}}})
     config.log.preview_every = 250
-    return _with_adapters(config, stage) if has_adapters else config
+    return _with_adapters(config) if has_adapters else config
 
 
-def _with_adapters(config: ConfigDict, stage: str) -> ConfigDict:
+def _with_adapters(config: ConfigDict) -> ConfigDict:
     """Trains adapters of the flow on a few images, whose captions share a word."""
     config.lora.update({"rank": 4, "alpha": 8.0, "pattern": "dit/blocks/"})
     config.train.update({"num_steps": 1000, "batch_size": 32, "ema_decay": 0.98})
-    # The pattern leaves the projector as it is, of which these terms are.
-    off = {"t2i": {"kl_weight": 0.0, "align_weight": 0.0}}
-    if stage == "both":
-        off["both"] = off["t2i"] | {"caption_weight": 0.0}
-    config.init_changes = ConfigDict({"loss": off})
     # A hundredth of the parameters, which begin at 0: they need and bear a larger rate.
     config.schedule.update({"lr": 2e-3, "warmup_steps": 20, "schedule": "cosine"})
     config.optimizer.weight_decay = 0.0

@@ -217,12 +217,12 @@ def test_adapters_are_over_all_of_it_or_over_one_direction(
         jax.tree.map(np.testing.assert_array_equal, again.params[group], wanted)
 
 
-def test_adapters_over_a_copy_of_text_to_image_keep_the_copy(cli, demo, tmp_path):
-    said = go_on(cli, "finetune.py:lora_both", demo.workdir, tmp_path / "run")
-    assert "both starts as a copy of t2i" in said
-    assert set(open_weights(tmp_path / "run").steps) == {"both", "both_lora"}
-    mine = FlowTok.from_pretrained(tmp_path / "run")
-    assert len(mine.text_to_image(PROMPTS)) == 2
+def test_adapters_over_what_would_only_begin_as_both_are_refused(cli, demo, tmp_path):
+    start = f"--checkpoint={demo.workdir}", f"--workdir={tmp_path / 'run'}"
+    outcome = cli("--config=configs/finetune.py:lora_both", *start, *run.flags(**STEPS))
+    assert outcome.status == 2
+    assert "adapters of both, and the weights have none" in outcome.complaint
+    assert "--config=configs/finetune.py:both" in outcome.complaint
 
 
 def test_it_goes_on_in_other_words(cli, trained, tmp_path):

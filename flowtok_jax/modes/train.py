@@ -329,9 +329,16 @@ def _load_base(
             f"lora.rank asks for adapters of {task.group}, and there are no trained "
             "weights of it; expected --checkpoint=DIR with them, and init_trained=True"
         )
+    if is_made and task.begins_from:
+        # Its decoder reads another projector's tokens, and adapters would not mend it.
+        raise UserError(
+            f"lora.rank asks for adapters of {task.group}, and the weights have none, "
+            "only what it could be made of; train it first, by "
+            f"--config=configs/finetune.py:{task.group}"
+        )
     # One of fewer steps is not that of this run's end.
     first_does(lambda: lora_file(workdir, task.group).unlink(missing_ok=True))
-    # One that was made of others is nowhere else.
+    # A copy of a teacher is nowhere else.
     if is_made and not steps_of(workdir, task.group):
         store_group(workdir, task.group, base)
     return base

@@ -268,7 +268,7 @@ class Editing:
         Args:
             options: fields of SampleOptions that replace the object's own in drawing.
         """
-        self.changed(self.sample, options)  # refuses what is none of them
+        self.changed(self.sample, options)  # refuses other names before it describes
         pictures = self._images(images)
         said = self.image_to_text(pictures, seed)
         drawn = self.text_to_image(said, seed, **options)

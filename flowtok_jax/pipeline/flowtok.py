@@ -186,7 +186,8 @@ class FlowTok(Recording, Editing, AheadOfTime, Saving):
                 flowtok_jax.convert` wrote, the name of weights that ship with the
                 package, or a hub id OWNER/NAME of such files.
             config: used in place of the stored one, to sample with other options.
-            lora: adapters to add: DIR, or {DIR: weight} of several (docs/lora.md).
+            lora: adapters to add: DIR, several of them, or {DIR: weight}, see
+                docs/lora.md.
             local_files_only: takes a hub id from the cache, without the network.
             mesh: the devices to work on.
             quantize: "int8" or "int8_dynamic" for weights in less memory.

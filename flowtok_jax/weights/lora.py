@@ -9,9 +9,10 @@ import functools
 import logging
 import math
 import numbers
+import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,13 @@ from flowtok_jax.array_types import Params
 from flowtok_jax.models.lora import LoraOptions, abstract_adapters, merge_on_host
 from flowtok_jax.runtime.digests import params_sha256
 from flowtok_jax.runtime.errors import UserError
-from flowtok_jax.runtime.files import Place, local_file, to_place, write_bytes
+from flowtok_jax.runtime.files import (
+    Place,
+    absolute,
+    local_file,
+    to_place,
+    write_bytes,
+)
 from flowtok_jax.weights.safetensors import (
     check_file,
     check_tree,
@@ -39,7 +46,7 @@ EXPECTED = (
     "its end, or the folder `lora` in it"
 )
 # DIR, several of them, or DIR -> weight of its adapters.
-Loras = str | Place | Sequence[str | Place] | Mapping[str | Place, Any]
+Loras = str | Place | Iterable[str | Place] | Mapping[str | Place, Any]
 
 
 class Lora(NamedTuple):
@@ -142,7 +149,7 @@ def open_loras(loras: Loras) -> list[Lora]:
         if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
             raise UserError(f"lora {source} has weight {weight!r}; expected 0.7, say")
         for path in _find_files(to_place(source)):
-            if (name := path.resolve()) in found:
+            if (name := absolute(path)) in found:
                 raise UserError(f"lora {path} is given twice; give one weight")
             found[name] = read_lora(path)._replace(weight=float(weight))
     return list(found.values())
@@ -151,7 +158,7 @@ def open_loras(loras: Loras) -> list[Lora]:
 def _weighted(loras: Loras) -> list[tuple[str | Place, Any]]:
     if isinstance(loras, Mapping):
         return list(loras.items())
-    is_one = not isinstance(loras, Sequence) or isinstance(loras, str)
+    is_one = isinstance(loras, str | os.PathLike)
     return [(place, 1.0) for place in ([loras] if is_one else loras)]
 
 

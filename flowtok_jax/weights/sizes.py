@@ -1,13 +1,13 @@
 """Sizes of networks, as trained weights have them and as a config has them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from flowtok_jax.flow.average_velocity import teacher_options
 from flowtok_jax.flow.samplers import AVERAGE
-from flowtok_jax.models.build import Nets, make_nets
+from flowtok_jax.models.build import STANDS_FOR, Nets, make_nets
 from flowtok_jax.runtime.config import for_stage
 from flowtok_jax.runtime.files import flatten
 from flowtok_jax.weights.place import Weights, find_value, of_this_version
@@ -119,7 +119,11 @@ def adopt(
                 config[section] = stored[section]  # every field of the network is there
             elif section in stored:
                 config[section].update(stored[section])
-        _adopt_losses(config, stored, config.stages if trains else ())
+        losses = stored.get("loss", ConfigDict())
+        own = set(losses)
+        if trains:
+            own = set(filter(weights.holds, own)).difference(config.stages)
+        _adopt_losses(config, losses, own)
         if trains:
             _sample_without_students(config)
         config.update(config.init_changes)
@@ -127,20 +131,18 @@ def adopt(
         make_nets(config)
 
 
-def _adopt_losses(
-    config: ConfigDict, stored: ConfigDict, trained: Sequence[str]
-) -> None:
-    """Puts losses into a config. A key that follows another one, as loss.both.kl does
-    loss.t2i.kl, goes on to follow it in stages that are trained, unless the stored
-    one has a value of its own.
+def _adopt_losses(config: ConfigDict, stored: ConfigDict, own: Collection[str]) -> None:
+    """Puts losses into a config.
+
+    Args:
+        own: stages whose losses are as weights were trained by. In others a key that
+            follows another one, as loss.both.kl does loss.t2i.kl, goes on to follow it,
+            unless the stored one has a value of its own.
     """
-    losses = stored.get("loss", {})
-    others = [stage for stage in losses if stage not in trained]
-    # Those first that others follow.
-    for stage in (*others, *(stage for stage in trained if stage in losses)):
+    for stage in sorted(stored, key=lambda stage: stage not in STANDS_FOR):
         section = config.loss[stage]
-        for key, value in losses[stage].items():
-            if stage in others or section.get(key) != value:
+        for key, value in stored[stage].items():
+            if stage in own or section.get(key) != value:
                 section.update({key: value})
 
 
