@@ -219,7 +219,8 @@ def test_adapters_are_over_all_of_it_or_over_one_direction(
 
 def test_adapters_over_what_would_only_begin_as_both_are_refused(cli, demo, tmp_path):
     start = f"--checkpoint={demo.workdir}", f"--workdir={tmp_path / 'run'}"
-    outcome = cli("--config=configs/finetune.py:lora_both", *start, *run.flags(**STEPS))
+    flags = [f"--config.{key}={value}" for key, value in STEPS.items()]
+    outcome = cli("--config=configs/finetune.py:lora_both", *start, *flags)
     assert outcome.status == 2
     assert "adapters of both, and the weights have none" in outcome.complaint
     assert "--config=configs/finetune.py:both" in outcome.complaint

@@ -87,6 +87,7 @@ def _strength(flags: Any) -> dict[str, float]:
 
 
 def _interpolate(flowtok: FlowTok, flags: Any, options: dict[str, Any]) -> Strips:
+    # By the flag's name: the method calls it `steps`.
     if flags.columns < 2:
         raise UserError(f"--columns={flags.columns}; expected at least 2, the ends")
     images = _images(flags) if flags.images else None

@@ -149,6 +149,7 @@ def open_loras(loras: Loras) -> list[Lora]:
         if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
             raise UserError(f"lora {source} has weight {weight!r}; expected 0.7, say")
         for path in _find_files(to_place(source)):
+            # A copy elsewhere may be added to another one, with a weight of its own.
             if (name := absolute(path)) in found:
                 raise UserError(f"lora {path} is given twice; give one weight")
             found[name] = read_lora(path)._replace(weight=float(weight))

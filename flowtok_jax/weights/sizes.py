@@ -139,6 +139,7 @@ def _adopt_losses(config: ConfigDict, stored: ConfigDict, own: Collection[str]) 
             follows another one, as loss.both.kl does loss.t2i.kl, goes on to follow it,
             unless the stored one has a value of its own.
     """
+    # Those first that others follow.
     for stage in sorted(stored, key=lambda stage: stage not in STANDS_FOR):
         section = config.loss[stage]
         for key, value in stored[stage].items():
