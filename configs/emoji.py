@@ -7,8 +7,8 @@
         --workdir=runs/emoji_students
 
 configs/own.py with its choices written down, and half of its steps of image to text
-(docs/emoji.md). No caption has more than
-16 tokens, so there are 16, of 32 channels: the numbers of 32 of 16 at half the work.
+(docs/emoji.md). No caption has more than 16 tokens, so there are 16, of 32 channels:
+the numbers of 32 of 16 at half the work.
 `students` distils both flows of the weights that ship, as small adapters over them.
 """
 

@@ -224,6 +224,7 @@ def test_adapters_over_what_would_only_begin_as_both_are_refused(cli, demo, tmp_
     assert outcome.status == 2
     assert "adapters of both, and the weights have none" in outcome.complaint
     assert "--config=configs/finetune.py:both" in outcome.complaint
+    assert not (tmp_path / "run").exists()  # refused before anything is written
 
 
 def test_it_goes_on_in_other_words(cli, trained, tmp_path):

@@ -317,8 +317,8 @@ def _load_base(
     """Reads the group that adapters are trained over: what the task would begin with.
 
     Args:
-        is_made: whether the group is made of others, and not one of the weights that
-            training starts from.
+        is_made: whether the group is a copy of a teacher, and not one of the weights
+            that training starts from.
 
     Raises:
         UserError: where it would begin with nothing.
@@ -328,13 +328,6 @@ def _load_base(
         raise UserError(
             f"lora.rank asks for adapters of {task.group}, and there are no trained "
             "weights of it; expected --checkpoint=DIR with them, and init_trained=True"
-        )
-    if is_made and task.begins_from:
-        # Its decoder reads another projector's tokens, and adapters would not mend it.
-        raise UserError(
-            f"lora.rank asks for adapters of {task.group}, and the weights have none, "
-            "only what it could be made of; train it first, by "
-            f"--config=configs/finetune.py:{task.group}"
         )
     # One of fewer steps is not that of this run's end.
     first_does(lambda: lora_file(workdir, task.group).unlink(missing_ok=True))

@@ -120,6 +120,8 @@ def check_fit(
         places = {group: find_holder(group, starts()) for group in sorted(used)}
         begun = find_starts(config, task, opener) if stage not in own else {}
         places |= begun
+        if task.lora is not None and begun and task.group not in begun:
+            checks[f"adapters of {stage}"] = lambda s=stage: _refuse_adapters(s)
         for group, weights in places.items():
             if weights is None:
                 continue
@@ -142,6 +144,14 @@ def _refuse_nothing(stage: str) -> None:
     raise UserError(
         f"stage {stage} goes on from trained weights, and init_trained is False; "
         "expected --config.init_trained=True"
+    )
+
+
+def _refuse_adapters(stage: str) -> None:
+    # Its decoder would read another projector's tokens, which they could not mend.
+    raise UserError(
+        f"lora.rank asks for adapters of {stage}, and the weights have none, only what "
+        f"it could be made of; train it first, by --config=configs/finetune.py:{stage}"
     )
 
 
